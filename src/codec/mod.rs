@@ -1,0 +1,121 @@
+//! Storage formats: bytes of a file <-> codes and scales of one row at a time.
+//!
+//! A codec knows one format and nothing of instruction sets or panels. It says which compute
+//! [`Layout`] its weights decode into, and fills a [`Row`]. Untrusted bytes end here: a codec checks
+//! every length before it reads, refuses byte patterns its format does not define, and whatever it
+//! lets through is valid for the packer.
+//!
+//! A format whose rows are contiguous bytes is a [`Codec`] and one word in the registry below. One
+//! that spreads a row over the tensor, or over several tensors, implements [`Matrix`] itself.
+
+use crate::error::{Result, fail};
+use crate::layout::{Layout, Row};
+use crate::types::Type;
+
+mod ggml_legacy;
+mod plain;
+
+/// A storage format whose rows are contiguous bytes.
+pub trait Codec: Sync {
+    /// The format.
+    fn ty(&self) -> Type;
+    /// The compute layout of a matrix with that many columns; an error where the format cannot hold
+    /// such rows (columns that are no multiple of its block).
+    fn layout(&self, in_features: usize) -> Result<Layout>;
+    /// Bytes of one row. Call it after `layout` succeeded.
+    fn row_bytes(&self, in_features: usize) -> usize;
+    /// Decodes one row. `bytes` is exactly [`Codec::row_bytes`] long and `row` was made for
+    /// [`Codec::layout`]; every field of it is overwritten.
+    fn decode_row(&self, bytes: &[u8], row: &mut Row) -> Result<()>;
+    /// Encodes one row by the format's own rounding rule, byte for byte what its own tools write.
+    fn encode_row(&self, weights: &[f32], bytes: &mut [u8]) -> Result<()> {
+        let _ = (weights, bytes);
+        Err(fail!(Unsupported, "{} cannot be written", self.ty().name()))
+    }
+}
+
+/// A whole matrix of weights in storage, readable row by row from several threads.
+pub trait Matrix: Sync {
+    /// The compute layout it decodes into.
+    fn layout(&self) -> Layout;
+    /// Rows.
+    fn out_features(&self) -> usize;
+    /// Columns.
+    fn in_features(&self) -> usize;
+    /// Decodes row `index` into `row`, which was made for this layout and number of columns.
+    fn read_row(&self, index: usize, row: &mut Row) -> Result<()>;
+}
+
+/// A matrix of contiguous rows in one format.
+pub struct Rows<'a> {
+    codec: &'static dyn Codec,
+    layout: Layout,
+    out_features: usize,
+    in_features: usize,
+    row_bytes: usize,
+    bytes: &'a [u8],
+}
+
+impl<'a> Rows<'a> {
+    /// The matrix of `out_features` rows at the start of `bytes`; refused where they do not hold it.
+    pub fn new(
+        codec: &'static dyn Codec,
+        out_features: usize,
+        in_features: usize,
+        bytes: &'a [u8],
+    ) -> Result<Rows<'a>> {
+        let layout = codec.layout(in_features)?;
+        let row_bytes = codec.row_bytes(in_features);
+        let need = row_bytes.checked_mul(out_features);
+        if need.is_none_or(|need| need > bytes.len()) {
+            return Err(fail!(
+                BadFile,
+                "{} rows of {row_bytes} bytes expected, found {} bytes",
+                out_features,
+                bytes.len()
+            ));
+        }
+        Ok(Rows { codec, layout, out_features, in_features, row_bytes, bytes })
+    }
+}
+
+impl Matrix for Rows<'_> {
+    fn layout(&self) -> Layout {
+        self.layout
+    }
+    fn out_features(&self) -> usize {
+        self.out_features
+    }
+    fn in_features(&self) -> usize {
+        self.in_features
+    }
+    fn read_row(&self, index: usize, row: &mut Row) -> Result<()> {
+        // In range: `new` checked `out_features * row_bytes` against the length.
+        let bytes = &self.bytes[index * self.row_bytes..][..self.row_bytes];
+        self.codec.decode_row(bytes, row).map_err(|e| e.within(format_args!("row {index}")))
+    }
+}
+
+/// Every codec; a new format adds its word here.
+static CODECS: &[&dyn Codec] = &[
+    &plain::F32,
+    &plain::F16,
+    &plain::BF16,
+    &ggml_legacy::Q4_0,
+    &ggml_legacy::Q4_1,
+    &ggml_legacy::Q8_0,
+];
+
+/// The codec of a format with contiguous rows.
+pub fn find(ty: Type) -> Result<&'static dyn Codec> {
+    CODECS
+        .iter()
+        .copied()
+        .find(|codec| codec.ty() == ty)
+        .ok_or_else(|| fail!(Unsupported, "no codec reads {} in this build", ty.name()))
+}
+
+/// All codecs with contiguous rows, for tests and tables.
+pub fn all() -> &'static [&'static dyn Codec] {
+    CODECS
+}

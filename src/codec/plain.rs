@@ -1,0 +1,77 @@
+//! F32, F16 and BF16: rows of little-endian floats, no scales.
+//!
+//! Source: IEEE 754 binary32 and binary16; bfloat16 is the upper half of a binary32. Decoding to f32
+//! is exact. Encoding rounds to nearest, ties to even; a NaN stays a NaN.
+
+use half::{bf16, f16};
+
+use super::Codec;
+use crate::error::Result;
+use crate::layout::{Float, Layout, Row};
+use crate::types::Type;
+
+/// One plain float format.
+pub(super) struct Plain {
+    ty: Type,
+    float: Float,
+}
+
+pub(super) static F32: Plain = Plain { ty: Type::F32, float: Float::F32 };
+pub(super) static F16: Plain = Plain { ty: Type::F16, float: Float::F16 };
+pub(super) static BF16: Plain = Plain { ty: Type::Bf16, float: Float::Bf16 };
+
+impl Codec for Plain {
+    fn ty(&self) -> Type {
+        self.ty
+    }
+
+    fn layout(&self, _in_features: usize) -> Result<Layout> {
+        Ok(Layout::Dense(self.float))
+    }
+
+    fn row_bytes(&self, in_features: usize) -> usize {
+        in_features * self.float.bytes()
+    }
+
+    fn decode_row(&self, bytes: &[u8], row: &mut Row) -> Result<()> {
+        match self.float {
+            Float::F32 => {
+                for (w, b) in row.floats.iter_mut().zip(bytes.as_chunks().0) {
+                    *w = f32::from_le_bytes(*b);
+                }
+            }
+            Float::F16 => {
+                for (w, b) in row.floats.iter_mut().zip(bytes.as_chunks().0) {
+                    *w = f16::from_le_bytes(*b).to_f32();
+                }
+            }
+            Float::Bf16 => {
+                for (w, b) in row.floats.iter_mut().zip(bytes.as_chunks().0) {
+                    *w = bf16::from_le_bytes(*b).to_f32();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn encode_row(&self, weights: &[f32], bytes: &mut [u8]) -> Result<()> {
+        match self.float {
+            Float::F32 => {
+                for (w, b) in weights.iter().zip(bytes.as_chunks_mut().0) {
+                    *b = w.to_le_bytes();
+                }
+            }
+            Float::F16 => {
+                for (w, b) in weights.iter().zip(bytes.as_chunks_mut().0) {
+                    *b = f16::from_f32(*w).to_le_bytes();
+                }
+            }
+            Float::Bf16 => {
+                for (w, b) in weights.iter().zip(bytes.as_chunks_mut().0) {
+                    *b = bf16::from_f32(*w).to_le_bytes();
+                }
+            }
+        }
+        Ok(())
+    }
+}

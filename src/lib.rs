@@ -1,0 +1,19 @@
+//! Low-bit linear layers: `y = x Wᵀ + b` for weights of 1 to 8 bits, behind a C ABI.
+//!
+//! ```text
+//! file --container--> tensor bytes --codec--> codes + scales --layout--> packed panels --kernel--> y
+//!         untrusted bytes end here ^            one row at a time           aligned, owned
+//! ```
+//!
+//! The modules below stand in the order in which the data flows. Programs in other languages use
+//! `include/bitlinear.h`; what every function promises is written there. The numbers a kernel must
+//! produce, bit for bit, are in `docs/numerics.md`.
+
+pub mod error;
+pub mod limits;
+pub mod memory;
+pub mod types;
+
+pub mod codec;
+
+pub mod layout;
