@@ -17,3 +17,12 @@ pub mod types;
 pub mod codec;
 
 pub mod layout;
+
+pub mod activation;
+
+pub mod cpu;
+pub mod exec;
+pub mod kernel;
+
+pub mod layer;
+pub mod matrix;

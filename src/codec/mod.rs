@@ -44,6 +44,11 @@ pub trait Matrix: Sync {
     fn in_features(&self) -> usize;
     /// Decodes row `index` into `row`, which was made for this layout and number of columns.
     fn read_row(&self, index: usize, row: &mut Row) -> Result<()>;
+    /// Which column of W stands at each column of the decoded rows, where that is not the same one
+    /// (GPTQ with act-order sorts columns by group); a permutation of `0..in_features`.
+    fn permutation(&self) -> Option<&[u32]> {
+        None
+    }
 }
 
 /// A matrix of contiguous rows in one format.
@@ -97,14 +102,8 @@ impl Matrix for Rows<'_> {
 }
 
 /// Every codec; a new format adds its word here.
-static CODECS: &[&dyn Codec] = &[
-    &plain::F32,
-    &plain::F16,
-    &plain::BF16,
-    &ggml_legacy::Q4_0,
-    &ggml_legacy::Q4_1,
-    &ggml_legacy::Q8_0,
-];
+static CODECS: &[&dyn Codec] =
+    &[&plain::F32, &plain::F16, &plain::BF16, &ggml_legacy::Q4_0, &ggml_legacy::Q4_1, &ggml_legacy::Q8_0];
 
 /// The codec of a format with contiguous rows.
 pub fn find(ty: Type) -> Result<&'static dyn Codec> {
