@@ -97,14 +97,8 @@ impl Matrix for Rows<'_> {
 }
 
 /// Every codec; a new format adds its word here.
-static CODECS: &[&dyn Codec] = &[
-    &plain::F32,
-    &plain::F16,
-    &plain::BF16,
-    &ggml_legacy::Q4_0,
-    &ggml_legacy::Q4_1,
-    &ggml_legacy::Q8_0,
-];
+static CODECS: &[&dyn Codec] =
+    &[&plain::F32, &plain::F16, &plain::BF16, &ggml_legacy::Q4_0, &ggml_legacy::Q4_1, &ggml_legacy::Q8_0];
 
 /// The codec of a format with contiguous rows.
 pub fn find(ty: Type) -> Result<&'static dyn Codec> {
