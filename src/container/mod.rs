@@ -4,10 +4,18 @@
 //! shapes do not overflow, names are unique. Readers know formats of files, not of weights: the
 //! bytes of a tensor are the codecs' business.
 
+mod artifact;
+mod config;
+mod files;
 pub mod gguf;
+mod json;
+pub mod safetensors;
+mod sharded;
 mod source;
 mod text;
 
+pub use config::Config;
+pub use files::{Access, Files};
 pub use source::Source;
 pub(crate) use text::Quoted;
 pub use text::{Str, Texts};
@@ -27,6 +35,8 @@ pub enum Kind {
     Gguf = 2,
     /// bitlinear's own packed file.
     Packed = 3,
+    /// burn_dragon's JSON artifacts.
+    Artifact = 4,
 }
 
 /// What a file holds. Made by [`Directory::new`], which sorts the names for the look-ups.
@@ -209,7 +219,14 @@ fn sorted(texts: &Texts, count: usize, text: impl Fn(usize) -> Str, what: &str) 
     }
 }
 
-/// Reads the directory of a file of any known kind, told by its first bytes.
+/// Reads the directory of a single file that is used in place, told by its first bytes. Whole models
+/// (in several files, or in JSON) are opened by [`Files`].
 pub fn read(bytes: &[u8]) -> Result<Directory> {
-    gguf::read(bytes)
+    if gguf::is(bytes) {
+        gguf::read(bytes)
+    } else if safetensors::is(bytes) {
+        safetensors::read(bytes)
+    } else {
+        Err(files::unknown(bytes))
+    }
 }

@@ -63,7 +63,15 @@ impl Source {
 
     /// Reads a file into memory: it may then change or go.
     pub fn read(path: &Path) -> Result<Source> {
+        Source::read_at_most(path, u64::MAX)
+    }
+
+    /// The same, where longer files than `most` are refused.
+    pub(super) fn read_at_most(path: &Path, most: u64) -> Result<Source> {
         let (mut file, len) = open(path)?;
+        if len as u64 > most {
+            return Err(fail!(BadFile, "{}: at most {most} bytes expected, found {len}", path.display()));
+        }
         let mut buffer =
             Buffer::zeroed(len, "file").map_err(|e| e.within(format_args!("{}", path.display())))?;
         file.read_exact(&mut buffer.bytes_mut()[..len])
@@ -76,6 +84,12 @@ impl Source {
         let mut buffer = Buffer::zeroed(bytes.len(), "copy of a file in memory")?;
         buffer.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
         Ok(Source(Bytes::Owned(buffer, bytes.len())))
+    }
+
+    /// The first `len` bytes of a buffer.
+    pub(super) fn of_buffer(buffer: Buffer, len: usize) -> Source {
+        let len = len.min(buffer.bytes().len());
+        Source(Bytes::Owned(buffer, len))
     }
 
     /// A caller's bytes, used in place.

@@ -14,7 +14,10 @@
 //!
 //! A number of the file is compared with the bytes that are left before anything is allocated for it.
 
+mod split;
 mod types;
+
+pub use split::{Split, split};
 
 use super::{Array, Directory, Item, Kind, Meta, Quoted, Str, Texts, Value};
 use crate::error::{Result, fail};
