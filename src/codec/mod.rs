@@ -44,6 +44,19 @@ pub trait Matrix: Sync {
     fn in_features(&self) -> usize;
     /// Decodes row `index` into `row`, which was made for this layout and number of columns.
     fn read_row(&self, index: usize, row: &mut Row) -> Result<()>;
+    /// Where the stored format orders columns by group (GPTQ's `desc_act`): the column of x that each
+    /// column of a [`Row`] belongs to. A permutation of `0..in_features`; `None` is the identity.
+    fn permutation(&self) -> Option<&[u32]> {
+        None
+    }
+}
+
+/// Refuses a row that a matrix does not have.
+fn check_index(index: usize, out_features: usize) -> Result<()> {
+    if index < out_features {
+        return Ok(());
+    }
+    Err(fail!(InvalidArgument, "row {index} of a matrix of {out_features} rows"))
 }
 
 /// A matrix of contiguous rows in one format.
@@ -90,6 +103,7 @@ impl Matrix for Rows<'_> {
         self.in_features
     }
     fn read_row(&self, index: usize, row: &mut Row) -> Result<()> {
+        check_index(index, self.out_features)?;
         // In range: `new` checked `out_features * row_bytes` against the length.
         let bytes = &self.bytes[index * self.row_bytes..][..self.row_bytes];
         self.codec.decode_row(bytes, row).map_err(|e| e.within(format_args!("row {index}")))
@@ -97,14 +111,8 @@ impl Matrix for Rows<'_> {
 }
 
 /// Every codec; a new format adds its word here.
-static CODECS: &[&dyn Codec] = &[
-    &plain::F32,
-    &plain::F16,
-    &plain::BF16,
-    &ggml_legacy::Q4_0,
-    &ggml_legacy::Q4_1,
-    &ggml_legacy::Q8_0,
-];
+static CODECS: &[&dyn Codec] =
+    &[&plain::F32, &plain::F16, &plain::BF16, &ggml_legacy::Q4_0, &ggml_legacy::Q4_1, &ggml_legacy::Q8_0];
 
 /// The codec of a format with contiguous rows.
 pub fn find(ty: Type) -> Result<&'static dyn Codec> {

@@ -86,20 +86,14 @@ impl Row {
                     Offset::Minimum => {
                         self.scales[g] * coded.values.of(self.codes[k]) as f32 + self.minimums[g]
                     }
-                    Offset::Zero => {
-                        self.scales[g] * (self.codes[k] as i32 - self.zeros[g] as i32) as f32
-                    }
+                    Offset::Zero => self.scales[g] * (self.codes[k] as i32 - self.zeros[g] as i32) as f32,
                 }
             }
             Scales::TwoLevel { len, minimum } => {
                 let (block, g) = (k / SUPER_BLOCK, k / len);
                 let scale = self.scales[block] * self.sub_scales[g] as f32;
                 let product = scale * coded.values.of(self.codes[k]) as f32;
-                if minimum {
-                    product - self.minimums[block] * self.sub_minimums[g] as f32
-                } else {
-                    product
-                }
+                if minimum { product - self.minimums[block] * self.sub_minimums[g] as f32 } else { product }
             }
         }
     }
