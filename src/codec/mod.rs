@@ -12,7 +12,13 @@ use crate::error::{Result, fail};
 use crate::layout::{Layout, Row};
 use crate::types::Type;
 
+mod blocks;
+mod ggml_k;
 mod ggml_legacy;
+mod ggml_tables;
+mod ggml_ternary;
+mod iq1_s;
+mod iq1_s_grid;
 mod plain;
 
 /// A storage format whose rows are contiguous bytes.
@@ -111,16 +117,49 @@ impl Matrix for Rows<'_> {
 }
 
 /// Every codec; a new format adds its word here.
-static CODECS: &[&dyn Codec] =
-    &[&plain::F32, &plain::F16, &plain::BF16, &ggml_legacy::Q4_0, &ggml_legacy::Q4_1, &ggml_legacy::Q8_0];
+static CODECS: &[&dyn Codec] = &[
+    &plain::F32,
+    &plain::F16,
+    &plain::BF16,
+    &ggml_legacy::Q4_0,
+    &ggml_legacy::Q4_1,
+    &ggml_legacy::Q5_0,
+    &ggml_legacy::Q5_1,
+    &ggml_legacy::Q8_0,
+    &ggml_k::Q2_K,
+    &ggml_k::Q3_K,
+    &ggml_k::Q4_K,
+    &ggml_k::Q5_K,
+    &ggml_k::Q6_K,
+    &ggml_tables::IQ4_NL,
+    &ggml_tables::IQ4_XS,
+    &ggml_tables::MXFP4,
+    &ggml_ternary::TQ1_0,
+    &ggml_ternary::TQ2_0,
+    &ggml_ternary::Q1_0,
+    &ggml_ternary::Q2_0,
+    &ggml_ternary::Q2_0_LEGACY,
+    &ggml_ternary::PQ2_0,
+    &ggml_ternary::PTQ1_0,
+    &iq1_s::IQ1_S,
+];
 
 /// The codec of a format with contiguous rows.
 pub fn find(ty: Type) -> Result<&'static dyn Codec> {
-    CODECS
-        .iter()
-        .copied()
-        .find(|codec| codec.ty() == ty)
-        .ok_or_else(|| fail!(Unsupported, "no codec reads {} in this build", ty.name()))
+    if let Some(codec) = CODECS.iter().find(|codec| codec.ty() == ty) {
+        return Ok(*codec);
+    }
+    let name = ty.name();
+    Err(match ty {
+        Type::Tl1 | Type::Tl2 => fail!(
+            Unsupported,
+            "{name} depends on a tiling that its file does not hold; convert the model again, to i2_s or tq2_0"
+        ),
+        Type::Iq2Xxs | Type::Iq2Xs | Type::Iq2S | Type::Iq3Xxs | Type::Iq3S | Type::Iq1M | Type::Nvfp4 => {
+            fail!(Unsupported, "{name} is not decoded; convert the model again, to q2_k, q3_k or q4_k")
+        }
+        _ => fail!(Unsupported, "{name} does not store a matrix as rows of bytes"),
+    })
 }
 
 /// All codecs with contiguous rows, for tests and tables.

@@ -1,0 +1,194 @@
+//! What formats of fixed-size blocks share: a row is a whole number of blocks, one after another.
+
+use half::f16;
+
+use super::Codec;
+use crate::error::{Result, fail};
+use crate::layout::{Layout, Row, SUPER_BLOCK};
+use crate::types::Type;
+
+/// Encodes whole blocks.
+type Encode = fn(&[f32], &mut [u8]);
+
+/// A format of fixed blocks, as data; block length and bytes stand in the table of types.
+pub(super) struct Blocks {
+    pub(super) ty: Type,
+    pub(super) layout: Layout,
+    /// Decodes whole blocks into a row of as many columns.
+    pub(super) decode: fn(&[u8], &mut Row),
+    /// Encodes whole blocks by the rule of the format's own tool.
+    pub(super) encode: Option<Encode>,
+}
+
+impl Codec for Blocks {
+    fn ty(&self) -> Type {
+        self.ty
+    }
+
+    fn layout(&self, in_features: usize) -> Result<Layout> {
+        let block = self.ty.info().block as usize;
+        if in_features == 0 || !in_features.is_multiple_of(block) {
+            return Err(fail!(
+                BadFile,
+                "{} has blocks of {block}, and {in_features} columns are no multiple of it",
+                self.ty.name()
+            ));
+        }
+        Ok(self.layout)
+    }
+
+    fn row_bytes(&self, in_features: usize) -> usize {
+        let info = self.ty.info();
+        in_features / info.block as usize * info.block_bytes as usize
+    }
+
+    fn decode_row(&self, bytes: &[u8], row: &mut Row) -> Result<()> {
+        (self.decode)(bytes, row);
+        Ok(())
+    }
+
+    fn encode_row(&self, weights: &[f32], bytes: &mut [u8]) -> Result<()> {
+        let Some(encode) = self.encode else {
+            return Err(fail!(Unsupported, "{} cannot be written", self.ty.name()));
+        };
+        check_finite(weights)?;
+        encode(weights, bytes);
+        Ok(())
+    }
+}
+
+/// Refuses weights that no scale can stand for: the tools of the formats write rubbish for them.
+pub(super) fn check_finite(weights: &[f32]) -> Result<()> {
+    match weights.iter().position(|w| !w.is_finite()) {
+        None => Ok(()),
+        Some(k) => Err(fail!(InvalidArgument, "weight {k} is {}", weights[k])),
+    }
+}
+
+/// The f16 at byte `at`.
+pub(super) fn half_at(bytes: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+}
+
+/// Writes `value` as f16 (to nearest even) at byte `at`.
+pub(super) fn put_half(bytes: &mut [u8], at: usize, value: f32) {
+    bytes[at..at + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
+}
+
+/// The inverse that ggml's quantisers multiply with: of the scale before it is rounded to f16.
+pub(super) fn inverse(d: f32) -> f32 {
+    if d == 0.0 { 0.0 } else { 1.0 / d }
+}
+
+/// Largest magnitude.
+pub(super) fn abs_max(weights: &[f32]) -> f32 {
+    weights.iter().fold(0.0, |a, w| a.max(w.abs()))
+}
+
+/// The ternary code `q + 1` of `w` under the inverse scale `id`: halves are rounded away from zero.
+pub(super) fn ternary_code(w: f32, id: f32) -> u8 {
+    ((w * id).round().clamp(-1.0, 1.0) + 1.0) as u8
+}
+
+/// Splits 16 bytes into 32 nibbles: the low ones first.
+pub(super) fn unpack_nibbles(qs: &[u8; 16], codes: &mut [u8; 32]) {
+    let (low, high) = codes.split_at_mut(16);
+    for ((q, l), h) in qs.iter().zip(low).zip(high) {
+        *l = q & 15;
+        *h = q >> 4;
+    }
+}
+
+/// Joins 32 nibbles into 16 bytes, as [`unpack_nibbles`] splits them.
+pub(super) fn pack_nibbles(codes: &[u8; 32], qs: &mut [u8]) {
+    for (j, q) in qs.iter_mut().enumerate() {
+        *q = codes[j] | codes[j + 16] << 4;
+    }
+}
+
+/// Splits bytes into eight 1-bit codes each, the lowest bit first.
+pub(super) fn unpack_bits(bits: &[u8], codes: &mut [u8]) {
+    for (bits, codes) in bits.iter().zip(codes.as_chunks_mut::<8>().0) {
+        *codes = std::array::from_fn(|j| bits >> j & 1);
+    }
+}
+
+/// Joins the signs of weights, 1 for `w >= 0`, as [`unpack_bits`] splits them.
+pub(super) fn pack_signs(weights: &[f32], bits: &mut [u8]) {
+    for (weights, bits) in weights.chunks(8).zip(bits) {
+        *bits = weights.iter().enumerate().fold(0, |bits, (j, w)| bits | ((*w >= 0.0) as u8) << j);
+    }
+}
+
+/// Splits bytes into four 2-bit codes each, the lowest bits first.
+pub(super) fn unpack_pairs(qs: &[u8], codes: &mut [u8]) {
+    for (q, codes) in qs.iter().zip(codes.as_chunks_mut::<4>().0) {
+        *codes = [q & 3, q >> 2 & 3, q >> 4 & 3, q >> 6];
+    }
+}
+
+/// Joins four 2-bit codes a byte, as [`unpack_pairs`] splits them.
+pub(super) fn pack_pairs(codes: &[u8], qs: &mut [u8]) {
+    for (codes, q) in codes.as_chunks::<4>().0.iter().zip(qs) {
+        *q = codes[0] | codes[1] << 2 | codes[2] << 4 | codes[3] << 6;
+    }
+}
+
+/// Splits bytes into base-3 digits. A byte is `ceil(v * 256 / 243)` of a number `v` of five digits,
+/// the most significant first, so that multiplying it by 3 carries the next digit out at the top.
+/// Digit `n` of byte `m` belongs to column `n * C + m`; `codes` says how many digits there are.
+pub(super) fn unpack_trits<const C: usize>(bytes: &[u8], codes: &mut [u8]) {
+    let mut rest = [0; C];
+    rest.copy_from_slice(bytes);
+    for codes in codes.as_chunks_mut::<C>().0 {
+        for (code, rest) in codes.iter_mut().zip(&mut rest) {
+            *code = ((*rest as u16 * 3) >> 8) as u8;
+            *rest = rest.wrapping_mul(3);
+        }
+    }
+}
+
+/// Joins base-3 digits, as [`unpack_trits`] splits them; a missing fifth digit is 0.
+pub(super) fn pack_trits(codes: &[u8], bytes: &mut [u8]) {
+    let count = bytes.len();
+    for (m, byte) in bytes.iter_mut().enumerate() {
+        let digit = |n: usize| codes.get(n * count + m).copied().unwrap_or(0) as u32;
+        let v = (0..5).fold(0, |v, n| v * 3 + digit(n));
+        *byte = (v * 256).div_ceil(243) as u8;
+    }
+}
+
+/// The super-blocks of a row beside the places they decode to.
+pub(super) struct SuperBlock<'a, const BYTES: usize, const GROUPS: usize> {
+    pub(super) bytes: &'a [u8; BYTES],
+    pub(super) codes: &'a mut [u8; SUPER_BLOCK],
+    pub(super) scale: &'a mut f32,
+    pub(super) sub_scales: &'a mut [i8; GROUPS],
+}
+
+/// A row of super-blocks without minima.
+pub(super) fn super_blocks<'a, const BYTES: usize, const GROUPS: usize>(
+    bytes: &'a [u8],
+    codes: &'a mut [u8],
+    scales: &'a mut [f32],
+    sub_scales: &'a mut [i8],
+) -> impl Iterator<Item = SuperBlock<'a, BYTES, GROUPS>> {
+    let places = codes.as_chunks_mut().0.iter_mut().zip(scales).zip(sub_scales.as_chunks_mut().0);
+    bytes.as_chunks().0.iter().zip(places).map(|(bytes, ((codes, scale), sub_scales))| SuperBlock {
+        bytes,
+        codes,
+        scale,
+        sub_scales,
+    })
+}
+
+/// A row of super-blocks with minima: each with its `dmin` and its integer minima.
+pub(super) fn super_blocks_with_minima<'a, const BYTES: usize, const GROUPS: usize>(
+    bytes: &'a [u8],
+    row: &'a mut Row,
+) -> impl Iterator<Item = (SuperBlock<'a, BYTES, GROUPS>, &'a mut f32, &'a mut [i8; GROUPS])> {
+    let minima = row.minimums.iter_mut().zip(row.sub_minimums.as_chunks_mut().0);
+    super_blocks(bytes, &mut row.codes, &mut row.scales, &mut row.sub_scales)
+        .zip(minima)
+        .map(|(block, (minimum, sub_minimums))| (block, minimum, sub_minimums))
+}
