@@ -17,6 +17,7 @@
 //! Source: ggml `ggml-quants.c` (commit d99724f2), `dequantize_row_q*_K`. Every bit pattern is legal.
 //! Their quantisers are searches, not a fixed rule; writing these formats belongs to `quantize`.
 
+use super::bits::unpack_shifted;
 use super::blocks::{Blocks, half_at, super_blocks, super_blocks_with_minima};
 use crate::layout::{Layout, SUPER_BLOCK};
 use crate::types::Type;
@@ -116,9 +117,7 @@ fn unpack_two_bits(qs: &[u8], codes: &mut [u8; SUPER_BLOCK]) {
     let halves = codes.as_chunks_mut::<128>().0;
     for (codes, qs) in halves.iter_mut().zip(qs.as_chunks::<32>().0) {
         for (t, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            for (code, q) in codes.iter_mut().zip(qs) {
-                *code = q >> (2 * t) & 3;
-            }
+            unpack_shifted(qs, 2 * t as u32, codes);
         }
     }
 }

@@ -12,7 +12,8 @@
 //! Source: the GGUF format's reference, ggml `ggml-quants.c` (commit d99724f2): `dequantize_row_*`
 //! for the meaning, `quantize_row_*_ref` for the rounding. Encoding is byte for byte theirs.
 
-use super::blocks::{Blocks, abs_max, half_at, inverse, pack_nibbles, put_half, unpack_nibbles};
+use super::bits::{pack_nibbles, unpack_nibbles};
+use super::blocks::{Blocks, abs_max, half_at, inverse, put_half};
 use crate::layout::{Layout, Offset};
 use crate::types::Type;
 

@@ -15,7 +15,8 @@
 //! `gguf.quants` 0.19. Every bit pattern is legal (ggml reads the exponent byte 255, a NaN in OCP's
 //! text, as 2^127).
 
-use super::blocks::{Blocks, half_at, super_blocks, unpack_nibbles};
+use super::bits::unpack_nibbles;
+use super::blocks::{Blocks, half_at, super_blocks};
 use crate::layout::{Coded, Layout, Offset, ScaleType, Scales, Values};
 use crate::types::Type;
 

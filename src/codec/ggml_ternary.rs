@@ -17,7 +17,10 @@
 //! Source: ggml `ggml-quants.c` (commit d99724f2), `quantize_row_*_ref` and `dequantize_row_*`;
 //! PrismML's published contract of PQ2_0 and PTQ1_0 (llama.cpp issue 29058).
 
-use super::blocks::*;
+use super::bits::{
+    pack_pairs, pack_signs, pack_trits, unpack_bits, unpack_pairs, unpack_shifted, unpack_trits,
+};
+use super::blocks::{Blocks, abs_max, half_at, inverse, put_half, ternary_code};
 use crate::layout::{Coded, Layout, Offset, Row, SUPER_BLOCK, ScaleType, Scales, Values};
 use crate::types::Type;
 
@@ -46,9 +49,7 @@ pub(super) static TQ2_0: Blocks = Blocks {
             *scale = half_at(block, 64);
             for (codes, qs) in codes.as_chunks_mut::<128>().0.iter_mut().zip(block.as_chunks::<32>().0) {
                 for (t, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-                    for (code, q) in codes.iter_mut().zip(qs) {
-                        *code = q >> (2 * t) & 3;
-                    }
+                    unpack_shifted(qs, 2 * t as u32, codes);
                 }
             }
         }

@@ -12,14 +12,25 @@ use crate::error::{Result, fail};
 use crate::layout::{Layout, Row};
 use crate::types::Type;
 
+pub mod bitnet_hf;
+mod bits;
 mod blocks;
+pub mod burn_dragon;
+pub mod cortex;
 mod ggml_k;
 mod ggml_legacy;
 mod ggml_tables;
 mod ggml_ternary;
+pub mod gptq;
+pub mod i2_s;
+pub mod int4_rows;
 mod iq1_s;
 mod iq1_s_grid;
 mod plain;
+pub mod ruvllm;
+mod stored;
+
+pub use stored::Floats;
 
 /// A storage format whose rows are contiguous bytes.
 pub trait Codec: Sync {
@@ -83,6 +94,7 @@ impl<'a> Rows<'a> {
         in_features: usize,
         bytes: &'a [u8],
     ) -> Result<Rows<'a>> {
+        stored::check_shape(out_features, in_features)?;
         let layout = codec.layout(in_features)?;
         let row_bytes = codec.row_bytes(in_features);
         let need = row_bytes.checked_mul(out_features);
@@ -159,6 +171,23 @@ pub fn find(ty: Type) -> Result<&'static dyn Codec> {
             fail!(Unsupported, "{name} is not decoded; convert the model again, to q2_k, q3_k or q4_k")
         }
         _ => fail!(Unsupported, "{name} does not store a matrix as rows of bytes"),
+    })
+}
+
+/// The matrix that one tensor holds by itself: any format of GGUF, and plain floats. Formats of several
+/// tensors have constructors of their own in the modules of this one.
+pub fn open<'a>(
+    ty: Type,
+    out_features: usize,
+    in_features: usize,
+    bytes: &'a [u8],
+) -> Result<Box<dyn Matrix + 'a>> {
+    Ok(match ty {
+        Type::I2S | Type::I2SArm | Type::I2SRows => {
+            Box::new(i2_s::I2S::new(ty, out_features, in_features, bytes)?)
+        }
+        Type::T158 => Box::new(ruvllm::Blocks::t158(out_features, in_features, bytes)?),
+        _ => Box::new(Rows::new(find(ty)?, out_features, in_features, bytes)?),
     })
 }
 
