@@ -7,8 +7,8 @@ use crate::error::{Result, fail};
 use crate::layout::{Layout, Row, SUPER_BLOCK};
 use crate::types::Type;
 
-/// Encodes whole blocks.
-type Encode = fn(&[f32], &mut [u8]);
+/// Encodes whole blocks of finite weights; fails where a scale does not fit the format.
+type Encode = fn(&[f32], &mut [u8]) -> Result<()>;
 
 /// A format of fixed blocks, as data; block length and bytes stand in the table of types.
 pub(super) struct Blocks {
@@ -52,8 +52,7 @@ impl Codec for Blocks {
             return Err(fail!(Unsupported, "{} cannot be written", self.ty.name()));
         };
         check_finite(weights)?;
-        encode(weights, bytes);
-        Ok(())
+        encode(weights, bytes)
     }
 }
 
@@ -70,12 +69,18 @@ pub(super) fn half_at(bytes: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
 }
 
-/// Writes `value` as f16 (to nearest even) at byte `at`.
-pub(super) fn put_half(bytes: &mut [u8], at: usize, value: f32) {
-    bytes[at..at + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
+/// Writes `value` as f16 (to nearest even) at byte `at`; refused where that would be an infinity.
+pub(super) fn put_half(bytes: &mut [u8], at: usize, value: f32) -> Result<()> {
+    let half = f16::from_f32(value);
+    if !half.is_finite() {
+        return Err(fail!(InvalidArgument, "a scale of {value} is beyond f16: the weights are too large"));
+    }
+    bytes[at..at + 2].copy_from_slice(&half.to_le_bytes());
+    Ok(())
 }
 
-/// The inverse that ggml's quantisers multiply with: of the scale before it is rounded to f16.
+/// The inverse that ggml's quantisers multiply with: of the scale before it is rounded to f16. It is
+/// infinite for the least subnormal scales; so codes are clamped where the formats' tools do not.
 pub(super) fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }

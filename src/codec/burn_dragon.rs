@@ -191,7 +191,7 @@ pub fn encode(ty: Type, weights: &[f32], packed: &mut [u8]) -> Result<f32> {
             Ok(scale)
         }
         _ => {
-            let scale = ((2.0 * mean).max(EPSILON) / 127.0).max(EPSILON);
+            let scale = (2.0 * mean / 127.0).max(EPSILON);
             for (w, byte) in weights.iter().zip(packed) {
                 *byte = (w / scale).round().clamp(-127.0, 127.0) as i8 as u8;
             }

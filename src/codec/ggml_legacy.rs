@@ -14,6 +14,7 @@
 
 use super::bits::{pack_nibbles, unpack_nibbles};
 use super::blocks::{Blocks, abs_max, half_at, inverse, put_half};
+use crate::error::Result;
 use crate::layout::{Layout, Offset};
 use crate::types::Type;
 
@@ -30,9 +31,10 @@ pub(super) static Q4_0: Blocks = Blocks {
     },
     encode: Some(|weights, bytes| {
         for (w, block) in weights.as_chunks().0.iter().zip(bytes.as_chunks_mut::<18>().0) {
-            let codes = encode_symmetric(w, 8, block);
+            let codes = encode_symmetric(w, 8, block)?;
             pack_nibbles(&codes, &mut block[2..]);
         }
+        Ok(())
     }),
 };
 
@@ -49,10 +51,10 @@ pub(super) static Q4_1: Blocks = Blocks {
     },
     encode: Some(|weights, bytes| {
         for (w, block) in weights.as_chunks().0.iter().zip(bytes.as_chunks_mut::<20>().0) {
-            // The bound is the format's: a value of 15.5 and more would spill into the next nibble.
-            let codes = encode_affine(w, 15, block).map(|q| q.min(15));
+            let codes = encode_affine(w, 15, block)?;
             pack_nibbles(&codes, &mut block[4..]);
         }
+        Ok(())
     }),
 };
 
@@ -68,9 +70,10 @@ pub(super) static Q5_0: Blocks = Blocks {
     },
     encode: Some(|weights, bytes| {
         for (w, block) in weights.as_chunks().0.iter().zip(bytes.as_chunks_mut::<22>().0) {
-            let codes = encode_symmetric(w, 16, block);
+            let codes = encode_symmetric(w, 16, block)?;
             put_five_bits(&codes, &mut block[2..]);
         }
+        Ok(())
     }),
 };
 
@@ -88,9 +91,10 @@ pub(super) static Q5_1: Blocks = Blocks {
     },
     encode: Some(|weights, bytes| {
         for (w, block) in weights.as_chunks().0.iter().zip(bytes.as_chunks_mut::<24>().0) {
-            let codes = encode_affine(w, 31, block);
+            let codes = encode_affine(w, 31, block)?;
             put_five_bits(&codes, &mut block[4..]);
         }
+        Ok(())
     }),
 };
 
@@ -109,11 +113,12 @@ pub(super) static Q8_0: Blocks = Blocks {
         for (w, block) in weights.as_chunks::<BLOCK>().0.iter().zip(bytes.as_chunks_mut::<34>().0) {
             let d = abs_max(w) / 127.0;
             let id = inverse(d);
-            put_half(block, 0, d);
+            put_half(block, 0, d)?;
             for (v, q) in w.iter().zip(&mut block[2..]) {
                 *q = (v * id).round() as i8 as u8;
             }
         }
+        Ok(())
     }),
 };
 
@@ -147,7 +152,7 @@ fn put_five_bits(codes: &[u8; BLOCK], bytes: &mut [u8]) {
 }
 
 /// Writes the scale, and gives the codes `q + zero`, of which there are `2 * zero`.
-fn encode_symmetric(w: &[f32; BLOCK], zero: u8, block: &mut [u8]) -> [u8; BLOCK] {
+fn encode_symmetric(w: &[f32; BLOCK], zero: u8, block: &mut [u8]) -> Result<[u8; BLOCK]> {
     // The signed value of largest magnitude becomes code 0: it uses the range -zero..zero-1 best.
     let mut extreme = 0.0f32;
     for &v in w {
@@ -157,17 +162,18 @@ fn encode_symmetric(w: &[f32; BLOCK], zero: u8, block: &mut [u8]) -> [u8; BLOCK]
     }
     let d = extreme / -(zero as f32);
     let id = inverse(d);
-    put_half(block, 0, d);
-    w.map(|v| ((v * id + (zero as f32 + 0.5)) as i8).min(2 * zero as i8 - 1) as u8)
+    put_half(block, 0, d)?;
+    let top = 2 * zero as i8 - 1;
+    Ok(w.map(|v| ((v * id + (zero as f32 + 0.5)) as i8).clamp(0, top) as u8))
 }
 
 /// Writes scale and minimum, and gives the codes 0..=levels.
-fn encode_affine(w: &[f32; BLOCK], levels: u8, block: &mut [u8]) -> [u8; BLOCK] {
+fn encode_affine(w: &[f32; BLOCK], levels: u8, block: &mut [u8]) -> Result<[u8; BLOCK]> {
     let min = w.iter().copied().fold(f32::MAX, |a, v| if v < a { v } else { a });
     let max = w.iter().copied().fold(-f32::MAX, |a, v| if v > a { v } else { a });
     let d = (max - min) / levels as f32;
     let id = inverse(d);
-    put_half(block, 0, d);
-    put_half(block, 2, min);
-    w.map(|v| ((v - min) * id + 0.5) as u8)
+    put_half(block, 0, d)?;
+    put_half(block, 2, min)?;
+    Ok(w.map(|v| (((v - min) * id + 0.5) as u8).min(levels)))
 }

@@ -21,6 +21,7 @@ use super::bits::{
     pack_pairs, pack_signs, pack_trits, unpack_bits, unpack_pairs, unpack_shifted, unpack_trits,
 };
 use super::blocks::{Blocks, abs_max, half_at, inverse, put_half, ternary_code};
+use crate::error::Result;
 use crate::layout::{Coded, Layout, Offset, Row, SUPER_BLOCK, ScaleType, Scales, Values};
 use crate::types::Type;
 
@@ -35,9 +36,10 @@ pub(super) static TQ1_0: Blocks = Blocks {
     },
     encode: Some(|weights, bytes| {
         for (w, block) in weights.as_chunks::<256>().0.iter().zip(bytes.as_chunks_mut::<54>().0) {
-            let codes = encode_ternary(w, block, 52);
+            let codes = encode_ternary(w, block, 52)?;
             encode_stages::<32, 16>(&codes, &mut block[..52]);
         }
+        Ok(())
     }),
 };
 
@@ -56,13 +58,14 @@ pub(super) static TQ2_0: Blocks = Blocks {
     },
     encode: Some(|weights, bytes| {
         for (w, block) in weights.as_chunks::<256>().0.iter().zip(bytes.as_chunks_mut::<66>().0) {
-            let codes = encode_ternary(w, block, 64);
+            let codes = encode_ternary(w, block, 64)?;
             for (codes, qs) in codes.as_chunks::<128>().0.iter().zip(block.as_chunks_mut::<32>().0) {
                 for (m, q) in qs.iter_mut().enumerate() {
                     *q = codes[m] | codes[m + 32] << 2 | codes[m + 64] << 4 | codes[m + 96] << 6;
                 }
             }
         }
+        Ok(())
     }),
 };
 
@@ -77,9 +80,10 @@ pub(super) static PTQ1_0: Blocks = Blocks {
     },
     encode: Some(|weights, bytes| {
         for (w, block) in weights.as_chunks::<128>().0.iter().zip(bytes.as_chunks_mut::<28>().0) {
-            let codes = encode_ternary(w, block, 26);
+            let codes = encode_ternary(w, block, 26)?;
             encode_stages::<16, 8>(&codes, &mut block[..26]);
         }
+        Ok(())
     }),
 };
 
@@ -102,9 +106,10 @@ pub(super) static Q1_0: Blocks = Blocks {
         for (w, block) in weights.as_chunks::<128>().0.iter().zip(bytes.as_chunks_mut::<18>().0) {
             // Added in order, as the C reference does: the order decides the last bit.
             let sum = w.iter().fold(0.0f32, |sum, w| sum + w.abs());
-            put_half(block, 0, sum / 128.0);
+            put_half(block, 0, sum / 128.0)?;
             pack_signs(w, &mut block[2..]);
         }
+        Ok(())
     }),
 };
 
@@ -139,11 +144,11 @@ fn blocks<'a, const BYTES: usize, const LEN: usize>(
 }
 
 /// Writes `max |w|` at byte `at` as the scale, and gives the codes.
-fn encode_ternary<const LEN: usize>(w: &[f32; LEN], block: &mut [u8], at: usize) -> [u8; LEN] {
+fn encode_ternary<const LEN: usize>(w: &[f32; LEN], block: &mut [u8], at: usize) -> Result<[u8; LEN]> {
     let d = abs_max(w);
     let id = inverse(d);
-    put_half(block, at, d);
-    w.map(|w| ternary_code(w, id))
+    put_half(block, at, d)?;
+    Ok(w.map(|w| ternary_code(w, id)))
 }
 
 /// Base-3 digits in three stages of `A`, `B` and `C` bytes; the last has four digits a byte.
@@ -173,9 +178,10 @@ fn decode_q2<const BYTES: usize, const LEN: usize>(bytes: &[u8], row: &mut Row) 
     }
 }
 
-fn encode_q2<const BYTES: usize, const LEN: usize>(weights: &[f32], bytes: &mut [u8]) {
+fn encode_q2<const BYTES: usize, const LEN: usize>(weights: &[f32], bytes: &mut [u8]) -> Result<()> {
     for (w, block) in weights.as_chunks::<LEN>().0.iter().zip(bytes.as_chunks_mut::<BYTES>().0) {
-        let codes = encode_ternary(w, block, 0);
+        let codes = encode_ternary(w, block, 0)?;
         pack_pairs(&codes, &mut block[2..]);
     }
+    Ok(())
 }

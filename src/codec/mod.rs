@@ -186,7 +186,7 @@ pub fn open<'a>(
         Type::I2S | Type::I2SArm | Type::I2SRows => {
             Box::new(i2_s::I2S::new(ty, out_features, in_features, bytes)?)
         }
-        Type::T158 => Box::new(ruvllm::Blocks::t158(out_features, in_features, bytes)?),
+        Type::T158 => Box::new(ruvllm::Ternary::t158(out_features, in_features, bytes)?),
         _ => Box::new(Rows::new(find(ty)?, out_features, in_features, bytes)?),
     })
 }

@@ -38,7 +38,7 @@ enum Storage<'a> {
 }
 
 /// A ternary matrix in flat blocks.
-pub struct Blocks<'a> {
+pub struct Ternary<'a> {
     out_features: usize,
     in_features: usize,
     block: usize,
@@ -47,7 +47,7 @@ pub struct Blocks<'a> {
     storage: Storage<'a>,
 }
 
-impl<'a> Blocks<'a> {
+impl<'a> Ternary<'a> {
     /// The memory form: codes and one scale for each `block` elements.
     pub fn new(
         out_features: usize,
@@ -55,7 +55,7 @@ impl<'a> Blocks<'a> {
         block: usize,
         codes: &'a [u8],
         scales: Floats<'a>,
-    ) -> Result<Blocks<'a>> {
+    ) -> Result<Ternary<'a>> {
         let count = elements(out_features, in_features)?;
         if block == 0 {
             return Err(fail!(InvalidArgument, "blocks of no weights"));
@@ -64,16 +64,16 @@ impl<'a> Blocks<'a> {
         scales.check_count("scales", &[count.div_ceil(block)])?;
         let group = gcd(in_features, block);
         let storage = Storage::Memory { codes, scales };
-        Ok(Blocks { out_features, in_features, block, group, storage })
+        Ok(Ternary { out_features, in_features, block, group, storage })
     }
 
     /// The T158 form of GGUF files.
-    pub fn t158(out_features: usize, in_features: usize, bytes: &'a [u8]) -> Result<Blocks<'a>> {
+    pub fn t158(out_features: usize, in_features: usize, bytes: &'a [u8]) -> Result<Ternary<'a>> {
         let count = elements(out_features, in_features)?;
         check_bytes("ternary blocks", &[count.div_ceil(BLOCK), BLOCK_BYTES], bytes.len())?;
         let group = gcd(in_features, BLOCK);
         let storage = Storage::T158(bytes);
-        Ok(Blocks { out_features, in_features, block: BLOCK, group, storage })
+        Ok(Ternary { out_features, in_features, block: BLOCK, group, storage })
     }
 
     fn scale(&self, e: usize) -> f32 {
@@ -119,7 +119,7 @@ fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-impl Matrix for Blocks<'_> {
+impl Matrix for Ternary<'_> {
     fn layout(&self) -> Layout {
         if self.group < GROUP_MIN {
             return Layout::Dense(Float::F32);
@@ -189,7 +189,7 @@ pub fn encode_t158(weights: &[f32], bytes: &mut [u8]) -> Result<()> {
     for (w, block) in weights.chunks(BLOCK).zip(bytes.chunks_exact_mut(BLOCK_BYTES)) {
         let mut scale = [0.0];
         encode(BLOCK, w, &mut block[..w.len().div_ceil(4)], &mut scale)?;
-        put_half(block, BLOCK_BYTES - 2, scale[0]);
+        put_half(block, BLOCK_BYTES - 2, scale[0])?;
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! ggml's formats: vectors made by its C reference, and every tensor of a GGUF file it wrote.
 
 use bitlinear::codec::{self, Codec, Rows};
+use bitlinear::error::Status;
 use bitlinear::layout::ScaleType;
 use bitlinear::types::Type;
 
@@ -218,5 +219,31 @@ fn what_is_not_decoded_says_why() {
     assert!(text(Type::Tl1).contains("tl1") && text(Type::Tl2).contains("i2_s or tq2_0"));
     for ty in [Type::Iq2Xxs, Type::Iq2Xs, Type::Iq2S, Type::Iq3Xxs, Type::Iq3S, Type::Iq1M, Type::Nvfp4] {
         assert!(text(ty).starts_with(ty.name()) && text(ty).contains("convert"));
+    }
+}
+
+/// Weights at the ends of f32: their scales are no f16, or have an infinite inverse. Codes stay
+/// within their bits and blocks decode to finite weights; what cannot be stored is refused.
+#[test]
+fn tiny_and_huge_weights_are_stored_or_refused() {
+    for codec in codec::all().iter().filter(|codec| !codec.ty().is_plain()) {
+        let (ty, columns) = (codec.ty(), codec.ty().info().block as usize);
+        let mut bytes = vec![0; codec.row_bytes(columns)];
+        if codec.encode_row(&vec![0.0; columns], &mut bytes).is_err() {
+            assert!(!ENCODED.contains(&ty), "{}", ty.name());
+            continue;
+        }
+        for size in [1e-45, 1e-41, 1e-38, 1e-20, 1e-7, 1.0] {
+            let weights: Vec<f32> = (0..columns).map(|k| size * (k as f32 - 9.0)).collect();
+            codec.encode_row(&weights, &mut bytes).unwrap();
+            let largest = weights.iter().fold(0f32, |a, w| a.max(w.abs()));
+            for w in dequantize(&Rows::new(*codec, 1, columns, &bytes).unwrap()) {
+                // f16 has steps of 2^-24; a code is 127 at most.
+                assert!(w.abs() <= largest * 1.1 + 1e-5, "{} at {size}: {w}", ty.name());
+            }
+        }
+        let huge: Vec<f32> = (0..columns).map(|k| if k % 2 == 0 { 3e38 } else { -3e38 }).collect();
+        let error = codec.encode_row(&huge, &mut bytes).unwrap_err();
+        assert_eq!(error.status(), Status::InvalidArgument, "{}", ty.name());
     }
 }

@@ -153,6 +153,19 @@ fn bitnet_online_file() {
 }
 
 #[test]
+fn bitnet_online_rounds_halves_to_even_and_bounds_its_scale() {
+    let online = |masters: &[f32]| {
+        let bytes = f32_bytes(masters);
+        let masters = Floats::new(Type::F32, &bytes).unwrap();
+        dequantize(&bitnet_hf::BitnetOnline::new(1, 4, masters).unwrap())
+    };
+    assert_values(&online(&[0.5, 1.5, -0.5, -1.5]), &[0.0, 1.0, 0.0, -1.0], "mean 1");
+    assert_values(&online(&[0.0; 4]), &[0.0; 4], "zeros");
+    let least = 1.0 / (1.0 / 1e-5f32);
+    assert_values(&online(&[1e-5, 0.0, -1e-5, 0.0]), &[least, 0.0, -least, 0.0], "small");
+}
+
+#[test]
 fn bitnet_hf_refuses_code_three_but_not_in_surplus_rows() {
     let one = 1f32.to_le_bytes();
     let scale = Floats::new(Type::F32, &one).unwrap();
@@ -291,7 +304,7 @@ fn ruvllm_vectors() {
         let (packed, scales) = (hex(&case["packed_hex"]), floats(&case["scales"]));
         let bytes = f32_bytes(&scales);
         let stored = Floats::new(Type::F32, &bytes).unwrap();
-        let matrix = ruvllm::Blocks::new(rows, columns, block, &packed, stored).unwrap();
+        let matrix = ruvllm::Ternary::new(rows, columns, block, &packed, stored).unwrap();
         assert_values(&dequantize(&matrix), &floats(&case["dequantized"]), name);
 
         let weights = floats(&case["input"]);
@@ -338,15 +351,15 @@ fn ruvllm_blocks_run_across_rows() {
         let scales = random.weights(count.div_ceil(block));
         let bytes = f32_bytes(&scales);
         let stored = Floats::new(Type::F32, &bytes).unwrap();
-        let matrix = ruvllm::Blocks::new(rows, columns, block, &codes, stored).unwrap();
+        let matrix = ruvllm::Ternary::new(rows, columns, block, &codes, stored).unwrap();
         let value = |e: usize| [-1.0, 0.0, 1.0, 0.0][(codes[e / 4] >> (2 * (e % 4)) & 3) as usize];
         let want: Vec<f32> = (0..count).map(|e| value(e) * scales[e / block]).collect();
         assert_values(&dequantize(&matrix), &want, &format!("{rows} x {columns}, blocks of {block}"));
         let dense = matches!(matrix.layout(), Layout::Dense(_));
         assert_eq!(dense, (1..4).any(|n| gcd(columns, block) == n));
 
-        assert!(ruvllm::Blocks::new(rows, columns, block, &codes[1..], stored).is_err());
-        assert!(ruvllm::Blocks::new(rows + 1, columns.max(block), block, &codes, stored).is_err());
+        assert!(ruvllm::Ternary::new(rows, columns, block, &codes[1..], stored).is_err());
+        assert!(ruvllm::Ternary::new(rows + 1, columns.max(block), block, &codes, stored).is_err());
     }
 }
 
@@ -382,6 +395,20 @@ fn burn_dragon_vectors() {
         assert_eq!(encoded, packed, "{name}: encoded");
         assert_bits(&[found], &[scale], name);
     }
+}
+
+#[test]
+fn burn_dragon_scales_at_their_edges() {
+    let encode = |ty, weights: &[f32]| {
+        let mut packed = vec![0; burn_dragon::packed_bytes(ty, weights.len()).unwrap()];
+        let scale = burn_dragon::encode(ty, weights, &mut packed).unwrap();
+        (packed, scale)
+    };
+    // |w| = mean is not below it.
+    assert_eq!(encode(Type::Ternary2, &[0.5, -0.5, 0.5, -0.5]), (vec![0b00_10_00_10], 0.5));
+    // Outliers are clipped to 127, not to -128.
+    let (packed, scale) = encode(Type::Int8, &[-127.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+    assert_eq!((packed[0], scale), (-127i8 as u8, 31.75 / 127.0));
 }
 
 #[test]
@@ -501,7 +528,7 @@ fn random_bytes_and_sizes_never_panic() {
             boxed(bitnet_hf::BitnetHf::new(rows, columns, &bytes, one, meaning)),
             boxed(cortex::Ternary::new(rows, columns, packed, &bytes, floats)),
             boxed(cortex::Int4::new(rows, columns, block, &bytes, floats)),
-            boxed(ruvllm::Blocks::new(rows, columns, block, &bytes, floats)),
+            boxed(ruvllm::Ternary::new(rows, columns, block, &bytes, floats)),
             boxed(Artifact::new(encoding, view, &bytes, 1.0)),
         ];
         for matrix in matrices.into_iter().flatten() {
