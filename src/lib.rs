@@ -14,6 +14,8 @@ pub mod limits;
 pub mod memory;
 pub mod types;
 
+pub mod container;
+
 pub mod codec;
 
 pub mod layout;

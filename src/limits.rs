@@ -15,12 +15,18 @@ pub const NAME_MAX: u64 = 1 << 16;
 pub const STRING_MAX: u64 = 1 << 30;
 /// Most items of one metadata array.
 pub const ARRAY_MAX: u64 = 1 << 30;
-/// Deepest nesting of arrays in metadata or of values in a JSON header.
+/// Deepest nesting of arrays in GGUF metadata.
 pub const NESTING_MAX: u32 = 8;
+/// Deepest nesting of values in a JSON text: the bits of the reader's stack.
+pub const JSON_NESTING_MAX: u32 = 64;
 /// Most dimensions of a tensor.
 pub const DIMS_MAX: usize = 4;
 /// Longest JSON header of a safetensors file, in bytes (the format's own bound).
 pub const JSON_MAX: u64 = 100_000_000;
+/// Longest config.json, in bytes: they have a few thousand.
+pub const CONFIG_MAX: u64 = 16 << 20;
+/// Most files of one model: shards or splits.
+pub const SOURCES_MAX: usize = 4096;
 /// Most rows of x in one call.
 pub const BATCH_MAX: u64 = 1 << 31;
 /// Columns whose products an int32 may sum: `255 * 127 * 65_536 < 2^31` (see docs/numerics.md, 3).

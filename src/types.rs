@@ -49,6 +49,16 @@ types! {
     F64 = 9, "f64", 1, 8;
     /// 32-bit unsigned integer.
     U32 = 10, "u32", 1, 4;
+    /// 16-bit unsigned integer (listed, not computed).
+    U16 = 11, "u16", 1, 2;
+    /// 64-bit unsigned integer (listed, not computed).
+    U64 = 12, "u64", 1, 8;
+    /// Truth value in a byte (listed, not computed).
+    Bool = 13, "bool", 1, 1;
+    /// 8-bit float, 4 bits of exponent (listed, not computed).
+    F8E4M3 = 14, "f8_e4m3", 1, 1;
+    /// 8-bit float, 5 bits of exponent (listed, not computed).
+    F8E5M2 = 15, "f8_e5m2", 1, 1;
     /// Ternary, 2 bits, one f32 scale for the tensor (or one for each base): cortex.
     Ternary = 16, "ternary", 0, 0;
     /// Signs, 1 bit, one f32 scale: burn_dragon Sign1.
@@ -79,6 +89,8 @@ types! {
     I2SRows = 29, "i2_s-rows", 0, 0;
     /// Q2_0 as older files have it: blocks of 128 in 34 bytes under the id of Q2_0.
     Q2_0Legacy = 30, "q2_0-legacy", 128, 34;
+    /// An element type of a file that has a size but no name here (listed, not computed).
+    Other = 31, "other", 0, 0;
     /// ggml Q4_0.
     Q4_0 = 102, "q4_0", 32, 18;
     /// ggml Q4_1.
