@@ -3,6 +3,7 @@
 use half::f16;
 
 use super::Codec;
+use super::stored::check_len;
 use crate::error::{Result, fail};
 use crate::layout::{Layout, Row, SUPER_BLOCK};
 use crate::types::Type;
@@ -39,7 +40,8 @@ impl Codec for Blocks {
 
     fn row_bytes(&self, in_features: usize) -> usize {
         let info = self.ty.info();
-        in_features / info.block as usize * info.block_bytes as usize
+        // Saturating: more than an address space is refused like any size that is not there.
+        (in_features / info.block as usize).saturating_mul(info.block_bytes as usize)
     }
 
     fn decode_row(&self, bytes: &[u8], row: &mut Row) -> Result<()> {
@@ -51,6 +53,8 @@ impl Codec for Blocks {
         let Some(encode) = self.encode else {
             return Err(fail!(Unsupported, "{} cannot be written", self.ty.name()));
         };
+        self.layout(weights.len())?;
+        check_len("bytes of a row", &[self.row_bytes(weights.len())], bytes.len())?;
         check_finite(weights)?;
         encode(weights, bytes)
     }

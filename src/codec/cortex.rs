@@ -211,7 +211,7 @@ impl Matrix for Int4<'_> {
         Layout::Coded(Coded {
             bits: 4,
             values: Values::Offset(8),
-            scales: Scales::Group { len: self.group_len, offset: Offset::None },
+            scales: Scales::Group { len: self.group_len.min(self.in_features), offset: Offset::None },
             scale_type: self.scales.scale_type(),
             bases: 1,
         })

@@ -68,6 +68,7 @@ impl<'a> Gptq<'a> {
         scales: Floats<'a>,
         g_idx: Option<&[u8]>,
     ) -> Result<Gptq<'a>> {
+        let group_len = group_len.min(in_features);
         let groups = check(out_features, in_features, group_len, qzeros, &scales)?;
         check_multiple("columns of GPTQ", WORD, in_features)?;
         check_bytes("qweight", &[in_features / WORD, out_features, 4], qweight.len())?;
@@ -209,6 +210,7 @@ impl<'a> Awq<'a> {
         qzeros: &'a [u8],
         scales: Floats<'a>,
     ) -> Result<Awq<'a>> {
+        let group_len = group_len.min(in_features);
         check(out_features, in_features, group_len, qzeros, &scales)?;
         check_bytes("qweight", &[in_features, out_features / WORD, 4], qweight.len())?;
         Ok(Awq { out_features, in_features, group_len, qweight, qzeros, scales })

@@ -64,6 +64,7 @@ impl<'a> CompressedTensors<'a> {
         zeros: Option<&'a [u8]>,
         g_idx: Option<&[u8]>,
     ) -> Result<CompressedTensors<'a>> {
+        let group_len = group_len.min(in_features);
         let groups = check(out_features, in_features, group_len, packed)?;
         scales.check_count("weight_scale", &[out_features, groups])?;
         if let Some(zeros) = zeros {
@@ -140,6 +141,7 @@ impl<'a> Mlx<'a> {
         scales: Floats<'a>,
         biases: Floats<'a>,
     ) -> Result<Mlx<'a>> {
+        let group_len = group_len.min(in_features);
         let groups = check(out_features, in_features, group_len, packed)?;
         check_multiple("columns of MLX", WORD, in_features)?;
         scales.check_count("scales", &[out_features, groups])?;

@@ -170,7 +170,9 @@ pub fn find(ty: Type) -> Result<&'static dyn Codec> {
         Type::Iq2Xxs | Type::Iq2Xs | Type::Iq2S | Type::Iq3Xxs | Type::Iq3S | Type::Iq1M | Type::Nvfp4 => {
             fail!(Unsupported, "{name} is not decoded; convert the model again, to q2_k, q3_k or q4_k")
         }
-        _ => fail!(Unsupported, "{name} does not store a matrix as rows of bytes"),
+        Type::Other => fail!(Unsupported, "elements of an unknown type are no weights"),
+        _ if ty.is_plain() => fail!(Unsupported, "{name} elements are no weights by themselves"),
+        _ => fail!(Unsupported, "{name} does not keep a row of weights together in one tensor"),
     })
 }
 

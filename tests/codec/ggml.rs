@@ -196,6 +196,8 @@ fn random_bytes_decode_and_short_ones_are_refused() {
             let weights = [vec![0.0; block - 1], vec![f32::NAN]].concat();
             assert!(codec.encode_row(&weights, &mut vec![0; codec.row_bytes(block)]).is_err());
         }
+        let short = codec.row_bytes(block) - 1;
+        assert!(codec.encode_row(&vec![0.0; block], &mut vec![0; short]).is_err(), "{name}");
     }
 }
 
@@ -219,6 +221,9 @@ fn what_is_not_decoded_says_why() {
     assert!(text(Type::Tl1).contains("tl1") && text(Type::Tl2).contains("i2_s or tq2_0"));
     for ty in [Type::Iq2Xxs, Type::Iq2Xs, Type::Iq2S, Type::Iq3Xxs, Type::Iq3S, Type::Iq1M, Type::Nvfp4] {
         assert!(text(ty).starts_with(ty.name()) && text(ty).contains("convert"));
+    }
+    for ty in [Type::I8, Type::U64, Type::Other, Type::Gptq, Type::I2S] {
+        assert_eq!(codec::find(ty).err().unwrap().status(), Status::Unsupported);
     }
 }
 

@@ -4,6 +4,7 @@ use bitlinear::codec::gptq::{Awq, Gptq, GptqVersion};
 use bitlinear::codec::int4_rows::{CompressedTensors, Mlx};
 use bitlinear::codec::{Floats, Matrix, cortex};
 use bitlinear::error::Status;
+use bitlinear::layout::{Coded, Layout, Scales};
 use bitlinear::types::Type;
 
 use crate::support::*;
@@ -254,4 +255,37 @@ fn wrong_sizes_and_groups_are_refused() {
     assert!(Floats::new(Type::F32, &bytes[..5]).is_err());
     assert!(Floats::new(Type::F32, &bytes[..4]).unwrap().get(1).is_nan());
     assert!(Floats::new(Type::F32, &bytes[..4]).unwrap().get(usize::MAX).is_nan());
+}
+
+#[test]
+fn a_group_longer_than_the_row_is_the_row() {
+    let bytes = [0x19u8; 512];
+    let scales = Floats::new(Type::F16, &bytes[..32]).unwrap();
+    let one_group = |matrix: &dyn Matrix| match matrix.layout() {
+        Layout::Coded(Coded { scales: Scales::Group { len, .. }, .. }) => {
+            dequantize(matrix);
+            len == 16
+        }
+        _ => false,
+    };
+    let (v2, long) = (GptqVersion::V2, usize::MAX);
+    assert!(one_group(&Gptq::new(v2, 16, 16, long, &bytes, &bytes, scales, None).unwrap()));
+    assert!(one_group(&Awq::new(16, 16, long, &bytes, &bytes, scales).unwrap()));
+    assert!(one_group(&CompressedTensors::new(16, 16, long, &bytes, scales, None, None).unwrap()));
+    assert!(one_group(&Mlx::new(16, 16, long, &bytes, scales, scales).unwrap()));
+    assert!(one_group(&cortex::Int4::new(16, 16, 40, &bytes, scales).unwrap()));
+}
+
+#[test]
+fn rows_are_read_by_several_threads() {
+    let mut random = Random::new(9);
+    let (packed, scales) = (random.bytes(64 * 32), random.bytes(64 * 4));
+    let scales = Floats::new(Type::F16, &scales).unwrap();
+    let matrix = CompressedTensors::new(64, 64, 32, &packed, scales, None, None).unwrap();
+    let want = dequantize(&matrix);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| assert_eq!(format!("{:?}", dequantize(&matrix)), format!("{want:?}")));
+        }
+    });
 }
