@@ -12,8 +12,25 @@ use crate::error::{Result, fail};
 use crate::layout::{Layout, Row};
 use crate::types::Type;
 
+pub mod bitnet_hf;
+mod bits;
+mod blocks;
+pub mod burn_dragon;
+pub mod cortex;
+mod ggml_k;
 mod ggml_legacy;
+mod ggml_tables;
+mod ggml_ternary;
+pub mod gptq;
+pub mod i2_s;
+pub mod int4_rows;
+mod iq1_s;
+mod iq1_s_grid;
 mod plain;
+pub mod ruvllm;
+mod stored;
+
+pub use stored::Floats;
 
 /// A storage format whose rows are contiguous bytes.
 pub trait Codec: Sync {
@@ -44,11 +61,19 @@ pub trait Matrix: Sync {
     fn in_features(&self) -> usize;
     /// Decodes row `index` into `row`, which was made for this layout and number of columns.
     fn read_row(&self, index: usize, row: &mut Row) -> Result<()>;
-    /// Which column of W stands at each column of the decoded rows, where that is not the same one
-    /// (GPTQ with act-order sorts columns by group); a permutation of `0..in_features`.
+    /// Where the stored format orders columns by group (GPTQ's `desc_act`): the column of x that each
+    /// column of a [`Row`] belongs to. A permutation of `0..in_features`; `None` is the identity.
     fn permutation(&self) -> Option<&[u32]> {
         None
     }
+}
+
+/// Refuses a row that a matrix does not have.
+fn check_index(index: usize, out_features: usize) -> Result<()> {
+    if index < out_features {
+        return Ok(());
+    }
+    Err(fail!(InvalidArgument, "row {index} of a matrix of {out_features} rows"))
 }
 
 /// A matrix of contiguous rows in one format.
@@ -69,6 +94,7 @@ impl<'a> Rows<'a> {
         in_features: usize,
         bytes: &'a [u8],
     ) -> Result<Rows<'a>> {
+        stored::check_shape(out_features, in_features)?;
         let layout = codec.layout(in_features)?;
         let row_bytes = codec.row_bytes(in_features);
         let need = row_bytes.checked_mul(out_features);
@@ -95,6 +121,7 @@ impl Matrix for Rows<'_> {
         self.in_features
     }
     fn read_row(&self, index: usize, row: &mut Row) -> Result<()> {
+        check_index(index, self.out_features)?;
         // In range: `new` checked `out_features * row_bytes` against the length.
         let bytes = &self.bytes[index * self.row_bytes..][..self.row_bytes];
         self.codec.decode_row(bytes, row).map_err(|e| e.within(format_args!("row {index}")))
@@ -102,16 +129,68 @@ impl Matrix for Rows<'_> {
 }
 
 /// Every codec; a new format adds its word here.
-static CODECS: &[&dyn Codec] =
-    &[&plain::F32, &plain::F16, &plain::BF16, &ggml_legacy::Q4_0, &ggml_legacy::Q4_1, &ggml_legacy::Q8_0];
+static CODECS: &[&dyn Codec] = &[
+    &plain::F32,
+    &plain::F16,
+    &plain::BF16,
+    &ggml_legacy::Q4_0,
+    &ggml_legacy::Q4_1,
+    &ggml_legacy::Q5_0,
+    &ggml_legacy::Q5_1,
+    &ggml_legacy::Q8_0,
+    &ggml_k::Q2_K,
+    &ggml_k::Q3_K,
+    &ggml_k::Q4_K,
+    &ggml_k::Q5_K,
+    &ggml_k::Q6_K,
+    &ggml_tables::IQ4_NL,
+    &ggml_tables::IQ4_XS,
+    &ggml_tables::MXFP4,
+    &ggml_ternary::TQ1_0,
+    &ggml_ternary::TQ2_0,
+    &ggml_ternary::Q1_0,
+    &ggml_ternary::Q2_0,
+    &ggml_ternary::Q2_0_LEGACY,
+    &ggml_ternary::PQ2_0,
+    &ggml_ternary::PTQ1_0,
+    &iq1_s::IQ1_S,
+];
 
 /// The codec of a format with contiguous rows.
 pub fn find(ty: Type) -> Result<&'static dyn Codec> {
-    CODECS
-        .iter()
-        .copied()
-        .find(|codec| codec.ty() == ty)
-        .ok_or_else(|| fail!(Unsupported, "no codec reads {} in this build", ty.name()))
+    if let Some(codec) = CODECS.iter().find(|codec| codec.ty() == ty) {
+        return Ok(*codec);
+    }
+    let name = ty.name();
+    Err(match ty {
+        Type::Tl1 | Type::Tl2 => fail!(
+            Unsupported,
+            "{name} depends on a tiling that its file does not hold; convert the model again, to i2_s or tq2_0"
+        ),
+        Type::Iq2Xxs | Type::Iq2Xs | Type::Iq2S | Type::Iq3Xxs | Type::Iq3S | Type::Iq1M | Type::Nvfp4 => {
+            fail!(Unsupported, "{name} is not decoded; convert the model again, to q2_k, q3_k or q4_k")
+        }
+        Type::Other => fail!(Unsupported, "elements of an unknown type are no weights"),
+        _ if ty.is_plain() => fail!(Unsupported, "{name} elements are no weights by themselves"),
+        _ => fail!(Unsupported, "{name} does not keep a row of weights together in one tensor"),
+    })
+}
+
+/// The matrix that one tensor holds by itself: any format of GGUF, and plain floats. Formats of several
+/// tensors have constructors of their own in the modules of this one.
+pub fn open<'a>(
+    ty: Type,
+    out_features: usize,
+    in_features: usize,
+    bytes: &'a [u8],
+) -> Result<Box<dyn Matrix + 'a>> {
+    Ok(match ty {
+        Type::I2S | Type::I2SArm | Type::I2SRows => {
+            Box::new(i2_s::I2S::new(ty, out_features, in_features, bytes)?)
+        }
+        Type::T158 => Box::new(ruvllm::Ternary::t158(out_features, in_features, bytes)?),
+        _ => Box::new(Rows::new(find(ty)?, out_features, in_features, bytes)?),
+    })
 }
 
 /// All codecs with contiguous rows, for tests and tables.

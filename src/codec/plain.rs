@@ -6,6 +6,7 @@
 use half::{bf16, f16};
 
 use super::Codec;
+use super::stored::check_len;
 use crate::error::Result;
 use crate::layout::{Float, Layout, Row};
 use crate::types::Type;
@@ -30,7 +31,7 @@ impl Codec for Plain {
     }
 
     fn row_bytes(&self, in_features: usize) -> usize {
-        in_features * self.float.bytes()
+        in_features.saturating_mul(self.float.bytes())
     }
 
     fn decode_row(&self, bytes: &[u8], row: &mut Row) -> Result<()> {
@@ -55,6 +56,7 @@ impl Codec for Plain {
     }
 
     fn encode_row(&self, weights: &[f32], bytes: &mut [u8]) -> Result<()> {
+        check_len("bytes of a row", &[weights.len(), self.float.bytes()], bytes.len())?;
         match self.float {
             Float::F32 => {
                 for (w, b) in weights.iter().zip(bytes.as_chunks_mut().0) {

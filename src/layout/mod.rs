@@ -109,7 +109,8 @@ pub enum ScaleType {
     F16,
     /// bfloat16.
     Bf16,
-    /// A power of two: the exponent byte of an f32.
+    /// A power of two: byte `e` stands for `2^(e - 128)`, MXFP4's scale halved because its values
+    /// are doubled. See [`ScaleType::power`].
     E8m0,
 }
 
@@ -132,6 +133,19 @@ impl ScaleType {
             ScaleType::E8m0 => 1,
         }
     }
+
+    /// The scale that an E8M0 byte stands for: `2^(e - 128)`, exact; subnormal for 0 and 1.
+    pub const fn power(e: u8) -> f32 {
+        f32::from_bits(if e < 2 { 0x0020_0000 << e } else { (e as u32 - 1) << 23 })
+    }
+
+    /// The byte of an E8M0 scale: the inverse of [`ScaleType::power`].
+    pub const fn power_byte(scale: f32) -> u8 {
+        match scale.to_bits() >> 23 {
+            0 => (scale.to_bits() >> 22) as u8,
+            exponent => exponent as u8 + 1,
+        }
+    }
 }
 
 impl Layout {
@@ -141,6 +155,22 @@ impl Layout {
             bits,
             values: Values::Offset(zero),
             scales: Scales::Group { len, offset },
+            scale_type: ScaleType::F16,
+            bases: 1,
+        })
+    }
+
+    /// The layout of integer codes with one f32 scale for each row.
+    pub const fn rows(bits: u8, values: Values) -> Layout {
+        Layout::Coded(Coded { bits, values, scales: Scales::Row, scale_type: ScaleType::F32, bases: 1 })
+    }
+
+    /// The two-level layout with f16 scales of the K-quants.
+    pub const fn two_level(bits: u8, zero: u8, len: usize, minimum: bool) -> Layout {
+        Layout::Coded(Coded {
+            bits,
+            values: Values::Offset(zero),
+            scales: Scales::TwoLevel { len, minimum },
             scale_type: ScaleType::F16,
             bases: 1,
         })

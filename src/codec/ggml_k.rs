@@ -1,0 +1,155 @@
+//! ggml's K-quants: super-blocks of 256 with integer scales (and minima) for 16 or 32 columns.
+//!
+//! ```text
+//! Q2_K,  84 bytes   scales[16] | qs[64] | d f16 | dmin f16               groups of 16, minima
+//! Q3_K, 110 bytes   hmask[32] | qs[64] | scales[12] | d f16              groups of 16
+//! Q4_K, 144 bytes   d f16 | dmin f16 | scales[12] | qs[128]              groups of 32, minima
+//! Q5_K, 176 bytes   d f16 | dmin f16 | scales[12] | qh[32] | qs[128]     groups of 32, minima
+//! Q6_K, 210 bytes   ql[128] | qh[64] | scales i8[16] | d f16             groups of 16
+//!
+//! w = (d sc) q - (dmin mn)
+//!
+//! two bits, element e (h = e / 128, r = e % 128):  qs[32 h + r % 32], bits 2 (r / 32)
+//! nibbles of Q4_K and Q5_K (c = e / 64):           qs[32 c + e % 32], low where e % 64 < 32
+//! nibbles of Q6_K (t = r / 32):                    ql[64 h + 32 (t & 1) + r % 32], low where t < 2
+//! single high bits of Q3_K and Q5_K:               byte e % 32, bit e / 32
+//! ```
+//! Source: ggml `ggml-quants.c` (commit d99724f2), `dequantize_row_q*_K`. Every bit pattern is legal.
+//! Their quantisers are searches, not a fixed rule; writing these formats belongs to `quantize`.
+
+use super::bits::unpack_shifted;
+use super::blocks::{Blocks, half_at, super_blocks, super_blocks_with_minima};
+use crate::layout::{Layout, SUPER_BLOCK};
+use crate::types::Type;
+
+pub(super) static Q2_K: Blocks = Blocks {
+    ty: Type::Q2K,
+    layout: Layout::two_level(2, 0, 16, true),
+    decode: |bytes, row| {
+        for (block, minimum, sub_minimums) in super_blocks_with_minima::<84, 16>(bytes, row) {
+            *block.scale = half_at(block.bytes, 80);
+            *minimum = half_at(block.bytes, 82);
+            for (j, byte) in block.bytes[..16].iter().enumerate() {
+                block.sub_scales[j] = (byte & 15) as i8;
+                sub_minimums[j] = (byte >> 4) as i8;
+            }
+            unpack_two_bits(&block.bytes[16..80], block.codes);
+        }
+    },
+    encode: None,
+};
+
+pub(super) static Q3_K: Blocks = Blocks {
+    ty: Type::Q3K,
+    layout: Layout::two_level(3, 4, 16, false),
+    decode: |bytes, row| {
+        let (codes, scales) = (&mut row.codes, &mut row.scales);
+        for block in super_blocks::<110, 16>(bytes, codes, scales, &mut row.sub_scales) {
+            *block.scale = half_at(block.bytes, 108);
+            let scales = &block.bytes[96..108];
+            for (k, sub) in block.sub_scales.iter_mut().enumerate() {
+                let low = scales[k % 8] >> (4 * (k / 8)) & 15;
+                let high = scales[8 + k % 4] >> (2 * (k / 4)) & 3;
+                *sub = (low | high << 4) as i8 - 32;
+            }
+            unpack_two_bits(&block.bytes[32..96], block.codes);
+            // A set bit is 4 more, a clear one -4 in q = code - 4: the third bit of the code.
+            add_high_bits(&block.bytes[..32], 2, block.codes);
+        }
+    },
+    encode: None,
+};
+
+pub(super) static Q4_K: Blocks = Blocks {
+    ty: Type::Q4K,
+    layout: Layout::two_level(4, 0, 32, true),
+    decode: |bytes, row| {
+        for (block, minimum, sub_minimums) in super_blocks_with_minima::<144, 8>(bytes, row) {
+            *block.scale = half_at(block.bytes, 0);
+            *minimum = half_at(block.bytes, 2);
+            unpack_six_bits(&block.bytes[4..16], block.sub_scales, sub_minimums);
+            unpack_nibble_runs(&block.bytes[16..], block.codes);
+        }
+    },
+    encode: None,
+};
+
+pub(super) static Q5_K: Blocks = Blocks {
+    ty: Type::Q5K,
+    layout: Layout::two_level(5, 0, 32, true),
+    decode: |bytes, row| {
+        for (block, minimum, sub_minimums) in super_blocks_with_minima::<176, 8>(bytes, row) {
+            *block.scale = half_at(block.bytes, 0);
+            *minimum = half_at(block.bytes, 2);
+            unpack_six_bits(&block.bytes[4..16], block.sub_scales, sub_minimums);
+            unpack_nibble_runs(&block.bytes[48..], block.codes);
+            add_high_bits(&block.bytes[16..48], 4, block.codes);
+        }
+    },
+    encode: None,
+};
+
+pub(super) static Q6_K: Blocks = Blocks {
+    ty: Type::Q6K,
+    layout: Layout::two_level(6, 32, 16, false),
+    decode: |bytes, row| {
+        let (codes, scales) = (&mut row.codes, &mut row.scales);
+        for block in super_blocks::<210, 16>(bytes, codes, scales, &mut row.sub_scales) {
+            *block.scale = half_at(block.bytes, 208);
+            *block.sub_scales = std::array::from_fn(|j| block.bytes[192 + j] as i8);
+            // The high pairs lie as the low ones of Q2_K do; the nibbles come in below them.
+            unpack_two_bits(&block.bytes[128..192], block.codes);
+            let halves = block.codes.as_chunks_mut::<128>().0;
+            for (codes, ql) in halves.iter_mut().zip(block.bytes[..128].as_chunks::<64>().0) {
+                let (low, high) = codes.split_at_mut(64);
+                for ((q, l), h) in ql.iter().zip(low).zip(high) {
+                    *l = *l << 4 | q & 15;
+                    *h = *h << 4 | q >> 4;
+                }
+            }
+        }
+    },
+    encode: None,
+};
+
+/// 64 bytes of two-bit codes: two halves of 32 bytes, four runs of 32 columns each.
+fn unpack_two_bits(qs: &[u8], codes: &mut [u8; SUPER_BLOCK]) {
+    let halves = codes.as_chunks_mut::<128>().0;
+    for (codes, qs) in halves.iter_mut().zip(qs.as_chunks::<32>().0) {
+        for (t, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            unpack_shifted(qs, 2 * t as u32, codes);
+        }
+    }
+}
+
+/// 128 bytes of nibbles: 32 bytes hold 32 columns in their low and the next 32 in their high halves.
+fn unpack_nibble_runs(qs: &[u8], codes: &mut [u8; SUPER_BLOCK]) {
+    for (codes, qs) in codes.as_chunks_mut::<64>().0.iter_mut().zip(qs.as_chunks::<32>().0) {
+        let (low, high) = codes.split_at_mut(32);
+        for ((q, l), h) in qs.iter().zip(low).zip(high) {
+            *l = q & 15;
+            *h = q >> 4;
+        }
+    }
+}
+
+/// Adds bit `e / 32` of byte `e % 32` to the code of element `e` as its bit `at`.
+fn add_high_bits(bits: &[u8], at: u32, codes: &mut [u8; SUPER_BLOCK]) {
+    for (run, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        for (code, byte) in codes.iter_mut().zip(bits) {
+            *code |= (byte >> run & 1) << at;
+        }
+    }
+}
+
+/// The 12 bytes that hold eight 6-bit scales and eight 6-bit minima: the first four of each lie in
+/// the low six bits of bytes 0..4 and 4..8, the others in nibbles of bytes 8..12 with their two high
+/// bits on top of the first.
+fn unpack_six_bits(s: &[u8], scales: &mut [i8; 8], minima: &mut [i8; 8]) {
+    for k in 0..4 {
+        scales[k] = (s[k] & 63) as i8;
+        minima[k] = (s[k + 4] & 63) as i8;
+        scales[k + 4] = (s[k + 8] & 15 | s[k] >> 6 << 4) as i8;
+        minima[k + 4] = (s[k + 8] >> 4 | s[k + 4] >> 6 << 4) as i8;
+    }
+}

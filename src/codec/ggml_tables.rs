@@ -1,0 +1,80 @@
+//! 4-bit codes that go through a table of 16 integers: ggml's IQ4_NL, IQ4_XS and MXFP4.
+//!
+//! ```text
+//! IQ4_NL,  18 bytes for 32    d f16 | qs[16]                                    w = d t(q)
+//! IQ4_XS, 136 bytes for 256   d f16 | scales_h u16 | scales_l[4] | qs[128]      w = (d sc) t(q)
+//! MXFP4,   17 bytes for 32    e u8 | qs[16]                                     w = 2^(e-128) t(q)
+//!
+//! nibbles, in each 16 bytes: low = elements 0..16, high = elements 16..32
+//! sc of group g: low 4 bits: scales_l[g / 2], nibble g % 2; high 2 bits: scales_h, bits 2 g; minus 32
+//! ```
+//! MXFP4's values are those of E2M1 doubled, so that they are integers, and its scale is halved for
+//! it; the halves of the two smallest powers of two are subnormal and exact.
+//!
+//! Source: ggml `ggml-quants.c` and `ggml-common.h` (commit d99724f2), checked against
+//! `gguf.quants` 0.19. Every bit pattern is legal (ggml reads the exponent byte 255, a NaN in OCP's
+//! text, as 2^127).
+
+use super::bits::unpack_nibbles;
+use super::blocks::{Blocks, half_at, super_blocks};
+use crate::layout::{Coded, Layout, Offset, ScaleType, Scales, Values};
+use crate::types::Type;
+
+/// The values of IQ4_NL and IQ4_XS.
+static NON_LINEAR: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// Twice the values of E2M1: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives.
+static E2M1_DOUBLED: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+const fn layout(table: &'static [i8; 16], scales: Scales, scale_type: ScaleType) -> Layout {
+    Layout::Coded(Coded { bits: 4, values: Values::Table(table), scales, scale_type, bases: 1 })
+}
+
+const GROUPS: Scales = Scales::Group { len: 32, offset: Offset::None };
+
+pub(super) static IQ4_NL: Blocks = Blocks {
+    ty: Type::Iq4Nl,
+    layout: layout(&NON_LINEAR, GROUPS, ScaleType::F16),
+    decode: |bytes, row| {
+        let places = row.codes.as_chunks_mut().0.iter_mut().zip(&mut row.scales);
+        for (block, (codes, scale)) in bytes.as_chunks::<18>().0.iter().zip(places) {
+            *scale = half_at(block, 0);
+            unpack_nibbles(block.last_chunk().unwrap_or(&[0; 16]), codes);
+        }
+    },
+    encode: None,
+};
+
+pub(super) static IQ4_XS: Blocks = Blocks {
+    ty: Type::Iq4Xs,
+    layout: layout(&NON_LINEAR, Scales::TwoLevel { len: 32, minimum: false }, ScaleType::F16),
+    decode: |bytes, row| {
+        let (codes, scales) = (&mut row.codes, &mut row.scales);
+        for block in super_blocks::<136, 8>(bytes, codes, scales, &mut row.sub_scales) {
+            *block.scale = half_at(block.bytes, 0);
+            let high = u16::from_le_bytes([block.bytes[2], block.bytes[3]]);
+            for (g, sub) in block.sub_scales.iter_mut().enumerate() {
+                let low = block.bytes[4 + g / 2] >> (4 * (g % 2)) & 15;
+                *sub = (low as i8 | ((high >> (2 * g) & 3) as i8) << 4) - 32;
+            }
+            let groups = block.codes.as_chunks_mut().0.iter_mut();
+            for (qs, codes) in block.bytes[8..].as_chunks().0.iter().zip(groups) {
+                unpack_nibbles(qs, codes);
+            }
+        }
+    },
+    encode: None,
+};
+
+pub(super) static MXFP4: Blocks = Blocks {
+    ty: Type::Mxfp4,
+    layout: layout(&E2M1_DOUBLED, GROUPS, ScaleType::E8m0),
+    decode: |bytes, row| {
+        let places = row.codes.as_chunks_mut().0.iter_mut().zip(&mut row.scales);
+        for (block, (codes, scale)) in bytes.as_chunks::<17>().0.iter().zip(places) {
+            *scale = ScaleType::power(block[0]);
+            unpack_nibbles(block.last_chunk().unwrap_or(&[0; 16]), codes);
+        }
+    },
+    encode: None,
+};
