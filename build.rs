@@ -1,10 +1,14 @@
-//! Link settings of the shared library; the rlib and the staticlib do not see them.
+//! Link settings of the shared library (the rlib and the staticlib do not see them), and what
+//! `bl_build_info` says.
+
+use std::process::Command;
 
 /// The number in the SONAME. Raised only when the ABI check says that old programs break.
 const ABI: &str = "0";
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    build_info();
     let arg = |text: &str| println!("cargo::rustc-cdylib-link-arg={text}");
     match std::env::var("CARGO_CFG_TARGET_OS").unwrap_or_default().as_str() {
         "linux" | "android" => {
@@ -28,4 +32,19 @@ fn main() {
         }
         _ => {}
     }
+}
+
+fn build_info() {
+    let first_line = |program: &str, arguments: &[&str]| {
+        let output = Command::new(program).args(arguments).output().ok().filter(|o| o.status.success())?;
+        Some(String::from_utf8_lossy(&output.stdout).lines().next()?.to_owned())
+    };
+    // A released crate has no repository, and then no commit.
+    let commit = first_line("git", &["rev-parse", "--short=12", "HEAD"]);
+    println!("cargo::rerun-if-changed=.git/HEAD");
+    println!("cargo::rustc-env=BITLINEAR_COMMIT={}", commit.as_deref().unwrap_or("no commit"));
+    let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into());
+    let rustc = first_line(&rustc, &["--version"]);
+    println!("cargo::rustc-env=BITLINEAR_RUSTC={}", rustc.as_deref().unwrap_or("rustc"));
+    println!("cargo::rustc-env=BITLINEAR_TARGET={}", std::env::var("TARGET").unwrap_or_default());
 }

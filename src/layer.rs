@@ -106,7 +106,7 @@ struct Plan {
 
 impl std::fmt::Debug for Kernel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name)
+        f.write_str(self.name())
     }
 }
 
@@ -114,7 +114,7 @@ impl std::fmt::Debug for Kernel {
 #[derive(Clone, Copy, Debug)]
 pub struct PlanInfo {
     /// The kernel that will run.
-    pub kernel: &'static str,
+    pub kernel: &'static Kernel,
     /// Bytes of workspace, to be aligned to [`ALIGNMENT`].
     pub workspace: usize,
     /// Bytes of weights and scales that one call reads.
@@ -175,6 +175,15 @@ impl Linear {
         &self.packed
     }
 
+    /// How x is taken, resolved: never `Auto`.
+    pub fn activation(&self) -> Activation {
+        match self.rule {
+            None => Activation::F32,
+            Some(Rule { segment: Segment::Row, .. }) => Activation::Int8Row,
+            Some(Rule { segment: Segment::Record, .. }) => Activation::Int8Group,
+        }
+    }
+
     /// Bytes that the layer owns.
     pub fn bytes(&self) -> usize {
         self.packed.bytes() + self.bias.as_ref().map_or(0, |b| b.len() * 4)
@@ -185,7 +194,7 @@ impl Linear {
         let plan = self.lay_out(m, executor.width());
         let blocks = m.div_ceil(plan.rows.max(1)).max(1) as u64;
         PlanInfo {
-            kernel: plan.kernel.name,
+            kernel: plan.kernel,
             workspace: plan.bytes,
             bytes_read: self.bytes() as u64 * blocks,
             operations: 2 * m as u64 * self.in_features() as u64 * self.out_features() as u64,

@@ -28,3 +28,6 @@ pub mod kernel;
 
 pub mod layer;
 pub mod matrix;
+pub mod model;
+
+pub mod capi;

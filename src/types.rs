@@ -1,12 +1,14 @@
 //! The element and storage formats of matrices, as the C header's `bl_type` numbers them.
 
+use std::ffi::CStr;
+
 /// One row of the table behind `bl_type_describe`.
 #[derive(Clone, Copy, Debug)]
 pub struct TypeInfo {
     /// The format.
     pub ty: Type,
-    /// The name its users know.
-    pub name: &'static str,
+    /// The name its users know, with the NUL that C wants.
+    name: &'static str,
     /// Weights in a block (1 where there are no blocks; the tensor is the block where it is 0).
     pub block: u32,
     /// Bytes of a block; 0 where the bytes of a matrix are no multiple of a block's.
@@ -23,7 +25,7 @@ macro_rules! types {
 
         /// All types, in the order of their numbers.
         pub const TYPES: &[TypeInfo] = &[
-            $(TypeInfo { ty: Type::$variant, name: $name, block: $block, block_bytes: $bytes },)*
+            $(TypeInfo { ty: Type::$variant, name: concat!($name, "\0"), block: $block, block_bytes: $bytes },)*
         ];
     };
 }
@@ -153,6 +155,18 @@ types! {
     Ptq1_0 = 243, "ptq1_0", 128, 28;
 }
 
+impl TypeInfo {
+    /// The name its users know.
+    pub fn name(&self) -> &'static str {
+        &self.name[..self.name.len() - 1]
+    }
+
+    /// The same for C.
+    pub fn c_name(&self) -> &'static CStr {
+        CStr::from_bytes_until_nul(self.name.as_bytes()).unwrap_or(c"")
+    }
+}
+
 impl Type {
     /// The type of that number, if there is one.
     pub fn from_number(number: u32) -> Option<Type> {
@@ -167,7 +181,7 @@ impl Type {
 
     /// The name its users know.
     pub fn name(self) -> &'static str {
-        self.info().name
+        self.info().name()
     }
 
     /// Whether it is a plain element type (no blocks, no scales).

@@ -209,7 +209,7 @@ fn compare(shapes: &[(usize, usize, usize)], every: usize) {
                 let want = forward(&oracle, m, &x);
                 for &isa in Isa::ALL.iter().filter(|isa| isa.detected()) {
                     let layer = Linear::new(&weights, &options, isa, &mut |_| {}).unwrap();
-                    let kernel = layer.plan(m, &Executor::Serial).kernel;
+                    let kernel = layer.plan(m, &Executor::Serial).kernel.name();
                     *seen.entry(kernel.to_string()).or_default() += 1;
                     let got = forward(&layer, m, &x);
                     let at = got.iter().zip(&want).position(|(a, b)| a != b);

@@ -11,6 +11,8 @@
 //! table) and the scale scheme: `r` row, `g` group, `gm` group with minimum, `gz` group with zero
 //! point, `k` two-level, `km` two-level with minima; dense layouts are `f32`, `f16`, `bf16`.
 
+use std::ffi::CStr;
+
 use crate::activation::{Activations, Kind, RowCodes, Rule, Shape};
 use crate::cpu::Isa;
 use crate::error::Result;
@@ -23,8 +25,8 @@ pub mod x86_64;
 
 /// One kernel.
 pub struct Kernel {
-    /// `<layout>_<activation>_<isa>_<mr>x<nr>`.
-    pub name: &'static str,
+    /// `<layout>_<activation>_<isa>_<mr>x<nr>`, with the NUL that C wants.
+    name: &'static str,
     /// The instruction set it needs.
     pub isa: Isa,
     /// The layouts it reads.
@@ -37,6 +39,18 @@ pub struct Kernel {
     pub scratch: fn(&Packed, usize) -> usize,
     /// Computes one tile for a batch of rows.
     pub run: unsafe fn(&mut Job<'_>) -> Result<()>,
+}
+
+impl Kernel {
+    /// `<layout>_<activation>_<isa>_<mr>x<nr>`.
+    pub fn name(&self) -> &'static str {
+        &self.name[..self.name.len() - 1]
+    }
+
+    /// The same for C.
+    pub fn c_name(&self) -> &'static CStr {
+        CStr::from_bytes_until_nul(self.name.as_bytes()).unwrap_or(c"")
+    }
 }
 
 /// What a kernel is chosen by: the parts of a layout that its code depends on.
@@ -173,7 +187,7 @@ pub fn select(layout: &Layout, in_features: usize, activation: Kind, isa: Isa) -
 
 /// Runs a kernel. The only call of a kernel in the crate.
 pub fn run(kernel: &Kernel, job: &mut Job<'_>) -> Result<()> {
-    assert!(kernel.isa.detected(), "{} is not for this CPU", kernel.name);
+    assert!(kernel.isa.detected(), "{} is not for this CPU", kernel.name());
     assert!(kernel.layout == LayoutKey::Any || kernel.layout == LayoutKey::of(job.packed.layout()));
     assert!(job.scratch.len() >= (kernel.scratch)(job.packed, job.rows));
     let geometry = job.packed.geometry();

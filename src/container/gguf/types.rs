@@ -72,7 +72,7 @@ pub(super) fn settle(infos: &[Info], facts: &Facts, texts: &Texts) -> Result<Vec
     let mut tensors = Vec::new();
     reserve(&mut tensors, infos.len(), "tensors")?;
     tensors.extend(infos.iter().map(|info| Tensor {
-        name: info.name,
+        name: info.name(),
         ty: Type::F32,
         dims: info.dims,
         shape: info.shape,
@@ -91,7 +91,7 @@ pub(super) fn settle(infos: &[Info], facts: &Facts, texts: &Texts) -> Result<Vec
         let info = &infos[index as usize];
         let next = order.get(position + 1).map(|&next| &infos[next as usize]);
         file.settle_one(info, next, &mut tensors[index as usize], texts)
-            .map_err(|e| e.within(format_args!("GGUF tensor {}", Quoted(texts.get(info.name)))))?;
+            .map_err(|e| e.within(format_args!("GGUF tensor {}", Quoted(texts.get(info.name())))))?;
     }
     Ok(tensors)
 }
@@ -299,14 +299,14 @@ fn bytes_of(ty: Type, shape: &Shape) -> Result<u64> {
                 return Err(fail!(
                     BadFile,
                     "{}: a multiple of 4 weights expected, found {}",
-                    info.name,
+                    info.name(),
                     shape.elements
                 ));
             }
             shape.elements / 4 + 32 // codes, then the scale and its padding
         }
         Type::Tl2 => tl2_bytes(shape)
-            .ok_or_else(|| fail!(BadFile, "{}: {} columns have no size", info.name, shape.columns))?,
+            .ok_or_else(|| fail!(BadFile, "{}: {} columns have no size", info.name(), shape.columns))?,
         // Flat blocks that run across rows; the last one is full in the file.
         Type::T158 => shape
             .elements
@@ -315,7 +315,7 @@ fn bytes_of(ty: Type, shape: &Shape) -> Result<u64> {
             .ok_or_else(|| fail!(BadFile, "{} elements overflow", shape.elements))?,
         _ => shape
             .blocks(info.block as u64, info.block_bytes as u64)
-            .map_err(|e| e.within(format_args!("{}", info.name)))?,
+            .map_err(|e| e.within(format_args!("{}", info.name())))?,
     };
     Ok(bytes)
 }

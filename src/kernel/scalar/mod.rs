@@ -15,7 +15,7 @@ use crate::memory::filled;
 
 static ALL: [Kernel; 2] = [
     Kernel {
-        name: "any_f32_scalar_1x64",
+        name: "any_f32_scalar_1x64\0",
         isa: Isa::Scalar,
         layout: LayoutKey::Any,
         activation: Kind::Float,
@@ -24,7 +24,7 @@ static ALL: [Kernel; 2] = [
         run: |job| run(job),
     },
     Kernel {
-        name: "any_i8_scalar_1x64",
+        name: "any_i8_scalar_1x64\0",
         isa: Isa::Scalar,
         layout: LayoutKey::Any,
         activation: Kind::Integer,

@@ -27,7 +27,7 @@ macro_rules! coded {
     (@ $bits:literal, $table:literal, $w:literal, $s:literal, $scheme:expr, $variant:ident, $mr:expr) => {
         [
             Kernel {
-                name: concat!($w, $s, "_i8_avx512vnni_1x64"),
+                name: concat!($w, $s, "_i8_avx512vnni_1x64\0"),
                 isa: Isa::Avx512Vnni,
                 layout: LayoutKey::Coded { bits: $bits, table: $table, scheme: Scheme::$variant },
                 activation: Kind::Integer,
@@ -39,7 +39,7 @@ macro_rules! coded {
                 },
             },
             Kernel {
-                name: concat!($w, $s, "_i8_avx512vnni_mx32"),
+                name: concat!($w, $s, "_i8_avx512vnni_mx32\0"),
                 isa: Isa::Avx512Vnni,
                 layout: LayoutKey::Coded { bits: $bits, table: $table, scheme: Scheme::$variant },
                 activation: Kind::Integer,
@@ -51,7 +51,7 @@ macro_rules! coded {
                 },
             },
             Kernel {
-                name: concat!($w, $s, "_f32_avx512vnni_mx32"),
+                name: concat!($w, $s, "_f32_avx512vnni_mx32\0"),
                 isa: Isa::Avx512Vnni,
                 layout: LayoutKey::Coded { bits: $bits, table: $table, scheme: Scheme::$variant },
                 activation: Kind::Float,
@@ -69,7 +69,7 @@ macro_rules! coded {
 macro_rules! dense {
     ($float:ident, $name:literal) => {
         Kernel {
-            name: concat!($name, "_f32_avx512vnni_mx32"),
+            name: concat!($name, "_f32_avx512vnni_mx32\0"),
             isa: Isa::Avx512Vnni,
             layout: LayoutKey::Dense(Float::$float),
             activation: Kind::Float,

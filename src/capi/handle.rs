@@ -1,0 +1,132 @@
+//! Handles: what `bl_context *`, `bl_model *` and `bl_layer *` point to.
+//!
+//! A handle points to a *shell* of a tag and a body. Shells are recycled among themselves and never
+//! given back to the allocator, so that a stale handle, a second free and a handle of another kind are
+//! told by the tag without touching freed memory. A freed shell rests behind 256 others before it is
+//! used again; what cannot be told is a stale handle whose shell has been reused since, and a free that
+//! races with a call.
+//! cbindgen:ignore
+
+use std::collections::VecDeque;
+use std::ffi::c_void;
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::error::{Result, fail};
+
+struct Shell {
+    tag: AtomicU32,
+    body: AtomicPtr<()>,
+}
+
+const FREE: u32 = 0;
+/// Freed shells held back before the oldest is used again.
+const REST: usize = 256;
+
+/// Addresses of freed shells, oldest first. Its capacity always has room for every shell there is, so
+/// that freeing never allocates.
+static RESTING: Mutex<VecDeque<usize>> = Mutex::new(VecDeque::new());
+static SHELLS: AtomicUsize = AtomicUsize::new(0);
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+
+/// A type that handles can hold.
+pub trait Kind: Send + Sync + Sized + 'static {
+    /// Tells the kinds apart in a shell; not 0.
+    const TAG: u32;
+    /// For messages.
+    const NAME: &'static str;
+}
+
+/// How many handles are alive in this process.
+pub fn live() -> usize {
+    LIVE.load(Ordering::Relaxed)
+}
+
+/// Makes a handle that owns one count of `body`.
+pub fn make<H, T: Kind>(body: Arc<T>) -> Result<*mut H> {
+    let mut resting = RESTING.lock().unwrap_or_else(|e| e.into_inner());
+    let shell: *const Shell = match resting.len() {
+        n if n > REST => resting.pop_front().map_or(std::ptr::null(), |at| std::ptr::with_exposed_provenance(at)),
+        _ => {
+            let shells = SHELLS.load(Ordering::Relaxed) + 1;
+            let room = shells.saturating_sub(resting.len());
+            resting.try_reserve(room).map_err(|_| fail!(OutOfMemory, "a handle"))?;
+            let layout = std::alloc::Layout::new::<Shell>();
+            // SAFETY: `Shell` is not zero-sized; the result is checked below.
+            let place = unsafe { std::alloc::alloc(layout) }.cast::<Shell>();
+            if place.is_null() {
+                return Err(fail!(OutOfMemory, "a handle"));
+            }
+            // SAFETY: a fresh allocation of `Shell`'s layout.
+            unsafe {
+                place.write(Shell {
+                    tag: AtomicU32::new(FREE),
+                    body: AtomicPtr::new(std::ptr::null_mut()),
+                })
+            };
+            SHELLS.store(shells, Ordering::Relaxed);
+            place
+        }
+    };
+    drop(resting);
+    // SAFETY: shells are never freed; one that was resting or is new is nobody else's.
+    let found = unsafe { &*shell };
+    found.body.store(Arc::into_raw(body) as *mut (), Ordering::Relaxed);
+    found.tag.store(T::TAG, Ordering::Release);
+    LIVE.fetch_add(1, Ordering::Relaxed);
+    Ok(shell as *mut H)
+}
+
+/// The body of a handle from C, for the time of one call.
+///
+/// # Safety
+/// `handle` is NULL or was made by [`make`], freed since or not; it is not freed during the call.
+pub unsafe fn get<'a, H, T: Kind>(handle: *const H) -> Result<&'a T> {
+    if handle.is_null() {
+        return Err(fail!(InvalidHandle, "the {} is NULL", T::NAME));
+    }
+    if !handle.cast::<Shell>().is_aligned() {
+        return Err(fail!(InvalidHandle, "{handle:p} is no {}", T::NAME));
+    }
+    // SAFETY: shells are never freed (caller's contract: it is one), so it can always be read.
+    let shell = unsafe { &*handle.cast::<Shell>() };
+    match shell.tag.load(Ordering::Acquire) {
+        // SAFETY: the tag says that the body is a `T` that the shell owns a count of.
+        tag if tag == T::TAG => Ok(unsafe { &*shell.body.load(Ordering::Relaxed).cast::<T>() }),
+        FREE => Err(fail!(InvalidHandle, "the {} {handle:p} was freed", T::NAME)),
+        _ => Err(fail!(InvalidHandle, "{handle:p} is a handle, but of no {}", T::NAME)),
+    }
+}
+
+/// Another count of a handle's body, to keep it alive.
+///
+/// # Safety
+/// As [`get`].
+pub unsafe fn share<H, T: Kind>(handle: *const H) -> Result<Arc<T>> {
+    // SAFETY: the caller's contract; `get` proves that the body is an `Arc`'s.
+    unsafe {
+        let body: &T = get(handle)?;
+        Arc::increment_strong_count(body);
+        Ok(Arc::from_raw(body))
+    }
+}
+
+/// Takes a handle back and calls `release(tag, body)` once. NULL and stale handles do nothing.
+///
+/// # Safety
+/// As [`get`]; `release` drops the count of the body.
+pub unsafe fn free(handle: *mut c_void, release: impl FnOnce(u32, *const ())) {
+    if handle.is_null() || !handle.cast::<Shell>().is_aligned() {
+        return;
+    }
+    // SAFETY: shells are never freed.
+    let shell = unsafe { &*handle.cast::<Shell>() };
+    let tag = shell.tag.swap(FREE, Ordering::AcqRel);
+    if tag == FREE {
+        return;
+    }
+    release(tag, shell.body.swap(std::ptr::null_mut(), Ordering::Relaxed));
+    LIVE.fetch_sub(1, Ordering::Relaxed);
+    // Room was reserved when the shell was made.
+    RESTING.lock().unwrap_or_else(|e| e.into_inner()).push_back(handle.expose_provenance());
+}

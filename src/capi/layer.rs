@@ -1,0 +1,203 @@
+//! Layers.
+
+use std::ffi::{c_char, c_void};
+use std::sync::Arc;
+
+use super::boundary::guard;
+use super::context::{Context, out_handle};
+use super::handle::{self, Kind};
+use super::model::{Model, string};
+use super::options;
+use super::types::*;
+use crate::error::{Result, fail};
+use crate::layer::{Activation, Linear, Options};
+use crate::layout::Float;
+use crate::matrix::MatrixMut;
+use crate::memory::filled;
+use crate::types::Type;
+
+/// The body of a `bl_layer`.
+pub struct Layer {
+    /// The context that calls run in.
+    pub context: Arc<Context>,
+    /// The layer.
+    pub linear: Linear,
+    /// The format its weights were stored in.
+    pub ty: Type,
+}
+
+impl Kind for Layer {
+    const TAG: u32 = 0x424c_6c61;
+    const NAME: &'static str = "layer";
+}
+
+/// A float type of a caller's matrix.
+pub fn float_type(ty: TypeArg, what: &str) -> Result<Float> {
+    match ty.known()? {
+        Type::F32 => Ok(Float::F32),
+        Type::F16 => Ok(Float::F16),
+        Type::Bf16 => Ok(Float::Bf16),
+        other => Err(fail!(Unsupported, "{what} of type {}: f32, f16 or bf16", other.name())),
+    }
+}
+
+/// The row stride of a caller's matrix in bytes: 0 says that rows touch.
+pub fn row_stride(stride: i64, columns: usize, float: Float, what: &str) -> Result<usize> {
+    let touching = columns * float.bytes();
+    match usize::try_from(stride) {
+        Ok(0) => Ok(touching),
+        Ok(stride) if stride >= touching => Ok(stride),
+        _ => Err(fail!(
+            InvalidArgument,
+            "row stride of {what} is {stride} bytes, but a row has {touching} (0 says that rows touch)"
+        )),
+    }
+}
+
+/// Makes a layer from a tensor of a model, [out_features, in_features] in any format that the library
+/// reads. The weights are packed for the CPU, exactly: nothing is quantised again. The layer keeps
+/// what it needs of the model alive; the model may be freed. Runs on the model's context.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bl_layer_open(
+    model: *const bl_model,
+    tensor: *const c_char,
+    options: *const bl_layer_options,
+    out: *mut *mut bl_layer,
+    error: *mut bl_error,
+) -> bl_status {
+    // SAFETY: the header's rules for `error`; inside, each pointer is checked before its use.
+    unsafe {
+        guard(error, || {
+            let out = out_handle(out)?;
+            let model: &Model = handle::get(model)?;
+            let tensor = model.tensor(string(tensor, "the tensor's name")?)?;
+            let options = options::read(options)?;
+            if options.flags != 0 {
+                return Err(fail!(InvalidArgument, "layer flags {:#x} are unknown", options.flags));
+            }
+            if options.r#type.0 != 0 && options.r#type.known()? != tensor.ty {
+                return Err(fail!(
+                    Unsupported,
+                    "packing {} weights to {} needs a conversion that this version lacks",
+                    tensor.ty.name(),
+                    options.r#type.known()?.name()
+                ));
+            }
+            let number = options.activation.0;
+            let activation = Activation::ALL
+                .into_iter()
+                .find(|a| *a as u32 == number)
+                .ok_or_else(|| fail!(Unsupported, "activation {number} is unknown to this library"))?;
+            let matrix = crate::model::matrix(&model.files, tensor)?;
+            let bias = match options.bias.is_null() {
+                true => None,
+                false => Some(read_floats(options.bias, matrix.out_features())?),
+            };
+            let source = model.files.source(tensor);
+            let row_bytes = tensor.bytes as usize / matrix.out_features().max(1);
+            let mut dropped = tensor.offset as usize;
+            // Pages behind the reader are given back, so that the file does not count as resident
+            // beside its packed weights.
+            let mut seen = |row: usize| {
+                let read = tensor.offset as usize + (row + 1) * row_bytes;
+                if read - dropped >= DROP_BEHIND
+                    && let Some(source) = source
+                {
+                    source.done(dropped..read);
+                    dropped = read;
+                }
+            };
+            let options = Options { activation, bias: bias.as_deref() };
+            let linear = Linear::new(&*matrix, &options, model.context.isa, &mut seen)?;
+            let layer = Layer { context: model.context.clone(), linear, ty: tensor.ty };
+            *out = handle::make::<bl_layer, _>(Arc::new(layer))?;
+            if let Some(source) = source {
+                source.done(dropped..(tensor.offset + tensor.bytes) as usize);
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Bytes that a loader leaves mapped behind it before it gives pages back.
+const DROP_BEHIND: usize = 1 << 20;
+
+/// # Safety
+/// `from` is valid for reading `count` floats of any alignment.
+unsafe fn read_floats(from: *const f32, count: usize) -> Result<Vec<f32>> {
+    let mut values = filled(count, 0.0f32, "bias")?;
+    // SAFETY: the caller's contract; a byte copy asks for no alignment.
+    unsafe { std::ptr::copy_nonoverlapping(from.cast::<u8>(), values.as_mut_ptr().cast(), count * 4) };
+    Ok(values)
+}
+
+/// Shape, format and size of a layer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bl_layer_describe(
+    layer: *const bl_layer,
+    info: *mut bl_layer_info,
+    error: *mut bl_error,
+) -> bl_status {
+    // SAFETY: as in `bl_layer_open`.
+    unsafe {
+        guard(error, || {
+            let out = options::prepare(info)?;
+            let layer: &Layer = handle::get(layer)?;
+            out.fill(&bl_layer_info {
+                struct_size: 0,
+                r#type: TypeArg(layer.ty as u32),
+                in_features: layer.linear.in_features() as i64,
+                out_features: layer.linear.out_features() as i64,
+                bytes_packed: layer.linear.bytes() as u64,
+                bytes_mapped: 0,
+                device: 0,
+                activation: ActivationArg(layer.linear.activation() as u32),
+            });
+            Ok(())
+        })
+    }
+}
+
+/// Writes `rows` rows of the dequantised weights, from first_row on, into dst (f32, f16 or bf16): what
+/// float activations are multiplied with.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bl_layer_read(
+    layer: *const bl_layer,
+    first_row: i64,
+    rows: i64,
+    dst: *mut c_void,
+    dst_type: TypeArg,
+    dst_stride: i64,
+    error: *mut bl_error,
+) -> bl_status {
+    // SAFETY: as in `bl_layer_open`; dst has the rows by the header's rules.
+    unsafe {
+        guard(error, || {
+            let layer: &Layer = handle::get(layer)?;
+            let packed = layer.linear.packed();
+            let (out_features, columns) = (packed.out_features() as i64, packed.in_features());
+            if first_row < 0 || rows < 0 || first_row > out_features || rows > out_features - first_row {
+                return Err(fail!(
+                    InvalidArgument,
+                    "rows {first_row} to {first_row} + {rows} of a layer of {out_features}"
+                ));
+            }
+            let float = float_type(dst_type, "dst")?;
+            let stride = row_stride(dst_stride, columns, float, "dst")?;
+            if rows == 0 {
+                return Ok(());
+            }
+            if dst.is_null() {
+                return Err(fail!(InvalidArgument, "dst is NULL"));
+            }
+            let dst = MatrixMut::new(dst.cast(), float, stride, columns);
+            let mut row = packed.row()?;
+            let mut weights = filled(columns, 0.0, "a row of weights")?;
+            for r in 0..rows as usize {
+                packed.read_weights(first_row as usize + r, &mut row, &mut weights);
+                dst.write(r, 0, &weights);
+            }
+            Ok(())
+        })
+    }
+}

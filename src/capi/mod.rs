@@ -1,0 +1,18 @@
+//! The C boundary: the only `extern "C"` of the crate.
+//!
+//! Every exported function has the same shape: `guard(error, || { ... })`, which catches panics, sets
+//! the floating-point mode and writes the caller's `bl_error`. Inside, pointers become references by
+//! checked functions: handles in [`handle`], option and info structs in [`options`].
+//!
+//! The header `include/bitlinear.h` is generated from these files by `cargo xtask header`. Their
+//! documentation is the manual of the C user, so it speaks C.
+
+pub mod boundary;
+pub mod context;
+pub mod diagnostics;
+pub mod forward;
+pub mod handle;
+pub mod layer;
+pub mod model;
+pub mod options;
+pub mod types;

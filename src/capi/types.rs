@@ -1,0 +1,374 @@
+//! The types of the C header. Names and layouts are the ABI: fields are only added at the end of
+//! structs that begin with `struct_size`, enum values are never renumbered.
+#![allow(non_camel_case_types)]
+
+use std::ffi::{c_char, c_void};
+
+use super::options::Sized32;
+
+/// Result of every fallible call. Failures are positive; treat an unknown value as a failure.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum bl_status {
+    /// Done.
+    BL_OK = 0,
+    /// NULL, out of range, shapes that do not fit.
+    BL_ERROR_INVALID_ARGUMENT = 1,
+    /// NULL, another kind's, or freed before.
+    BL_ERROR_INVALID_HANDLE = 2,
+    /// Known, but not by this build, device or type.
+    BL_ERROR_UNSUPPORTED = 3,
+    /// Memory could not be had.
+    BL_ERROR_OUT_OF_MEMORY = 4,
+    /// A caller's buffer is too small; the needed size was written, or is in the message.
+    BL_ERROR_BUFFER_TOO_SMALL = 5,
+    /// No tensor, key or index of that name.
+    BL_ERROR_NOT_FOUND = 6,
+    /// The file could not be read or written.
+    BL_ERROR_IO = 7,
+    /// The file's content is not what its format says.
+    BL_ERROR_BAD_FILE = 8,
+    /// The CUDA driver reported a failure.
+    BL_ERROR_DEVICE = 9,
+    /// A threaded context was used in a child of fork().
+    BL_ERROR_FORKED = 10,
+    /// A bug here; the process is sound, free the handles used.
+    BL_ERROR_INTERNAL = 99,
+}
+
+/// Element or storage format of a matrix. 1..15 are plain elements; 100 + n is ggml's block format
+/// with ggml's id n; the others are formats of other tools. `bl_type_describe` tells names and blocks.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum bl_type {
+    /// What is stored.
+    BL_TYPE_AUTO = 0,
+    BL_TYPE_F32 = 1,
+    BL_TYPE_F16 = 2,
+    BL_TYPE_BF16 = 3,
+    BL_TYPE_I8 = 4,
+    BL_TYPE_U8 = 5,
+    BL_TYPE_I32 = 6,
+    BL_TYPE_I16 = 7,
+    BL_TYPE_I64 = 8,
+    BL_TYPE_F64 = 9,
+    BL_TYPE_U32 = 10,
+    /// Ternary, 2 bits, f32 scale of the tensor or of each base (cortex).
+    BL_TYPE_TERNARY = 16,
+    /// Signs, 1 bit, one f32 scale (burn_dragon).
+    BL_TYPE_BINARY = 17,
+    /// Symmetric 4-bit groups (cortex).
+    BL_TYPE_INT4 = 18,
+    /// Signed bytes, one f32 scale (burn_dragon).
+    BL_TYPE_INT8 = 19,
+    /// Hugging Face BitNet b1.58.
+    BL_TYPE_BITNET_HF = 20,
+    /// Ternary in flat blocks of 256 (ruvllm).
+    BL_TYPE_TERNARY_BLOCK = 21,
+    /// Ternary packed flat, one f32 scale (burn_dragon).
+    BL_TYPE_TERNARY2 = 22,
+    BL_TYPE_GPTQ = 23,
+    BL_TYPE_AWQ = 24,
+    BL_TYPE_COMPRESSED_TENSORS = 25,
+    BL_TYPE_MLX = 26,
+    /// Ternary blocks of ruvllm's GGUF files.
+    BL_TYPE_T158 = 27,
+    /// I2_S as written on ARM.
+    BL_TYPE_I2_S_ARM = 28,
+    /// I2_S as written by x86 builds without ACT_PARALLEL.
+    BL_TYPE_I2_S_ROWS = 29,
+    /// Q2_0 of older files: blocks of 128.
+    BL_TYPE_Q2_0_LEGACY = 30,
+    BL_TYPE_Q4_0 = 102,
+    BL_TYPE_Q4_1 = 103,
+    BL_TYPE_Q5_0 = 106,
+    BL_TYPE_Q5_1 = 107,
+    BL_TYPE_Q8_0 = 108,
+    BL_TYPE_Q2_K = 110,
+    BL_TYPE_Q3_K = 111,
+    BL_TYPE_Q4_K = 112,
+    BL_TYPE_Q5_K = 113,
+    BL_TYPE_Q6_K = 114,
+    BL_TYPE_IQ2_XXS = 116,
+    BL_TYPE_IQ2_XS = 117,
+    BL_TYPE_IQ3_XXS = 118,
+    BL_TYPE_IQ1_S = 119,
+    BL_TYPE_IQ4_NL = 120,
+    BL_TYPE_IQ3_S = 121,
+    BL_TYPE_IQ2_S = 122,
+    BL_TYPE_IQ4_XS = 123,
+    BL_TYPE_IQ1_M = 129,
+    BL_TYPE_TQ1_0 = 134,
+    BL_TYPE_TQ2_0 = 135,
+    /// bitnet.cpp's I2_S as in every published file.
+    BL_TYPE_I2_S = 136,
+    BL_TYPE_TL1 = 138,
+    BL_TYPE_MXFP4 = 139,
+    BL_TYPE_NVFP4 = 140,
+    BL_TYPE_Q1_0 = 141,
+    BL_TYPE_Q2_0 = 142,
+    BL_TYPE_TL2 = 150,
+    BL_TYPE_PQ2_0 = 242,
+    BL_TYPE_PTQ1_0 = 243,
+}
+
+/// How a layer takes its input.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum bl_activation {
+    /// Int8 with one scale for each segment of the weights (row, group or super-block of 256);
+    /// floats where the weights are plain floats.
+    BL_ACTIVATION_AUTO = 0,
+    /// Floats: each output is one chain of fused multiply-adds over the dequantised weights.
+    BL_ACTIVATION_F32 = 1,
+    /// Int8 with one scale for each row of x.
+    BL_ACTIVATION_INT8_ROW = 2,
+    /// Int8 with one scale for each group (or super-block) of the weights.
+    BL_ACTIVATION_INT8_GROUP = 3,
+}
+
+/// Kind of a metadata value.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum bl_meta_kind {
+    BL_META_U64 = 0,
+    BL_META_I64 = 1,
+    BL_META_F64 = 2,
+    BL_META_BOOL = 3,
+    BL_META_STRING = 4,
+    BL_META_ARRAY = 5,
+}
+
+/// What a call computes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum bl_op {
+    BL_OP_FORWARD = 0,
+}
+
+/// An enum argument or field as C passes it: any bits, checked on entry.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TypeArg(pub u32);
+/// As [`TypeArg`].
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ActivationArg(pub u32);
+/// As [`TypeArg`].
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpArg(pub u32);
+/// As [`TypeArg`].
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StatusArg(pub u32);
+/// As [`TypeArg`].
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MetaKindArg(pub u32);
+
+/// Threads, devices, log, allocator. NULL is the default context: serial, silent.
+pub struct bl_context {
+    _opaque: [u8; 0],
+}
+/// An opened file; its tensors are mapped, not read.
+pub struct bl_model {
+    _opaque: [u8; 0],
+}
+/// One packed linear layer, y = x W^T + b.
+pub struct bl_layer {
+    _opaque: [u8; 0],
+}
+
+/// What failed, for a person. The caller's own; on the stack is fine. Frozen: 256 bytes.
+#[repr(C)]
+pub struct bl_error {
+    /// The same value as the call returned.
+    pub status: bl_status,
+    /// UTF-8, English, NUL-terminated; empty on success.
+    pub message: [c_char; 252],
+}
+
+/// How a context is made.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct bl_context_options {
+    pub struct_size: u32,
+    /// 0 or 1: the calling thread only. More: BL_ERROR_UNSUPPORTED in this version.
+    pub threads: u32,
+}
+
+/// How a file is opened.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct bl_load_options {
+    pub struct_size: u32,
+    /// BL_LOAD_COPY, BL_LOAD_BORROW.
+    pub flags: u32,
+}
+
+/// What a model file is.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct bl_model_info {
+    pub struct_size: u32,
+    /// 1 safetensors, 2 GGUF, 3 bitlinear, 4 burn_dragon artifacts.
+    pub container: u32,
+    pub tensors: i64,
+    pub metadata: i64,
+    /// Bytes of all files of the model.
+    pub bytes: u64,
+}
+
+/// One stored tensor.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct bl_tensor_info {
+    pub struct_size: u32,
+    pub r#type: TypeArg,
+    /// Lives as long as the model handle, as does `data`.
+    pub name: *const c_char,
+    /// How many entries of `shape` count.
+    pub dims: u32,
+    pub reserved: u32,
+    /// Outermost first: a weight is [out_features, in_features].
+    pub shape: [i64; 4],
+    /// The stored bytes, of any alignment.
+    pub data: *const c_void,
+    pub bytes: u64,
+}
+
+/// One metadata value.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct bl_meta_info {
+    pub struct_size: u32,
+    pub kind: MetaKindArg,
+    /// NULL for items of arrays. Lives as long as the model handle, as does `string`.
+    pub key: *const c_char,
+    /// Integers and bools; a u64 keeps its bits.
+    pub integer: i64,
+    /// Any number, as a double.
+    pub number: f64,
+    /// BL_META_STRING: NUL-terminated; `items` is its length in bytes (it may hold NULs).
+    pub string: *const c_char,
+    /// BL_META_ARRAY: the kind of its items.
+    pub item_kind: MetaKindArg,
+    pub reserved: u32,
+    /// BL_META_ARRAY: how many items.
+    pub items: i64,
+}
+
+/// How a layer is made.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct bl_layer_options {
+    pub struct_size: u32,
+    /// What to pack to. BL_TYPE_AUTO or the stored type; another: BL_ERROR_UNSUPPORTED in this version.
+    pub r#type: TypeArg,
+    /// How the layer takes x.
+    pub activation: ActivationArg,
+    /// Must be 0.
+    pub flags: u32,
+    /// out_features values that are added to y; copied. NULL: none.
+    pub bias: *const f32,
+}
+
+/// What a layer is.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct bl_layer_info {
+    pub struct_size: u32,
+    /// The format that the weights were stored in.
+    pub r#type: TypeArg,
+    pub in_features: i64,
+    pub out_features: i64,
+    /// Owned by the layer.
+    pub bytes_packed: u64,
+    /// Read in place from the model's file.
+    pub bytes_mapped: u64,
+    /// 0: the CPU.
+    pub device: u32,
+    /// How the layer takes x; BL_ACTIVATION_AUTO has been resolved.
+    pub activation: ActivationArg,
+}
+
+/// How a call runs.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct bl_run_options {
+    pub struct_size: u32,
+    /// Must be 0.
+    pub flags: u32,
+    /// NULL: the library allocates. Else at least bl_plan's workspace_size bytes; not shared by calls
+    /// that run at the same time.
+    pub workspace: *mut c_void,
+    pub workspace_size: usize,
+}
+
+/// What a call will do.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct bl_plan_info {
+    pub struct_size: u32,
+    pub threads: u32,
+    /// "w4g_i8_avx512vnni_1x64": layout, activation, instruction set, rows of x by rows of W. Static.
+    pub kernel: *const c_char,
+    /// Any alignment will do: the size has room for it.
+    pub workspace_size: u64,
+    /// Weights and scales read by one call.
+    pub bytes_read: u64,
+    /// Multiplications and additions.
+    pub operations: u64,
+}
+
+/// Name and blocks of a type.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct bl_type_info {
+    pub struct_size: u32,
+    /// Weights in a block; 0 where the whole tensor is one.
+    pub block: u32,
+    /// Bytes of a block; 0 where there are no blocks of fixed size.
+    pub block_bytes: u32,
+    /// 1 for formats with scales, 0 for plain elements.
+    pub is_packed: u32,
+    /// Static.
+    pub name: *const c_char,
+}
+
+/// `bl_load`: read into memory instead of mapping; the file may then change.
+pub const BL_LOAD_COPY: u32 = 1;
+/// `bl_load_memory` only: the bytes are BORROWED and outlive the model and its layers.
+pub const BL_LOAD_BORROW: u32 = 2;
+
+macro_rules! sized {
+    ($($t:ident),* $(,)?) => {$(
+        // SAFETY: repr(C), first field `struct_size: u32`, fields ordered so that there is no padding
+        // (tests/abi.rs compares the sum of the fields with the size), all fields integers, floats
+        // or pointers.
+        unsafe impl Sized32 for $t {
+            const NAME: &'static str = stringify!($t);
+        }
+    )*};
+}
+sized!(
+    bl_context_options,
+    bl_load_options,
+    bl_model_info,
+    bl_tensor_info,
+    bl_meta_info,
+    bl_layer_options,
+    bl_layer_info,
+    bl_run_options,
+    bl_plan_info,
+    bl_type_info,
+);
+
+impl TypeArg {
+    /// The type with this number.
+    pub fn known(self) -> crate::error::Result<crate::types::Type> {
+        crate::types::Type::from_number(self.0)
+            .ok_or_else(|| crate::error::fail!(Unsupported, "type {} is unknown to this library", self.0))
+    }
+}
