@@ -9,7 +9,7 @@
 //!
 //! string  length u64 | bytes         array value  kind u32 | count u64 | values
 //! ```
-//! All little endian. Dimensions are innermost first here and outermost first in a [`Tensor`].
+//! All little endian. Dimensions are innermost first here and outermost first in a `Tensor`.
 //! Offsets count from the start of the data. Source: the GGUF specification in ggml's `docs/gguf.md`.
 //!
 //! A number of the file is compared with the bytes that are left before anything is allocated for it.
