@@ -91,7 +91,10 @@ pub unsafe extern "C" fn bl_forward(
             }
             let fits = |stride: usize| stride.checked_mul(m).is_some_and(|n| n <= isize::MAX as usize);
             if !fits(x_stride) || !fits(y_stride) {
-                return Err(fail!(InvalidArgument, "{m} rows of such strides are more than an address space"));
+                return Err(fail!(
+                    InvalidArgument,
+                    "{m} rows of such strides are more than an address space"
+                ));
             }
             let workspace = match run.workspace.is_null() {
                 true if run.workspace_size > 0 => {

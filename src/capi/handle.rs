@@ -46,7 +46,9 @@ pub fn live() -> usize {
 pub fn make<H, T: Kind>(body: Arc<T>) -> Result<*mut H> {
     let mut resting = RESTING.lock().unwrap_or_else(|e| e.into_inner());
     let shell: *const Shell = match resting.len() {
-        n if n > REST => resting.pop_front().map_or(std::ptr::null(), |at| std::ptr::with_exposed_provenance(at)),
+        n if n > REST => {
+            resting.pop_front().map_or(std::ptr::null(), |at| std::ptr::with_exposed_provenance(at))
+        }
         _ => {
             let shells = SHELLS.load(Ordering::Relaxed) + 1;
             let room = shells.saturating_sub(resting.len());
@@ -59,10 +61,7 @@ pub fn make<H, T: Kind>(body: Arc<T>) -> Result<*mut H> {
             }
             // SAFETY: a fresh allocation of `Shell`'s layout.
             unsafe {
-                place.write(Shell {
-                    tag: AtomicU32::new(FREE),
-                    body: AtomicPtr::new(std::ptr::null_mut()),
-                })
+                place.write(Shell { tag: AtomicU32::new(FREE), body: AtomicPtr::new(std::ptr::null_mut()) })
             };
             SHELLS.store(shells, Ordering::Relaxed);
             place

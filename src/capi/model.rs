@@ -239,13 +239,14 @@ pub unsafe extern "C" fn bl_model_meta_item(
             let Value::Array(array) = &find_meta(model, key)?.value else {
                 return Err(fail!(InvalidArgument, "`{}` is no array", key.to_string_lossy()));
             };
-            let value = u64::try_from(item).ok().and_then(|i| model.files.item(array, i)).ok_or_else(|| {
-                let key = key.to_string_lossy();
-                match array.item {
-                    Item::Array => fail!(Unsupported, "`{key}` is an array of arrays"),
-                    _ => fail!(NotFound, "item {item} of {} of `{key}`", array.count),
-                }
-            })?;
+            let value =
+                u64::try_from(item).ok().and_then(|i| model.files.item(array, i)).ok_or_else(|| {
+                    let key = key.to_string_lossy();
+                    match array.item {
+                        Item::Array => fail!(Unsupported, "`{key}` is an array of arrays"),
+                        _ => fail!(NotFound, "item {item} of {} of `{key}`", array.count),
+                    }
+                })?;
             out.fill(&meta_info(model, std::ptr::null(), &value));
             Ok(())
         })

@@ -27,11 +27,7 @@ pub unsafe fn read<T: Sized32>(from: *const T) -> Result<T> {
     // SAFETY: at least the first field is there (caller's contract).
     let size = unsafe { from.cast::<u32>().read_unaligned() };
     if !(8..=STRUCT_SIZE_MAX).contains(&size) {
-        return Err(fail!(
-            InvalidArgument,
-            "{}.struct_size is {size}: set it to sizeof({0})",
-            T::NAME
-        ));
+        return Err(fail!(InvalidArgument, "{}.struct_size is {size}: set it to sizeof({0})", T::NAME));
     }
     let (size, known) = (size as usize, size_of::<T>());
     // SAFETY: both are at least `min(size, known)` bytes long (caller's contract; `T`'s own size).
@@ -62,11 +58,7 @@ pub unsafe fn prepare<T: Sized32>(to: *mut T) -> Result<Out<T>> {
     // SAFETY: at least the first field is there (caller's contract).
     let size = unsafe { to.cast::<u32>().read_unaligned() };
     if !(8..=STRUCT_SIZE_MAX).contains(&size) {
-        return Err(fail!(
-            InvalidArgument,
-            "{}.struct_size is {size}: set it to sizeof({0})",
-            T::NAME
-        ));
+        return Err(fail!(InvalidArgument, "{}.struct_size is {size}: set it to sizeof({0})", T::NAME));
     }
     // SAFETY: the caller's struct is `size` bytes long; its first four stay.
     unsafe { to.cast::<u8>().add(4).write_bytes(0, size as usize - 4) };

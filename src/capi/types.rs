@@ -1,6 +1,7 @@
 //! The types of the C header. Names and layouts are the ABI: fields are only added at the end of
 //! structs that begin with `struct_size`, enum values are never renumbered.
 #![allow(non_camel_case_types)]
+#![allow(missing_docs)] // fields whose name says it all stand without a text
 
 use std::ffi::{c_char, c_void};
 
@@ -53,6 +54,11 @@ pub enum bl_type {
     BL_TYPE_I64 = 8,
     BL_TYPE_F64 = 9,
     BL_TYPE_U32 = 10,
+    BL_TYPE_U16 = 11,
+    BL_TYPE_U64 = 12,
+    BL_TYPE_BOOL = 13,
+    BL_TYPE_F8_E4M3 = 14,
+    BL_TYPE_F8_E5M2 = 15,
     /// Ternary, 2 bits, f32 scale of the tensor or of each base (cortex).
     BL_TYPE_TERNARY = 16,
     /// Signs, 1 bit, one f32 scale (burn_dragon).
@@ -79,6 +85,8 @@ pub enum bl_type {
     BL_TYPE_I2_S_ROWS = 29,
     /// Q2_0 of older files: blocks of 128.
     BL_TYPE_Q2_0_LEGACY = 30,
+    /// An element type that has a size but no name here; listed, not read.
+    BL_TYPE_OTHER = 31,
     BL_TYPE_Q4_0 = 102,
     BL_TYPE_Q4_1 = 103,
     BL_TYPE_Q5_0 = 106,

@@ -72,7 +72,7 @@ pub(super) fn settle(infos: &[Info], facts: &Facts, texts: &Texts) -> Result<Vec
     let mut tensors = Vec::new();
     reserve(&mut tensors, infos.len(), "tensors")?;
     tensors.extend(infos.iter().map(|info| Tensor {
-        name: info.name(),
+        name: info.name,
         ty: Type::F32,
         dims: info.dims,
         shape: info.shape,
@@ -91,7 +91,7 @@ pub(super) fn settle(infos: &[Info], facts: &Facts, texts: &Texts) -> Result<Vec
         let info = &infos[index as usize];
         let next = order.get(position + 1).map(|&next| &infos[next as usize]);
         file.settle_one(info, next, &mut tensors[index as usize], texts)
-            .map_err(|e| e.within(format_args!("GGUF tensor {}", Quoted(texts.get(info.name())))))?;
+            .map_err(|e| e.within(format_args!("GGUF tensor {}", Quoted(texts.get(info.name)))))?;
     }
     Ok(tensors)
 }

@@ -1,0 +1,521 @@
+#ifndef BITLINEAR_H
+#define BITLINEAR_H
+
+/* Generated from src/capi by `cargo xtask header`. Do not edit. */
+
+#include <stddef.h>
+#include <stdint.h>
+
+/**
+ * \file bitlinear.h  Low-bit linear layers: y = x W^T + b for weights of 1 to 8 bits.
+ *
+ * RULES THAT HOLD FOR EVERY FUNCTION
+ * Errors.    A fallible function returns a bl_status and takes `error` last; NULL is allowed. No
+ *            function unwinds, prints, exits, installs a signal handler or starts a thread.
+ * Outputs.   `out` pointers are set to NULL or zero first, so they are defined after a failure.
+ * Handles.   bl_context, bl_model, bl_layer. Free each with bl_free, in any order: a handle keeps
+ *            what it needs alive. NULL is allowed there. A handle that was freed, or is of another
+ *            kind, is BL_ERROR_INVALID_HANDLE in every other call.
+ * Memory.    The library never keeps a caller's pointer after the call, save where the text says
+ *            BORROWED. It never frees caller's memory; the caller frees none of the library's.
+ *            A `const char *` or `const void *` from a handle lives as long as that handle.
+ *            It reads and writes no byte outside the matrices it is given.
+ * Threads.   Any thread may make any call. Calls that take a handle as `const` may run at the same
+ *            time on one handle. bl_free must be the only call on its handle.
+ * Strings.   UTF-8, NUL-terminated.
+ * Structs.   Where a struct begins with `struct_size`: zero it, set struct_size = sizeof it, then
+ *            the fields you need; zero always means the default. Later versions only add fields at
+ *            its end: older programs go on working. bl_error has none and is frozen.
+ * Matrices.  Always three arguments: address, bl_type, row stride in bytes (0: rows touch); the
+ *            elements of a row are adjacent and need no alignment. The shape comes before them.
+ * Enums.     Values are never renumbered; later versions add some. Any unknown value passed in is
+ *            BL_ERROR_UNSUPPORTED.
+ * Floats.    Calls run with rounding to nearest and without flushing of subnormals, whatever the
+ *            caller's floating-point mode is, and leave that mode as it was.
+ */
+
+#define BL_VERSION_MAJOR 0
+#define BL_VERSION_MINOR 1
+#define BL_VERSION_PATCH 0
+/** The version of this header; bl_version() is that of the library. */
+#define BL_VERSION (BL_VERSION_MAJOR * 1000000 + BL_VERSION_MINOR * 1000 + BL_VERSION_PATCH)
+
+#ifndef BL_API
+# if defined(_WIN32) && defined(BL_DLL)
+#  define BL_API __declspec(dllimport)
+# else
+#  define BL_API
+# endif
+#endif
+#if defined(__cplusplus)
+# define BL_NOEXCEPT noexcept
+#else
+# define BL_NOEXCEPT
+#endif
+
+
+/** `bl_load`: read into memory instead of mapping; the file may then change. */
+#define BL_LOAD_COPY 1
+
+/** `bl_load_memory` only: the bytes are BORROWED and outlive the model and its layers. */
+#define BL_LOAD_BORROW 2
+
+/** Result of every fallible call. Failures are positive; treat an unknown value as a failure. */
+typedef enum {
+  /** Done. */
+  BL_OK = 0,
+  /** NULL, out of range, shapes that do not fit. */
+  BL_ERROR_INVALID_ARGUMENT = 1,
+  /** NULL, another kind's, or freed before. */
+  BL_ERROR_INVALID_HANDLE = 2,
+  /** Known, but not by this build, device or type. */
+  BL_ERROR_UNSUPPORTED = 3,
+  /** Memory could not be had. */
+  BL_ERROR_OUT_OF_MEMORY = 4,
+  /** A caller's buffer is too small; the needed size was written, or is in the message. */
+  BL_ERROR_BUFFER_TOO_SMALL = 5,
+  /** No tensor, key or index of that name. */
+  BL_ERROR_NOT_FOUND = 6,
+  /** The file could not be read or written. */
+  BL_ERROR_IO = 7,
+  /** The file's content is not what its format says. */
+  BL_ERROR_BAD_FILE = 8,
+  /** The CUDA driver reported a failure. */
+  BL_ERROR_DEVICE = 9,
+  /** A threaded context was used in a child of fork(). */
+  BL_ERROR_FORKED = 10,
+  /** A bug here; the process is sound, free the handles used. */
+  BL_ERROR_INTERNAL = 99,
+} bl_status;
+
+/**
+ * Element or storage format of a matrix. 1..15 are plain elements; 100 + n is ggml's block format
+ * with ggml's id n; the others are formats of other tools. `bl_type_describe` tells names and blocks.
+ */
+typedef enum {
+  /** What is stored. */
+  BL_TYPE_AUTO = 0,
+  BL_TYPE_F32 = 1,
+  BL_TYPE_F16 = 2,
+  BL_TYPE_BF16 = 3,
+  BL_TYPE_I8 = 4,
+  BL_TYPE_U8 = 5,
+  BL_TYPE_I32 = 6,
+  BL_TYPE_I16 = 7,
+  BL_TYPE_I64 = 8,
+  BL_TYPE_F64 = 9,
+  BL_TYPE_U32 = 10,
+  BL_TYPE_U16 = 11,
+  BL_TYPE_U64 = 12,
+  BL_TYPE_BOOL = 13,
+  BL_TYPE_F8_E4M3 = 14,
+  BL_TYPE_F8_E5M2 = 15,
+  /** Ternary, 2 bits, f32 scale of the tensor or of each base (cortex). */
+  BL_TYPE_TERNARY = 16,
+  /** Signs, 1 bit, one f32 scale (burn_dragon). */
+  BL_TYPE_BINARY = 17,
+  /** Symmetric 4-bit groups (cortex). */
+  BL_TYPE_INT4 = 18,
+  /** Signed bytes, one f32 scale (burn_dragon). */
+  BL_TYPE_INT8 = 19,
+  /** Hugging Face BitNet b1.58. */
+  BL_TYPE_BITNET_HF = 20,
+  /** Ternary in flat blocks of 256 (ruvllm). */
+  BL_TYPE_TERNARY_BLOCK = 21,
+  /** Ternary packed flat, one f32 scale (burn_dragon). */
+  BL_TYPE_TERNARY2 = 22,
+  BL_TYPE_GPTQ = 23,
+  BL_TYPE_AWQ = 24,
+  BL_TYPE_COMPRESSED_TENSORS = 25,
+  BL_TYPE_MLX = 26,
+  /** Ternary blocks of ruvllm's GGUF files. */
+  BL_TYPE_T158 = 27,
+  /** I2_S as written on ARM. */
+  BL_TYPE_I2_S_ARM = 28,
+  /** I2_S as written by x86 builds without ACT_PARALLEL. */
+  BL_TYPE_I2_S_ROWS = 29,
+  /** Q2_0 of older files: blocks of 128. */
+  BL_TYPE_Q2_0_LEGACY = 30,
+  /** An element type that has a size but no name here; listed, not read. */
+  BL_TYPE_OTHER = 31,
+  BL_TYPE_Q4_0 = 102,
+  BL_TYPE_Q4_1 = 103,
+  BL_TYPE_Q5_0 = 106,
+  BL_TYPE_Q5_1 = 107,
+  BL_TYPE_Q8_0 = 108,
+  BL_TYPE_Q2_K = 110,
+  BL_TYPE_Q3_K = 111,
+  BL_TYPE_Q4_K = 112,
+  BL_TYPE_Q5_K = 113,
+  BL_TYPE_Q6_K = 114,
+  BL_TYPE_IQ2_XXS = 116,
+  BL_TYPE_IQ2_XS = 117,
+  BL_TYPE_IQ3_XXS = 118,
+  BL_TYPE_IQ1_S = 119,
+  BL_TYPE_IQ4_NL = 120,
+  BL_TYPE_IQ3_S = 121,
+  BL_TYPE_IQ2_S = 122,
+  BL_TYPE_IQ4_XS = 123,
+  BL_TYPE_IQ1_M = 129,
+  BL_TYPE_TQ1_0 = 134,
+  BL_TYPE_TQ2_0 = 135,
+  /** bitnet.cpp's I2_S as in every published file. */
+  BL_TYPE_I2_S = 136,
+  BL_TYPE_TL1 = 138,
+  BL_TYPE_MXFP4 = 139,
+  BL_TYPE_NVFP4 = 140,
+  BL_TYPE_Q1_0 = 141,
+  BL_TYPE_Q2_0 = 142,
+  BL_TYPE_TL2 = 150,
+  BL_TYPE_PQ2_0 = 242,
+  BL_TYPE_PTQ1_0 = 243,
+} bl_type;
+
+/** How a layer takes its input. */
+typedef enum {
+  /**
+   * Int8 with one scale for each segment of the weights (row, group or super-block of 256);
+   * floats where the weights are plain floats.
+   */
+  BL_ACTIVATION_AUTO = 0,
+  /** Floats: each output is one chain of fused multiply-adds over the dequantised weights. */
+  BL_ACTIVATION_F32 = 1,
+  /** Int8 with one scale for each row of x. */
+  BL_ACTIVATION_INT8_ROW = 2,
+  /** Int8 with one scale for each group (or super-block) of the weights. */
+  BL_ACTIVATION_INT8_GROUP = 3,
+} bl_activation;
+
+/** What a call computes. */
+typedef enum {
+  BL_OP_FORWARD = 0,
+} bl_op;
+
+/** Kind of a metadata value. */
+typedef enum {
+  BL_META_U64 = 0,
+  BL_META_I64 = 1,
+  BL_META_F64 = 2,
+  BL_META_BOOL = 3,
+  BL_META_STRING = 4,
+  BL_META_ARRAY = 5,
+} bl_meta_kind;
+
+/** Threads, devices, log, allocator. NULL is the default context: serial, silent. */
+typedef struct bl_context bl_context;
+
+/** One packed linear layer, y = x W^T + b. */
+typedef struct bl_layer bl_layer;
+
+/** An opened file; its tensors are mapped, not read. */
+typedef struct bl_model bl_model;
+
+/** Name and blocks of a type. */
+typedef struct {
+  uint32_t struct_size;
+  /** Weights in a block; 0 where the whole tensor is one. */
+  uint32_t block;
+  /** Bytes of a block; 0 where there are no blocks of fixed size. */
+  uint32_t block_bytes;
+  /** 1 for formats with scales, 0 for plain elements. */
+  uint32_t is_packed;
+  /** Static. */
+  const char *name;
+} bl_type_info;
+
+/** What failed, for a person. The caller's own; on the stack is fine. Frozen: 256 bytes. */
+typedef struct {
+  /** The same value as the call returned. */
+  bl_status status;
+  /** UTF-8, English, NUL-terminated; empty on success. */
+  char message[252];
+} bl_error;
+
+/** How a context is made. */
+typedef struct {
+  uint32_t struct_size;
+  /** 0 or 1: the calling thread only. More: BL_ERROR_UNSUPPORTED in this version. */
+  uint32_t threads;
+} bl_context_options;
+
+/** How a file is opened. */
+typedef struct {
+  uint32_t struct_size;
+  /** BL_LOAD_COPY, BL_LOAD_BORROW. */
+  uint32_t flags;
+} bl_load_options;
+
+/** What a model file is. */
+typedef struct {
+  uint32_t struct_size;
+  /** 1 safetensors, 2 GGUF, 3 bitlinear, 4 burn_dragon artifacts. */
+  uint32_t container;
+  int64_t tensors;
+  int64_t metadata;
+  /** Bytes of all files of the model. */
+  uint64_t bytes;
+} bl_model_info;
+
+/** One stored tensor. */
+typedef struct {
+  uint32_t struct_size;
+  bl_type type;
+  /** Lives as long as the model handle, as does `data`. */
+  const char *name;
+  /** How many entries of `shape` count. */
+  uint32_t dims;
+  uint32_t reserved;
+  /** Outermost first: a weight is [out_features, in_features]. */
+  int64_t shape[4];
+  /** The stored bytes, of any alignment. */
+  const void *data;
+  uint64_t bytes;
+} bl_tensor_info;
+
+/** One metadata value. */
+typedef struct {
+  uint32_t struct_size;
+  bl_meta_kind kind;
+  /** NULL for items of arrays. Lives as long as the model handle, as does `string`. */
+  const char *key;
+  /** Integers and bools; a u64 keeps its bits. */
+  int64_t integer;
+  /** Any number, as a double. */
+  double number;
+  /** BL_META_STRING: NUL-terminated; `items` is its length in bytes (it may hold NULs). */
+  const char *string;
+  /** BL_META_ARRAY: the kind of its items. */
+  bl_meta_kind item_kind;
+  uint32_t reserved;
+  /** BL_META_ARRAY: how many items. */
+  int64_t items;
+} bl_meta_info;
+
+/** How a layer is made. */
+typedef struct {
+  uint32_t struct_size;
+  /**
+   * What to pack to. BL_TYPE_AUTO or the stored type; another: BL_ERROR_UNSUPPORTED in this version.
+   */
+  bl_type type;
+  /** How the layer takes x. */
+  bl_activation activation;
+  /** Must be 0. */
+  uint32_t flags;
+  /** out_features values that are added to y; copied. NULL: none. */
+  const float *bias;
+} bl_layer_options;
+
+/** What a layer is. */
+typedef struct {
+  uint32_t struct_size;
+  /** The format that the weights were stored in. */
+  bl_type type;
+  int64_t in_features;
+  int64_t out_features;
+  /** Owned by the layer. */
+  uint64_t bytes_packed;
+  /** Read in place from the model's file. */
+  uint64_t bytes_mapped;
+  /** 0: the CPU. */
+  uint32_t device;
+  /** How the layer takes x; BL_ACTIVATION_AUTO has been resolved. */
+  bl_activation activation;
+} bl_layer_info;
+
+/** What a call will do. */
+typedef struct {
+  uint32_t struct_size;
+  uint32_t threads;
+  /**
+   * "w4g_i8_avx512vnni_1x64": layout, activation, instruction set, rows of x by rows of W. Static.
+   */
+  const char *kernel;
+  /** Any alignment will do: the size has room for it. */
+  uint64_t workspace_size;
+  /** Weights and scales read by one call. */
+  uint64_t bytes_read;
+  /** Multiplications and additions. */
+  uint64_t operations;
+} bl_plan_info;
+
+/** How a call runs. */
+typedef struct {
+  uint32_t struct_size;
+  /** Must be 0. */
+  uint32_t flags;
+  /**
+   * NULL: the library allocates. Else at least bl_plan's workspace_size bytes; not shared by calls
+   * that run at the same time.
+   */
+  void *workspace;
+  size_t workspace_size;
+} bl_run_options;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/** BL_VERSION of the loaded library. Same major (and, while it is 0, same minor): usable. */
+BL_API uint32_t bl_version(void) BL_NOEXCEPT;
+
+/** Version, commit, compiler, target and features in one line. Static. */
+BL_API const char *bl_build_info(void) BL_NOEXCEPT;
+
+/** "BL_OK" and so on; "BL_UNKNOWN" for values that are none. Static. */
+BL_API const char *bl_status_name(bl_status status) BL_NOEXCEPT;
+
+/** Name and blocks of a type; BL_ERROR_UNSUPPORTED for a number that is none. */
+BL_API bl_status bl_type_describe(bl_type type, bl_type_info *info, bl_error *error) BL_NOEXCEPT;
+
+/**
+ * Makes a context: threads and settings that layers and calls use. `options` may be NULL.
+ * Reads the environment variable BITLINEAR_ISA (scalar, avx2, avx512vnni), which narrows the
+ * instruction sets used; an unknown name is BL_ERROR_INVALID_ARGUMENT, one that this CPU lacks
+ * BL_ERROR_UNSUPPORTED. The default context reads it at its first use.
+ */
+BL_API
+bl_status bl_context_create(const bl_context_options *options,
+                            bl_context **out,
+                            bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * Frees a context, model or layer. In any order: a handle keeps alive what it needs. NULL does
+ * nothing, nor does a handle that was freed before. No other call on the handle may be under way.
+ */
+BL_API void bl_free(void *handle) BL_NOEXCEPT;
+
+/**
+ * Opens a model: a GGUF file (or the first part of a split one), a safetensors file, an index of
+ * shards or the folder they are in. Only headers are read; tensors are mapped. The file must not be
+ * cut or rewritten while it is mapped: reading a missing page would stop the process with SIGBUS.
+ * BL_LOAD_COPY reads it into memory instead, and then it may change.
+ */
+BL_API
+bl_status bl_load(const bl_context *context,
+                  const char *path,
+                  const bl_load_options *options,
+                  bl_model **out,
+                  bl_error *error)
+BL_NOEXCEPT;
+
+/** The same from bytes in memory, which are copied unless BL_LOAD_BORROW. */
+BL_API
+bl_status bl_load_memory(const bl_context *context,
+                         const void *data,
+                         size_t size,
+                         const bl_load_options *options,
+                         bl_model **out,
+                         bl_error *error)
+BL_NOEXCEPT;
+
+/** Kind, counts and size of a model. */
+BL_API
+bl_status bl_model_describe(const bl_model *model,
+                            bl_model_info *info,
+                            bl_error *error)
+BL_NOEXCEPT;
+
+/** A tensor by name, or by index where name is NULL. BL_ERROR_NOT_FOUND where there is none. */
+BL_API
+bl_status bl_model_tensor(const bl_model *model,
+                          const char *name,
+                          int64_t index,
+                          bl_tensor_info *info,
+                          bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * A metadata value by key, or by index where key is NULL. BL_ERROR_NOT_FOUND where there is none.
+ */
+BL_API
+bl_status bl_model_meta(const bl_model *model,
+                        const char *key,
+                        int64_t index,
+                        bl_meta_info *info,
+                        bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * One item of an array value, as if it were a value of its own (its key is NULL). Takes the same time
+ * for every item.
+ */
+BL_API
+bl_status bl_model_meta_item(const bl_model *model,
+                             const char *key,
+                             int64_t item,
+                             bl_meta_info *info,
+                             bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * Makes a layer from a tensor of a model, [out_features, in_features] in any format that the library
+ * reads. The weights are packed for the CPU, exactly: nothing is quantised again. The layer keeps
+ * what it needs of the model alive; the model may be freed. Runs on the model's context.
+ */
+BL_API
+bl_status bl_layer_open(const bl_model *model,
+                        const char *tensor,
+                        const bl_layer_options *options,
+                        bl_layer **out,
+                        bl_error *error)
+BL_NOEXCEPT;
+
+/** Shape, format and size of a layer. */
+BL_API
+bl_status bl_layer_describe(const bl_layer *layer,
+                            bl_layer_info *info,
+                            bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * Writes `rows` rows of the dequantised weights, from first_row on, into dst (f32, f16 or bf16): what
+ * float activations are multiplied with.
+ */
+BL_API
+bl_status bl_layer_read(const bl_layer *layer,
+                        int64_t first_row,
+                        int64_t rows,
+                        void *dst,
+                        bl_type dst_type,
+                        int64_t dst_stride,
+                        bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * What bl_forward on m rows of x will run, and the workspace it needs so that it allocates nothing.
+ */
+BL_API
+bl_status bl_plan(const bl_layer *layer,
+                  bl_op op,
+                  int64_t m,
+                  bl_type x_type,
+                  bl_plan_info *info,
+                  bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * y[m x out_features] = x[m x in_features] W^T + b. x and y are f32, f16 or bf16, of any alignment,
+ * and do not overlap. m = 0 writes nothing. A row of y does not depend, in any bit, on the other rows,
+ * on the number of threads, on alignment or on the CPU (docs/numerics.md). A row of x with a NaN or
+ * an infinity gives, with integer activations, a row of NaN.
+ */
+BL_API
+bl_status bl_forward(const bl_layer *layer,
+                     int64_t m,
+                     const void *x,
+                     bl_type x_type,
+                     int64_t x_stride,
+                     void *y,
+                     bl_type y_type,
+                     int64_t y_stride,
+                     const bl_run_options *options,
+                     bl_error *error)
+BL_NOEXCEPT;
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* BITLINEAR_H */

@@ -1,0 +1,79 @@
+//! Chores of the project: `cargo xtask header [--check]`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = match words[..] {
+        ["header"] => header(false),
+        ["header", "--check"] => header(true),
+        _ => Err("usage: cargo xtask header [--check]".to_owned()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(text) => {
+            eprintln!("xtask: {text}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Writes include/bitlinear.h from src/capi, or says that it is not what would be written.
+fn header(check: bool) -> Result<(), String> {
+    let root = root();
+    let mut config = cbindgen::Config::from_file(root.join("cbindgen.toml"))?;
+    let manifest = std::fs::read_to_string(root.join("Cargo.toml")).map_err(|e| e.to_string())?;
+    let version = manifest
+        .lines()
+        .find_map(|line| line.strip_prefix("version = \"")?.strip_suffix('"'))
+        .ok_or("Cargo.toml has no version")?;
+    let parts: Vec<&str> = version.split('.').collect();
+    let [major, minor, patch] = parts[..] else { return Err(format!("version {version} is not x.y.z")) };
+    let text = config.after_includes.take().ok_or("cbindgen.toml has no after_includes")?;
+    config.after_includes =
+        Some(text.replace("@MAJOR@", major).replace("@MINOR@", minor).replace("@PATCH@", patch));
+    let mut builder = cbindgen::Builder::new().with_config(config);
+    // In the order in which the header is read.
+    for file in ["types", "diagnostics", "context", "model", "layer", "forward"] {
+        builder = builder.with_src(root.join("src/capi").join(file).with_extension("rs"));
+    }
+    let mut bytes = Vec::new();
+    builder.generate().map_err(|e| e.to_string())?.write(&mut bytes);
+    let bytes = one_line_comments(&String::from_utf8_lossy(&bytes)).into_bytes();
+    let path = root.join("include/bitlinear.h");
+    if !check {
+        return std::fs::write(&path, bytes).map_err(|e| format!("{}: {e}", path.display()));
+    }
+    if std::fs::read(&path).ok().as_deref() == Some(&bytes[..]) {
+        return Ok(());
+    }
+    Err("include/bitlinear.h is not what src/capi says: run `cargo xtask header` and commit it".into())
+}
+
+/// `/**`, ` * text`, ` */` on three lines become `/** text */` on one where it fits.
+fn one_line_comments(header: &str) -> String {
+    let lines: Vec<&str> = header.lines().collect();
+    let (mut out, mut i) = (String::with_capacity(header.len()), 0);
+    while i < lines.len() {
+        let indent = &lines[i][..lines[i].len() - lines[i].trim_start().len()];
+        let text = lines.get(i + 1).and_then(|l| l.trim_start().strip_prefix("* "));
+        match (lines[i].trim(), text, lines.get(i + 2).map(|l| l.trim())) {
+            ("/**", Some(text), Some("*/")) if indent.len() + text.len() + 7 <= 100 => {
+                out.push_str(&format!("{indent}/** {text} */\n"));
+                i += 3;
+            }
+            _ => {
+                out.push_str(lines[i]);
+                out.push('\n');
+                i += 1;
+            }
+        }
+    }
+    out
+}
