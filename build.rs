@@ -10,8 +10,15 @@ fn main() {
         "linux" | "android" => {
             arg(&format!("-Wl,-soname,libbitlinear.so.{ABI}"));
             // nodelete: a thread of ours may be inside its own exit while a host calls dlclose.
-            for flag in ["relro", "now", "noexecstack", "nodelete", "defs"] {
+            for flag in ["relro", "now", "noexecstack", "nodelete"] {
                 arg(&format!("-Wl,-z,{flag}"));
+            }
+            // A sanitizer's symbols come from the program, not from the library.
+            if ["SANITIZE", "FUZZING"]
+                .iter()
+                .all(|cfg| std::env::var_os(format!("CARGO_CFG_{cfg}")).is_none())
+            {
+                arg("-Wl,-z,defs");
             }
             arg("-Wl,--as-needed");
         }

@@ -19,3 +19,12 @@ pub mod container;
 pub mod codec;
 
 pub mod layout;
+
+pub mod activation;
+
+pub mod cpu;
+pub mod exec;
+pub mod kernel;
+
+pub mod layer;
+pub mod matrix;

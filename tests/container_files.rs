@@ -112,6 +112,20 @@ fn a_config_that_is_no_json_is_an_error() {
 }
 
 #[test]
+fn an_older_gptq_config_stands_for_the_part_that_is_missing() {
+    let folder = Folder::new("gptq");
+    folder.put("model.safetensors", safetensors(&[("a", b"1")]));
+    folder.put("quantize_config.json", "{\"bits\": 4, \"desc_act\": true}");
+    let bits = || open(&folder.0).unwrap().config.unwrap().integer(&["quantization_config", "bits"]);
+    assert_eq!(bits(), Some(4));
+    folder.put("config.json", "{\"bits\": 2}");
+    assert_eq!(bits(), Some(4));
+    assert_eq!(open(&folder.0).unwrap().config.unwrap().integer(&["bits"]), Some(2));
+    folder.put("config.json", "{\"quantization_config\": {\"bits\": 8}}");
+    assert_eq!(bits(), Some(8));
+}
+
+#[test]
 fn a_folder_with_no_model_is_an_error() {
     let folder = Folder::new("none");
     let error = open(&folder.0).unwrap_err();

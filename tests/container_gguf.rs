@@ -361,6 +361,10 @@ fn ids_of_bitnet_cpp_are_told_from_ggmls() {
     let tl2 = (256 * 6 / 3 * 5 / 8 + 256 * 6 / 2 * 4 / 8usize).next_multiple_of(32) + 32;
     assert_eq!(ty("bitnet-b1.58", 39, &[512, 6], tl2).unwrap(), Type::Tl2);
     assert_eq!(ty("llama", 39, &[512, 6], tl2).unwrap(), Type::Tl2);
+    let error = refused(ty("llama", 39, &[290, 6], tl2));
+    assert!(error.contains("mxfp4: rows of a multiple of 32 expected, found 290"), "{error}");
+    let error = refused(ty("bitnet-b1.58", 39, &[100, 6], tl2));
+    assert!(error.contains("tl2: 100 columns"), "{error}");
 }
 
 #[test]

@@ -3,6 +3,9 @@
 //! It must be read with them: the scale of a BitNet layer is a factor or a divisor depending on
 //! `quantization_config.linear_class` (docs/formats.md). The text is kept as it is and searched on
 //! demand; it has a few thousand bytes.
+//!
+//! Older GPTQ models have their `quantization_config` in a file of its own, quantize_config.json; it
+//! is found under the same path as if it were in config.json.
 
 use std::path::Path;
 
@@ -12,41 +15,59 @@ use crate::error::{Result, fail};
 use crate::limits::CONFIG_MAX;
 
 const WHAT: &str = "config.json";
+const OLDER_GPTQ: &str = "quantize_config.json";
+const QUANTIZATION: &str = "quantization_config";
 
 /// A config.json, checked to be JSON (with Python's `NaN` and `Infinity`).
 #[derive(Debug)]
-pub struct Config(Source);
+pub struct Config {
+    main: Source,
+    /// What stands for `quantization_config` where `main` has none.
+    quantization: Option<Source>,
+}
 
 impl Config {
     /// The one in that folder, if there is one.
     pub(super) fn beside(folder: &Path) -> Result<Option<Config>> {
-        let path = folder.join(WHAT);
-        if !path.exists() {
+        let read = |name: &str| {
+            let path = folder.join(name);
+            if !path.exists() {
+                return Ok(None);
+            }
+            // A copy: it is small, and not worth a mapping that others could cut.
+            let source = Source::read_at_most(&path, CONFIG_MAX)?;
+            check(&source).map_err(|e| e.within(format_args!("{}", path.display())))?;
+            Ok(Some(source))
+        };
+        let (main, quantization) = (read(WHAT)?, read(OLDER_GPTQ)?);
+        if main.is_none() && quantization.is_none() {
             return Ok(None);
         }
-        // A copy: it is small, and not worth a mapping that others could cut.
-        let source = Source::read_at_most(&path, CONFIG_MAX)?;
-        Config::new(source).map(Some).map_err(|e| e.within(format_args!("{}", folder.display())))
+        let main = main.map_or_else(|| Source::copy(b"{}"), Ok)?;
+        Ok(Some(Config { main, quantization }))
     }
 
     /// The config in these bytes.
     pub fn new(source: Source) -> Result<Config> {
-        let mut json = Reader::python(source.bytes(), WHAT)?;
-        if json.peek()? != Kind::Object {
-            return Err(fail!(BadFile, "{WHAT}: an object expected"));
-        }
-        json.skip()?;
-        json.end()?;
-        Ok(Config(source))
+        check(&source)?;
+        Ok(Config { main: source, quantization: None })
     }
 
     /// The text as it is in the file.
     pub fn text(&self) -> &str {
-        str::from_utf8(self.0.bytes()).unwrap_or("") // checked in `new`
+        str::from_utf8(self.main.bytes()).unwrap_or("") // `check` let it pass
     }
 
     fn find(&self, path: &[&str]) -> Option<Reader<'_>> {
-        Reader::python(self.0.bytes(), WHAT).ok()?.find(path)
+        fn find<'a>(source: &'a Source, path: &[&str]) -> Option<Reader<'a>> {
+            Reader::python(source.bytes(), WHAT).ok()?.find(path)
+        }
+        match (&self.quantization, path) {
+            (Some(other), [QUANTIZATION, rest @ ..]) if find(&self.main, &[QUANTIZATION]).is_none() => {
+                find(other, rest)
+            }
+            _ => find(&self.main, path),
+        }
     }
 
     /// Whether there is a value other than null under that path of keys.
@@ -91,6 +112,16 @@ impl Config {
         };
         search().unwrap_or(false)
     }
+}
+
+/// Refuses what is no JSON object.
+fn check(source: &Source) -> Result<()> {
+    let mut json = Reader::python(source.bytes(), WHAT)?;
+    if json.peek()? != Kind::Object {
+        return Err(fail!(BadFile, "{WHAT}: an object expected"));
+    }
+    json.skip()?;
+    json.end()
 }
 
 #[cfg(test)]

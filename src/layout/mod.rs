@@ -5,8 +5,10 @@
 //! the packer writes rows into panels ([`packed`]); kernels read panels. Decoding is exact: what a
 //! [`Row`] holds stands for the same real numbers as the stored bytes.
 
+pub mod packed;
 pub mod row;
 
+pub use packed::Packed;
 pub use row::Row;
 
 /// Rows of W in a panel: one vector lane each.

@@ -177,7 +177,7 @@ impl File<'_> {
                 let mxfp4 = room.is_filled_by(shape.blocks(32, 17).ok());
                 let tl2 = room.is_filled_by(bytes_of(Type::Tl2, shape).ok());
                 let fork = self.architecture.starts_with(b"bitnet");
-                Ok(if tl2 && (fork || !mxfp4) { Type::Tl2 } else { Type::Mxfp4 })
+                Ok(if tl2 == mxfp4 && fork || tl2 && !mxfp4 { Type::Tl2 } else { Type::Mxfp4 })
             }
             ID_Q2_0 if self.older_q2_0 == Some(true) => Ok(Type::Q2_0Legacy),
             _ => Ok(usual),

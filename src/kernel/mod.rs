@@ -1,0 +1,223 @@
+//! Compute: kernels for one layout, one kind of activation and one instruction set each.
+//!
+//! Kernels are plain data in `const` tables, one table for each instruction set; a layer stores the
+//! two it will use (one row of x, several rows), chosen once. The scalar kernels are the text of the
+//! numerics contract; every other kernel gives the same bits (`tests/kernels.rs`).
+//!
+//! This module is the only place where a kernel is called, and with it the only place that has to
+//! prove that its instruction set is there and that its slices are as long as it reads.
+//!
+//! Names: `<layout>_<activation>_<isa>_<mr>x<nr>`. The layout is the code width (`w4`; `t4` through a
+//! table) and the scale scheme: `r` row, `g` group, `gm` group with minimum, `gz` group with zero
+//! point, `k` two-level, `km` two-level with minima; dense layouts are `f32`, `f16`, `bf16`.
+
+use crate::activation::{Activations, Kind, RowCodes, Rule, Shape};
+use crate::cpu::Isa;
+use crate::error::Result;
+use crate::layout::{Coded, Float, Layout, Offset, Packed, Scales, TILE, Values};
+use crate::limits::INT32_COLUMNS;
+
+pub mod scalar;
+#[cfg(target_arch = "x86_64")]
+pub mod x86_64;
+
+/// One kernel.
+pub struct Kernel {
+    /// `<layout>_<activation>_<isa>_<mr>x<nr>`.
+    pub name: &'static str,
+    /// The instruction set it needs.
+    pub isa: Isa,
+    /// The layouts it reads.
+    pub layout: LayoutKey,
+    /// The activations it reads.
+    pub activation: Kind,
+    /// Most rows of x in a panel of activations; 1: it takes one row of x.
+    pub mr: usize,
+    /// Bytes of scratch it needs, 64-byte aligned, for weights of that many columns and a batch.
+    pub scratch: fn(&Packed, usize) -> usize,
+    /// Computes one tile for a batch of rows.
+    pub run: unsafe fn(&mut Job<'_>) -> Result<()>,
+}
+
+/// What a kernel is chosen by: the parts of a layout that its code depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayoutKey {
+    /// Plain floats.
+    Dense(Float),
+    /// Codes of `bits` bits, whether through a table, under a scheme of scales.
+    Coded {
+        /// Bits of a code.
+        bits: u8,
+        /// Whether codes go through a table of 16.
+        table: bool,
+        /// The scheme.
+        scheme: Scheme,
+    },
+    /// Every layout (the scalar kernels).
+    Any,
+}
+
+/// A scheme of scales without its lengths and types.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    /// One scale a row and base.
+    Row,
+    /// Groups.
+    Group,
+    /// Groups with a minimum.
+    GroupMinimum,
+    /// Groups with an integer zero point.
+    GroupZero,
+    /// Two levels.
+    TwoLevel,
+    /// Two levels with minima.
+    TwoLevelMinimum,
+}
+
+impl LayoutKey {
+    /// The key of a layout.
+    pub fn of(layout: &Layout) -> LayoutKey {
+        match layout {
+            Layout::Dense(float) => LayoutKey::Dense(*float),
+            Layout::Coded(Coded { bits, values, scales, .. }) => LayoutKey::Coded {
+                bits: *bits,
+                table: matches!(values, Values::Table(_)),
+                scheme: match scales {
+                    Scales::Row => Scheme::Row,
+                    Scales::Group { offset: Offset::None, .. } => Scheme::Group,
+                    Scales::Group { offset: Offset::Minimum, .. } => Scheme::GroupMinimum,
+                    Scales::Group { offset: Offset::Zero, .. } => Scheme::GroupZero,
+                    Scales::TwoLevel { minimum: false, .. } => Scheme::TwoLevel,
+                    Scales::TwoLevel { minimum: true, .. } => Scheme::TwoLevelMinimum,
+                },
+            },
+        }
+    }
+}
+
+/// One call of a kernel: a tile of weights times a batch of rows.
+pub struct Job<'a> {
+    /// The weights.
+    pub packed: &'a Packed,
+    /// Which tile of them.
+    pub tile: usize,
+    /// The batch, in panels of `mr` rows.
+    pub x: Activations<'a>,
+    /// Rows of the batch: whole panels except the last.
+    pub rows: usize,
+    /// Rows x 64 results, row by row, with room for whole panels. Lanes past the last panel of W are
+    /// left as they are.
+    pub out: &'a mut [f32],
+    /// At least `Kernel::scratch` bytes.
+    pub scratch: &'a mut [u8],
+}
+
+/// The tables, best first. A new instruction set is one folder and one line here.
+static TABLES: &[&[&[Kernel]]] = &[
+    #[cfg(target_arch = "x86_64")]
+    x86_64::avx512vnni::KERNELS,
+    #[cfg(target_arch = "x86_64")]
+    scalar::KERNELS,
+];
+
+/// All kernels of this build, whether this CPU runs them or not.
+pub fn all() -> impl Iterator<Item = &'static Kernel> {
+    TABLES.iter().copied().flatten().copied().flatten()
+}
+
+/// The kernels that a layer uses for one kind of activation.
+#[derive(Clone, Copy)]
+pub struct Choice {
+    /// For one row of x.
+    pub gemv: &'static Kernel,
+    /// For several rows; the same one where the instruction set has no own.
+    pub gemm: &'static Kernel,
+}
+
+/// Chooses the best kernels of `isa` or below for weights of that many columns. `isa` is one that was
+/// detected.
+pub fn select(layout: &Layout, in_features: usize, activation: Kind, isa: Isa) -> Choice {
+    let key = LayoutKey::of(layout);
+    // Vector kernels sum a group in int32, and those for several rows a whole row of one base.
+    let (long_group, several_sums) = match layout {
+        Layout::Dense(_) => (false, false),
+        Layout::Coded(coded) => {
+            let long = coded.group_len(in_features) > INT32_COLUMNS;
+            let row = coded.scales == Scales::Row;
+            (long && !row, row && (coded.bases > 1 || in_features > INT32_COLUMNS - 32))
+        }
+    };
+    let fits = |k: &&Kernel| {
+        k.isa <= isa
+            && k.isa.detected()
+            && k.activation == activation
+            && (k.layout == key || k.layout == LayoutKey::Any)
+            && (k.isa == Isa::Scalar
+                || activation == Kind::Float
+                || !(long_group || several_sums && k.mr > 1))
+    };
+    let first = |several: bool| {
+        let best = all().filter(fits).find(|k| (k.mr > 1) == several);
+        let other = all().filter(fits).find(|k| (k.mr > 1) != several);
+        // A better instruction set that takes rows one by one beats a worse one that takes many.
+        match (best, other) {
+            (Some(best), Some(other)) if !several || best.isa >= other.isa => best,
+            (_, Some(other)) => other,
+            (Some(best), None) => best,
+            // The scalar table has `Any` for both kinds.
+            (None, None) => &scalar::KERNELS[0][(activation == Kind::Integer) as usize],
+        }
+    };
+    Choice { gemv: first(false), gemm: first(true) }
+}
+
+/// Runs a kernel. The only call of a kernel in the crate.
+pub fn run(kernel: &Kernel, job: &mut Job<'_>) -> Result<()> {
+    assert!(kernel.isa.detected(), "{} is not for this CPU", kernel.name);
+    assert!(kernel.layout == LayoutKey::Any || kernel.layout == LayoutKey::of(job.packed.layout()));
+    assert!(job.scratch.len() >= (kernel.scratch)(job.packed, job.rows));
+    let geometry = job.packed.geometry();
+    let (mr, panels) = match job.x {
+        Activations::Float(x) => {
+            let panels = job.rows.div_ceil(x.mr);
+            assert!(
+                kernel.activation == Kind::Float && x.values.len() >= panels * geometry.in_features * x.mr
+            );
+            (x.mr, panels)
+        }
+        Activations::Integer(x) => {
+            let panels = job.rows.div_ceil(x.mr);
+            assert!(kernel.activation == Kind::Integer && x.shape.geometry == *geometry);
+            assert!(x.codes.len() >= panels * x.shape.quads() * 4 * x.mr);
+            assert!(x.scales.len() >= panels * geometry.records * x.mr);
+            assert!(x.sums.len() >= panels * x.shape.groups() * x.mr);
+            (x.mr, panels)
+        }
+    };
+    assert!(mr <= kernel.mr && job.out.len() >= panels * mr * TILE);
+    // SAFETY: the instruction set was detected (first assert). Kernels read weights through checked
+    // slices of `packed.tile`, and x, out and scratch within the lengths asserted above.
+    unsafe { (kernel.run)(job) }
+}
+
+/// Rows of a panel for a batch of `m` rows: as even as panels of at most `kernel.mr` allow, so that
+/// a batch of 7 is 4 + 3 and not 6 + 1.
+pub fn panel_rows(kernel: &Kernel, m: usize) -> usize {
+    m.div_ceil(m.div_ceil(kernel.mr).max(1)).max(1)
+}
+
+/// Quantises one row of x with the instruction set's compilation of `activation::quantize_row`.
+pub fn quantize_row(isa: Isa, x: &[f32], shape: &Shape, rule: &Rule, out: &mut RowCodes<'_>) -> bool {
+    assert!(x.len() == shape.geometry.in_features);
+    assert!(out.codes.len() == shape.quads() * 4 && out.scales.len() == shape.geometry.records);
+    assert!(out.sums.len() == shape.groups());
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a layer's instruction set was detected when it was chosen (`Isa::detected`).
+        Isa::Avx512Vnni => unsafe { x86_64::avx512vnni::quantize_row(x, shape, rule, out) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx2 => unsafe { x86_64::avx2::quantize_row(x, shape, rule, out) },
+        _ => crate::activation::quantize_row(x, shape, rule, out),
+    }
+}

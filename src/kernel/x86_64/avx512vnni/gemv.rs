@@ -1,0 +1,275 @@
+//! One row of x: weights are decoded in registers and read once, as one stream.
+//!
+//! Limit: the read bandwidth. A tile's cache lines are visited in the order of their addresses; four
+//! panels give four independent chains of `vpdpbusd`, enough to stay ahead of DRAM.
+
+use core::arch::x86_64::*;
+
+use super::vector::*;
+use crate::activation::{Activations, Codes};
+use crate::kernel::Job;
+use crate::kernel::x86_64::{scheme, unit_lines, unit_quads, zero_point};
+use crate::layout::packed::{LINE, Tile};
+use crate::layout::{Coded, Layout, PANEL, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE, TILE_PANELS};
+use crate::limits::INT32_COLUMNS;
+
+/// How far ahead of the reader a cache line is asked for.
+const AHEAD: usize = 4096;
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) fn run<const BITS: u8, const TABLE: bool, const SCHEME: u8>(job: &mut Job<'_>) {
+    let (Activations::Integer(x), Layout::Coded(coded)) = (&job.x, job.packed.layout()) else { return };
+    let tile = job.packed.tile(job.tile);
+    // Several rows come where no kernel takes them together (several bases, very long rows).
+    for (i, out) in job.out.chunks_exact_mut(TILE).take(job.rows).enumerate() {
+        let x = x.panel(i);
+        if tile.panels == TILE_PANELS {
+            panels::<BITS, TABLE, SCHEME, TILE_PANELS>(coded, tile, 0, &x, out);
+        } else {
+            for panel in 0..tile.panels {
+                panels::<BITS, TABLE, SCHEME, 1>(coded, tile, panel, &x, out);
+            }
+        }
+    }
+}
+
+/// `NP` panels of a tile from `first` on. With `NP` = 4 they are all of it, and every offset is a
+/// constant.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn panels<const BITS: u8, const TABLE: bool, const SCHEME: u8, const NP: usize>(
+    coded: &Coded,
+    tile: Tile<'_>,
+    first: usize,
+    x: &Codes<'_>,
+    out: &mut [f32],
+) {
+    let stride = if NP == TILE_PANELS { TILE_PANELS } else { tile.panels };
+    let mut acc = [_mm512_setzero_ps(); NP];
+    match SCHEME {
+        scheme::ROW => row::<BITS, TABLE, NP>(coded, tile, stride, first, x, &mut acc),
+        scheme::TWO_LEVEL | scheme::TWO_LEVEL_MINIMUM => {
+            let Scales::TwoLevel { len, .. } = coded.scales else { return };
+            if len == 16 {
+                two_level::<BITS, TABLE, SCHEME, NP, 4>(coded, tile, stride, first, x, &mut acc);
+            } else {
+                two_level::<BITS, TABLE, SCHEME, NP, 8>(coded, tile, stride, first, x, &mut acc);
+            }
+        }
+        _ => group::<BITS, TABLE, SCHEME, NP>(coded, tile, stride, first, x, &mut acc),
+    }
+    for p in 0..NP {
+        put_floats(out, (first + p) * PANEL, acc[p]);
+    }
+}
+
+/// Adds the products of one unit to `NP` chains.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn unit<const BITS: u8, const TABLE: bool, const NP: usize>(
+    unit: &[u8],
+    stride: usize,
+    first: usize,
+    x: &[i8],
+    table: __m512i,
+    acc: &mut [__m512i; NP],
+) {
+    for i in 0..unit_quads(BITS) {
+        let q = quad_of(x, i);
+        for p in 0..NP {
+            let codes = quad::<BITS, TABLE>(unit, (first + p) * LINE, stride * LINE, i, table);
+            acc[p] = _mm512_dpbusd_epi32(acc[p], codes, q);
+        }
+    }
+}
+
+/// Quad `i` of a row of activations in every lane.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn quad_of(x: &[i8], i: usize) -> __m512i {
+    let q = &x[i * QUAD..][..QUAD];
+    _mm512_set1_epi32(i32::from_le_bytes([q[0] as u8, q[1] as u8, q[2] as u8, q[3] as u8]))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn row<const BITS: u8, const TABLE: bool, const NP: usize>(
+    coded: &Coded,
+    tile: Tile<'_>,
+    stride: usize,
+    first: usize,
+    x: &Codes<'_>,
+    acc: &mut [__m512; NP],
+) {
+    let (bases, table, zero) = (coded.bases as usize, table(coded), zero_point(coded));
+    let lanes = stride * PANEL;
+    let (head, units) = tile.bytes.split_at(lanes * 4 * bases);
+    let base_bytes = unit_lines(BITS) * stride * LINE;
+    let columns = unit_quads(BITS) * QUAD;
+    let chunk_units = INT32_COLUMNS / columns;
+    let chunks = (x.codes.len() / columns).div_ceil(chunk_units);
+    let s_x = _mm512_set1_ps(x.scales[0]);
+    for base in 0..bases {
+        let mut total = [[0i64; PANEL]; NP];
+        let mut sums = [_mm512_setzero_si512(); NP];
+        for (c, (units, codes)) in
+            units.chunks(chunk_units * base_bytes * bases).zip(x.codes.chunks(INT32_COLUMNS)).enumerate()
+        {
+            sums = [_mm512_set1_epi32(-zero * x.sums[c]); NP];
+            for (u, q) in units.chunks_exact(base_bytes * bases).zip(codes.chunks_exact(columns)) {
+                for line in 0..unit_lines(BITS) * NP {
+                    prefetch(u, AHEAD + line * LINE);
+                }
+                let u = &u[base * base_bytes..][..base_bytes];
+                unit::<BITS, TABLE, NP>(u, stride, first, q, table, &mut sums);
+            }
+            if chunks > 1 {
+                for p in 0..NP {
+                    add_to(&mut total[p], sums[p]);
+                }
+            }
+        }
+        for p in 0..NP {
+            let dot = if chunks > 1 { from_i64(&total[p]) } else { _mm512_cvtepi32_ps(sums[p]) };
+            let s_w = scales(ScaleType::F32, &head[base * lanes * 4..], (first + p) * PANEL);
+            let s = _mm512_mul_ps(s_w, s_x);
+            acc[p] = if bases == 1 { _mm512_mul_ps(dot, s) } else { _mm512_fmadd_ps(dot, s, acc[p]) };
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn add_to(total: &mut [i64; PANEL], sums: __m512i) {
+    let mut part = [0u8; 64];
+    put_line(&mut part, 0, sums);
+    for (t, p) in total.iter_mut().zip(part.as_chunks().0) {
+        *t += i32::from_le_bytes(*p) as i64;
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn from_i64(total: &[i64; PANEL]) -> __m512 {
+    floats(&total.map(|t| t as f32), 0)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn group<const BITS: u8, const TABLE: bool, const SCHEME: u8, const NP: usize>(
+    coded: &Coded,
+    tile: Tile<'_>,
+    stride: usize,
+    first: usize,
+    x: &Codes<'_>,
+    acc: &mut [__m512; NP],
+) {
+    let (ty, table, zero) = (coded.scale_type, table(coded), zero_point(coded));
+    let geometry = &x.shape.geometry;
+    let lanes = stride * PANEL;
+    let unit_bytes = unit_lines(BITS) * stride * LINE;
+    let columns = unit_quads(BITS) * QUAD;
+    let records = tile.bytes.chunks(geometry.record_bytes(stride));
+    for (g, (record, codes)) in records.zip(x.codes.chunks(geometry.record_padded())).enumerate() {
+        let (head, units) = record.split_at(lanes * geometry.head);
+        let (xsum, s_x) = (x.sums[g], _mm512_set1_ps(x.scales[g]));
+        let mut sums = [_mm512_set1_epi32(-zero * xsum); NP];
+        if SCHEME == scheme::GROUP_ZERO {
+            for p in 0..NP {
+                let zeros = unsigned_bytes(head, lanes * ty.bytes() + (first + p) * PANEL);
+                sums[p] = _mm512_mullo_epi32(zeros, _mm512_set1_epi32(-xsum));
+            }
+        }
+        for line in 0..NP.div_ceil(2) {
+            prefetch(head, AHEAD + line * LINE);
+        }
+        for (u, q) in units.chunks_exact(unit_bytes).zip(codes.chunks_exact(columns)) {
+            for line in 0..unit_lines(BITS) * NP {
+                prefetch(u, AHEAD + line * LINE);
+            }
+            unit::<BITS, TABLE, NP>(u, stride, first, q, table, &mut sums);
+        }
+        for p in 0..NP {
+            let s_w = scales(ty, head, (first + p) * PANEL);
+            acc[p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[p]), _mm512_mul_ps(s_w, s_x), acc[p]);
+            if SCHEME == scheme::GROUP_MINIMUM {
+                let minimum = scales(ty, &head[lanes * ty.bytes()..], (first + p) * PANEL);
+                let weighted = _mm512_mul_ps(_mm512_set1_ps(xsum as f32), s_x);
+                acc[p] = _mm512_fmadd_ps(weighted, minimum, acc[p]);
+            }
+        }
+    }
+}
+
+/// `GQ`: quads of a group, 4 or 8.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn two_level<const BITS: u8, const TABLE: bool, const SCHEME: u8, const NP: usize, const GQ: usize>(
+    coded: &Coded,
+    tile: Tile<'_>,
+    stride: usize,
+    first: usize,
+    x: &Codes<'_>,
+    acc: &mut [__m512; NP],
+) {
+    let (ty, table, zero) = (coded.scale_type, table(coded), zero_point(coded));
+    let geometry = &x.shape.geometry;
+    let minimum = SCHEME == scheme::TWO_LEVEL_MINIMUM;
+    let groups = SUPER_BLOCK / QUAD / GQ;
+    let lanes = stride * PANEL;
+    let unit_bytes = unit_lines(BITS) * stride * LINE;
+    let uq = unit_quads(BITS);
+    // Quads of a step: whole units and whole groups.
+    let step = if uq > GQ { uq } else { GQ };
+    let records = tile.bytes.chunks_exact(geometry.record_bytes(stride));
+    for (b, (record, codes)) in records.zip(x.codes.chunks_exact(SUPER_BLOCK)).enumerate() {
+        let (head, units) = record.split_at(lanes * geometry.head);
+        for line in 0..head.len().div_ceil(LINE) {
+            prefetch(head, AHEAD + line * LINE);
+        }
+        let subs = &head[lanes * ty.bytes() * (1 + minimum as usize)..];
+        let sums_x = &x.sums[b * groups..][..groups];
+        let mut isum = [_mm512_setzero_si512(); NP];
+        let mut msum = [_mm512_setzero_si512(); NP];
+        let mut j = 0;
+        for (units, q) in units.chunks_exact(step / uq * unit_bytes).zip(codes.chunks_exact(step * QUAD)) {
+            let mut dot = [_mm512_set1_epi32(-zero * sums_x[j]); NP];
+            for (u, unit) in units.chunks_exact(unit_bytes).enumerate() {
+                for line in 0..unit_lines(BITS) * NP {
+                    prefetch(unit, AHEAD + line * LINE);
+                }
+                for i in 0..uq {
+                    let x4 = quad_of(q, u * uq + i);
+                    for p in 0..NP {
+                        let c = quad::<BITS, TABLE>(unit, (first + p) * LINE, stride * LINE, i, table);
+                        dot[p] = _mm512_dpbusd_epi32(dot[p], c, x4);
+                    }
+                    if (u * uq + i + 1) % GQ != 0 {
+                        continue;
+                    }
+                    for p in 0..NP {
+                        let sc = signed_bytes(subs, j * lanes + (first + p) * PANEL);
+                        isum[p] = _mm512_add_epi32(isum[p], _mm512_mullo_epi32(sc, dot[p]));
+                        if minimum {
+                            let mn = signed_bytes(subs, (groups + j) * lanes + (first + p) * PANEL);
+                            let product = _mm512_mullo_epi32(mn, _mm512_set1_epi32(sums_x[j]));
+                            msum[p] = _mm512_add_epi32(msum[p], product);
+                        }
+                    }
+                    j += 1;
+                    if j < groups {
+                        dot = [_mm512_set1_epi32(-zero * sums_x[j]); NP];
+                    }
+                }
+            }
+        }
+        let s_x = _mm512_set1_ps(x.scales[b]);
+        for p in 0..NP {
+            let d = _mm512_mul_ps(scales(ty, head, (first + p) * PANEL), s_x);
+            acc[p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum[p]), d, acc[p]);
+            if minimum {
+                let dmin = _mm512_mul_ps(scales(ty, &head[lanes * ty.bytes()..], (first + p) * PANEL), s_x);
+                // fnmadd negates the product, which is the same number as a negated factor.
+                acc[p] = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(msum[p]), dmin, acc[p]);
+            }
+        }
+    }
+}

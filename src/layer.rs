@@ -1,0 +1,470 @@
+//! `Linear`: packed weights, the kernels chosen for them, and what stands around the product. The noun
+//! of the ABI.
+
+use std::mem::MaybeUninit;
+
+use crate::activation::{Activations, Codes, Floats, Kind, RowCodes, Rule, Segment, Shape};
+use crate::codec::Matrix;
+use crate::cpu::Isa;
+use crate::error::{Result, fail};
+use crate::exec::Executor;
+use crate::kernel::{self, Choice, Job, Kernel};
+use crate::layout::{Layout, Packed, QUAD, Row, Scales, TILE};
+use crate::matrix::{MatrixMut, MatrixRef};
+use crate::memory::{ALIGNMENT, Buffer};
+
+/// What the kernels multiply the weights with; the numbers are those of `bl_activation`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Activation {
+    /// Integers with one scale for each segment of the weights (row, group or super-block); floats
+    /// where the weights are floats.
+    #[default]
+    Auto = 0,
+    /// Floats.
+    F32 = 1,
+    /// Int8 with one scale for each row of x.
+    Int8Row = 2,
+    /// Int8 with one scale for each group (or super-block) of the weights.
+    Int8Group = 3,
+}
+
+impl Activation {
+    /// All of them.
+    pub const ALL: [Activation; 4] =
+        [Activation::Auto, Activation::F32, Activation::Int8Row, Activation::Int8Group];
+
+    /// What it means for weights of that layout: `None` is float.
+    fn resolve(self, layout: &Layout) -> Result<Option<Rule>> {
+        let int8 = |segment| Some(Rule { limit: 127.0, segment, fixed_scale: None });
+        let Layout::Coded(coded) = layout else {
+            return match self {
+                Activation::Auto | Activation::F32 => Ok(None),
+                _ => {
+                    Err(fail!(Unsupported, "integer activations need packed weights; these are plain floats"))
+                }
+            };
+        };
+        let row = coded.scales == Scales::Row;
+        match self {
+            Activation::F32 => Ok(None),
+            Activation::Int8Row => Ok(int8(Segment::Row)),
+            Activation::Auto => Ok(int8(if row { Segment::Row } else { Segment::Record })),
+            Activation::Int8Group if row => Err(fail!(
+                Unsupported,
+                "activations by group need weights with groups; these have one scale a row"
+            )),
+            Activation::Int8Group => Ok(int8(Segment::Record)),
+        }
+    }
+}
+
+/// What makes a layer beside its weights.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options<'a> {
+    /// How x is taken.
+    pub activation: Activation,
+    /// `out_features` values to add, copied.
+    pub bias: Option<&'a [f32]>,
+}
+
+/// One linear layer, `y = x Wᵀ + b`. Immutable: any number of threads may use it at a time.
+pub struct Linear {
+    packed: Packed,
+    rule: Option<Rule>,
+    shape: Shape,
+    isa: Isa,
+    choice: Choice,
+    bias: Option<Vec<f32>>,
+}
+
+/// Rows of x that are taken at a time: more would only enlarge the workspace.
+const BATCH: usize = 512;
+/// A call whose workspace is no larger takes it from the stack: about what a tiny layer needs.
+const STACK: usize = 6 << 10;
+
+/// Where everything lies in a workspace.
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    kernel: &'static Kernel,
+    /// Rows of a block of the batch, and of a panel.
+    rows: usize,
+    mr: usize,
+    codes: usize,
+    scales: usize,
+    sums: usize,
+    finite: usize,
+    /// The first slot, and its parts relative to it.
+    slots: usize,
+    staged: usize,
+    row_codes: usize,
+    out: usize,
+    scratch: usize,
+    slot_bytes: usize,
+    bytes: usize,
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// What `bl_plan` reports.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanInfo {
+    /// The kernel that will run.
+    pub kernel: &'static str,
+    /// Bytes of workspace, to be aligned to [`ALIGNMENT`].
+    pub workspace: usize,
+    /// Bytes of weights and scales that one call reads.
+    pub bytes_read: u64,
+    /// Multiply-adds times two.
+    pub operations: u64,
+}
+
+impl Linear {
+    /// Packs a matrix. `seen` is told each row of it that has been read.
+    pub fn new(
+        matrix: &dyn Matrix,
+        options: &Options<'_>,
+        isa: Isa,
+        seen: &mut dyn FnMut(usize),
+    ) -> Result<Linear> {
+        let layout = matrix.layout();
+        let rule = options.activation.resolve(&layout)?;
+        let mut packed = Packed::room_for(matrix)?;
+        let mut row = Row::new(layout, matrix.in_features())?;
+        for tile in 0..packed.tiles() {
+            packed.fill_tile(tile, matrix, &mut row, seen)?;
+        }
+        let bias = match options.bias {
+            None => None,
+            Some(bias) if bias.len() == packed.out_features() => {
+                let mut copy = crate::memory::filled(bias.len(), 0.0, "bias")?;
+                copy.copy_from_slice(bias);
+                Some(copy)
+            }
+            Some(bias) => {
+                let out = packed.out_features();
+                return Err(fail!(
+                    InvalidArgument,
+                    "bias has {} values, the layer {out} outputs",
+                    bias.len()
+                ));
+            }
+        };
+        let kind = if rule.is_some() { Kind::Integer } else { Kind::Float };
+        let shape = Shape::new(&layout, *packed.geometry());
+        let choice = kernel::select(&layout, packed.in_features(), kind, isa);
+        Ok(Linear { packed, rule, shape, isa, choice, bias })
+    }
+
+    /// Rows of W: values of a row of y.
+    pub fn out_features(&self) -> usize {
+        self.packed.out_features()
+    }
+
+    /// Columns of W: values of a row of x.
+    pub fn in_features(&self) -> usize {
+        self.packed.in_features()
+    }
+
+    /// The packed weights.
+    pub fn packed(&self) -> &Packed {
+        &self.packed
+    }
+
+    /// Bytes that the layer owns.
+    pub fn bytes(&self) -> usize {
+        self.packed.bytes() + self.bias.as_ref().map_or(0, |b| b.len() * 4)
+    }
+
+    /// What a forward call on `m` rows will do and need.
+    pub fn plan(&self, m: usize, executor: &Executor) -> PlanInfo {
+        let plan = self.lay_out(m, executor.width());
+        let blocks = m.div_ceil(plan.rows.max(1)).max(1) as u64;
+        PlanInfo {
+            kernel: plan.kernel.name,
+            workspace: plan.bytes,
+            bytes_read: self.bytes() as u64 * blocks,
+            operations: 2 * m as u64 * self.in_features() as u64 * self.out_features() as u64,
+        }
+    }
+
+    fn lay_out(&self, m: usize, slots: usize) -> Plan {
+        let rows = m.clamp(1, BATCH);
+        let kernel = if rows == 1 { self.choice.gemv } else { self.choice.gemm };
+        let mr = kernel::panel_rows(kernel, rows);
+        let padded_rows = rows.next_multiple_of(mr);
+        let in_features = self.in_features();
+        let mut at = 0;
+        let mut take = |bytes: usize| {
+            let start = at;
+            at += bytes.next_multiple_of(ALIGNMENT);
+            start
+        };
+        let (code_bytes, scales, sums, row_codes) = match self.rule {
+            None => (in_features * 4, 0, 0, 0),
+            Some(_) => {
+                let shape = &self.shape;
+                (shape.quads() * QUAD, shape.geometry.records * 4, shape.groups() * 4, shape.quads() * QUAD)
+            }
+        };
+        let codes = take(padded_rows * code_bytes);
+        let (scales_at, sums_at) = (take(padded_rows * scales), take(padded_rows * sums));
+        let finite = take(padded_rows);
+        let slots_at = take(0);
+        let staged = take(in_features * 4) - slots_at;
+        // A row of codes, its scales and its sums, before they are interleaved.
+        let row_codes = take(row_codes + if mr > 1 { scales + sums } else { 0 }) - slots_at;
+        let out = take(padded_rows * TILE * 4) - slots_at;
+        let scratch = take((kernel.scratch)(&self.packed, rows)) - slots_at;
+        let slot_bytes = take(0) - slots_at;
+        Plan {
+            kernel,
+            rows,
+            mr,
+            codes,
+            scales: scales_at,
+            sums: sums_at,
+            finite,
+            slots: slots_at,
+            staged,
+            row_codes,
+            out,
+            scratch,
+            slot_bytes,
+            bytes: slots_at + slot_bytes * slots,
+        }
+    }
+
+    /// `y = x Wᵀ + b` for `m` rows. `workspace`, where given, has at least the planned bytes from its
+    /// first 64-byte boundary on; then nothing is allocated here.
+    pub fn forward(
+        &self,
+        m: usize,
+        x: MatrixRef,
+        y: MatrixMut,
+        workspace: Option<&mut [u8]>,
+        executor: &Executor,
+    ) -> Result<()> {
+        if m == 0 {
+            return Ok(());
+        }
+        let plan = self.lay_out(m, executor.width());
+        let need = plan.bytes + ALIGNMENT;
+        let mut stack = MaybeUninit::<[u8; STACK]>::uninit();
+        let mut heap = None;
+        let space: &mut [u8] = match workspace {
+            Some(space) => space,
+            None if need <= STACK => {
+                // SAFETY: the slice is of exactly the array's bytes; they are initialised here.
+                unsafe {
+                    let start = stack.as_mut_ptr().cast::<u8>();
+                    start.write_bytes(0, need);
+                    std::slice::from_raw_parts_mut(start, need)
+                }
+            }
+            None => heap.insert(Buffer::zeroed(need, "workspace")?).bytes_mut(),
+        };
+        let skip = space.as_ptr().align_offset(ALIGNMENT);
+        if space.len() < skip || space.len() - skip < plan.bytes {
+            return Err(fail!(
+                BufferTooSmall,
+                "workspace of {} bytes, {} needed (see bl_plan)",
+                space.len(),
+                plan.bytes
+            ));
+        }
+        let space = Space { start: space[skip..].as_mut_ptr() };
+        for at in (0..m).step_by(plan.rows) {
+            let rows = plan.rows.min(m - at);
+            self.block(rows, x.skip(at), y.skip(at), &plan, space, executor)?;
+        }
+        Ok(())
+    }
+
+    /// One block of the batch: first the activations of all its rows, then tile by tile.
+    fn block(
+        &self,
+        rows: usize,
+        x: MatrixRef,
+        y: MatrixMut,
+        plan: &Plan,
+        space: Space,
+        executor: &Executor,
+    ) -> Result<()> {
+        let panels = rows.div_ceil(plan.mr);
+        executor.run(panels, &|slot, panel| {
+            // SAFETY: each piece writes the parts of its own panel and of its own slot.
+            unsafe { self.activate(panel, rows, x, plan, space, slot) };
+            Ok(())
+        })?;
+        let count = panels * plan.mr;
+        // SAFETY: within the plan's bytes, checked in `forward`; only read from here on.
+        let (batch, finite) = unsafe {
+            let batch = match self.rule {
+                None => Activations::Float(Floats {
+                    mr: plan.mr,
+                    values: space.part(plan.codes, count * self.in_features()),
+                }),
+                Some(_) => Activations::Integer(Codes {
+                    mr: plan.mr,
+                    shape: &self.shape,
+                    codes: space.part(plan.codes, count * self.shape.quads() * QUAD),
+                    scales: space.part(plan.scales, count * self.shape.geometry.records),
+                    sums: space.part(plan.sums, count * self.shape.groups()),
+                }),
+            };
+            (batch, space.part::<u8>(plan.finite, count))
+        };
+        executor.run(self.packed.tiles(), &|slot, tile| {
+            let at = plan.slots + slot * plan.slot_bytes;
+            // SAFETY: within the plan's bytes; a slot is one piece's at a time (`Executor::run`).
+            let (out, scratch) = unsafe {
+                (
+                    space.part_mut::<f32>(at + plan.out, count * TILE),
+                    space.part_mut::<u8>(at + plan.scratch, plan.slot_bytes - plan.scratch),
+                )
+            };
+            let mut job = Job { packed: &self.packed, tile, x: batch, rows, out, scratch };
+            kernel::run(plan.kernel, &mut job)?;
+            self.finish(tile, rows, finite, out, y);
+            Ok(())
+        })
+    }
+
+    /// Stages, and where integers are asked for quantises, the rows of one panel of x.
+    ///
+    /// # Safety
+    /// `space` holds the plan; no one else uses this panel's or this slot's parts meanwhile.
+    unsafe fn activate(
+        &self,
+        panel: usize,
+        rows: usize,
+        x: MatrixRef,
+        plan: &Plan,
+        space: Space,
+        slot: usize,
+    ) {
+        let (mr, in_features) = (plan.mr, self.in_features());
+        let at = plan.slots + slot * plan.slot_bytes;
+        // SAFETY: the caller's contract; the plan's parts do not overlap.
+        let staged: &mut [f32] = unsafe { space.part_mut(at + plan.staged, in_features) };
+        for i in 0..mr {
+            let index = panel * mr + i;
+            let row = if index >= rows {
+                staged.fill(0.0); // past the batch: computed and not stored
+                &*staged
+            } else {
+                match (self.packed.permutation(), x.row(index)) {
+                    (None, Some(row)) => row,
+                    (None, None) => {
+                        x.read_row(index, staged);
+                        &*staged
+                    }
+                    (Some(columns), _) => {
+                        x.read_permuted(index, columns, staged);
+                        &*staged
+                    }
+                }
+            };
+            let Some(rule) = &self.rule else {
+                // SAFETY: as above.
+                let out: &mut [f32] =
+                    unsafe { space.part_mut(plan.codes + panel * mr * in_features * 4, mr * in_features) };
+                for (v, out) in row.iter().zip(out.chunks_exact_mut(mr)) {
+                    out[i] = *v;
+                }
+                // SAFETY: as above; one byte of this panel's. Float rows carry their own NaN.
+                unsafe { space.part_mut::<u8>(plan.finite + index, 1)[0] = 1 };
+                continue;
+            };
+            let (code_len, records, groups) =
+                (self.shape.quads() * QUAD, self.shape.geometry.records, self.shape.groups());
+            // SAFETY: as above.
+            let (codes, scales, sums) = unsafe {
+                (
+                    space.part_mut::<i8>(plan.codes + panel * mr * code_len, mr * code_len),
+                    space.part_mut::<f32>(plan.scales + panel * mr * records * 4, mr * records),
+                    space.part_mut::<i32>(plan.sums + panel * mr * groups * 4, mr * groups),
+                )
+            };
+            let finite = if mr == 1 {
+                let mut out = RowCodes { codes, scales, sums };
+                kernel::quantize_row(self.isa, row, &self.shape, rule, &mut out)
+            } else {
+                let at = at + plan.row_codes;
+                // SAFETY: as above.
+                let (row_codes, row_scales, row_sums) = unsafe {
+                    (
+                        space.part_mut::<i8>(at, code_len),
+                        space.part_mut::<f32>(at + code_len, records),
+                        space.part_mut::<i32>(at + code_len + records * 4, groups),
+                    )
+                };
+                let mut out = RowCodes { codes: row_codes, scales: row_scales, sums: row_sums };
+                let finite = kernel::quantize_row(self.isa, row, &self.shape, rule, &mut out);
+                for (q, quad) in row_codes.as_chunks::<QUAD>().0.iter().zip(codes.chunks_exact_mut(mr * QUAD))
+                {
+                    quad[i * QUAD..][..QUAD].copy_from_slice(q);
+                }
+                for (s, out) in row_scales.iter().zip(scales.chunks_exact_mut(mr)) {
+                    out[i] = *s;
+                }
+                for (s, out) in row_sums.iter().zip(sums.chunks_exact_mut(mr)) {
+                    out[i] = *s;
+                }
+                finite
+            };
+            // SAFETY: as above; one byte of this panel's.
+            unsafe { space.part_mut::<u8>(plan.finite + index, 1)[0] = finite as u8 };
+        }
+    }
+
+    /// Bias, and the way into y.
+    fn finish(&self, tile: usize, rows: usize, finite: &[u8], out: &mut [f32], y: MatrixMut) {
+        let first = tile * TILE;
+        let lanes = TILE.min(self.out_features() - first);
+        for (i, row) in out.chunks_exact_mut(TILE).take(rows).enumerate() {
+            let row = &mut row[..lanes];
+            if finite[i] == 0 {
+                row.fill(f32::NAN);
+            } else if let Some(bias) = &self.bias {
+                for (v, b) in row.iter_mut().zip(&bias[first..]) {
+                    *v += b;
+                }
+            }
+            y.write(i, first, row);
+        }
+    }
+}
+
+/// The start of a workspace, shared by the pieces of a call.
+#[derive(Clone, Copy)]
+struct Space {
+    start: *mut u8,
+}
+
+// SAFETY: pieces use disjoint parts of it (see `Linear::block`).
+unsafe impl Send for Space {}
+// SAFETY: as above.
+unsafe impl Sync for Space {}
+
+impl Space {
+    /// # Safety
+    /// `at .. at + len * size_of::<T>()` is inside the workspace, `at` is a multiple of T's alignment,
+    /// and no one writes it meanwhile. `T` is valid for any bytes.
+    unsafe fn part<'a, T>(self, at: usize, len: usize) -> &'a [T] {
+        // SAFETY: the caller's contract.
+        unsafe { std::slice::from_raw_parts(self.start.add(at).cast(), len) }
+    }
+
+    /// # Safety
+    /// As `part`, and no one else reads it meanwhile.
+    unsafe fn part_mut<'a, T>(self, at: usize, len: usize) -> &'a mut [T] {
+        // SAFETY: the caller's contract.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(at).cast(), len) }
+    }
+}

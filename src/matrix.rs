@@ -1,0 +1,144 @@
+//! Matrices of floats in a caller's memory: address, element type, row stride.
+
+use half::{bf16, f16};
+
+use crate::layout::Float;
+
+/// Rows of floats to read. Elements need no alignment; nothing outside them is read.
+#[derive(Clone, Copy)]
+pub struct MatrixRef {
+    address: *const u8,
+    float: Float,
+    stride: usize,
+    columns: usize,
+}
+
+/// Rows of floats to write. Elements need no alignment; nothing outside them is written.
+#[derive(Clone, Copy)]
+pub struct MatrixMut {
+    address: *mut u8,
+    float: Float,
+    stride: usize,
+    columns: usize,
+}
+
+// SAFETY: the constructors' contract makes the memory readable from every thread for the call.
+unsafe impl Send for MatrixRef {}
+// SAFETY: as above.
+unsafe impl Sync for MatrixRef {}
+// SAFETY: as above; pieces of work write disjoint elements (see `layer`).
+unsafe impl Send for MatrixMut {}
+// SAFETY: as above.
+unsafe impl Sync for MatrixMut {}
+
+impl MatrixRef {
+    /// A view of `rows` rows (for the contract only) of `columns` elements.
+    ///
+    /// # Safety
+    /// For as long as the view is used, `address + r * stride` is valid for reading `columns`
+    /// elements for every `r < rows` that is asked for.
+    pub unsafe fn new(address: *const u8, float: Float, stride: usize, columns: usize) -> MatrixRef {
+        MatrixRef { address, float, stride, columns }
+    }
+
+    /// A view of a slice of `f32` rows that touch.
+    pub fn of(values: &[f32], columns: usize) -> MatrixRef {
+        MatrixRef { address: values.as_ptr().cast(), float: Float::F32, stride: columns * 4, columns }
+    }
+
+    /// The view from row `rows` on.
+    pub fn skip(self, rows: usize) -> MatrixRef {
+        MatrixRef { address: self.address.wrapping_add(rows * self.stride), ..self }
+    }
+
+    /// Row `index` as it lies in memory, where that is possible: aligned f32.
+    pub fn row(&self, index: usize) -> Option<&[f32]> {
+        let row = self.address.wrapping_add(index * self.stride).cast::<f32>();
+        if self.float != Float::F32 || !row.is_aligned() {
+            return None;
+        }
+        // SAFETY: the constructor's contract; alignment was checked above.
+        Some(unsafe { std::slice::from_raw_parts(row, self.columns) })
+    }
+
+    /// Copies row `index` into `out`, converted to f32.
+    pub fn read_row(&self, index: usize, out: &mut [f32]) {
+        assert!(out.len() == self.columns);
+        let row = self.address.wrapping_add(index * self.stride);
+        for (k, out) in out.iter_mut().enumerate() {
+            // SAFETY: the constructor's contract, element `k < columns` (assert above).
+            *out = unsafe { self.element(row, k) };
+        }
+    }
+
+    /// Copies column `columns[j]` of row `index` into `out[j]`, converted to f32.
+    pub fn read_permuted(&self, index: usize, columns: &[u32], out: &mut [f32]) {
+        let row = self.address.wrapping_add(index * self.stride);
+        for (&k, out) in columns.iter().zip(out) {
+            assert!((k as usize) < self.columns);
+            // SAFETY: the constructor's contract, checked in the line above.
+            *out = unsafe { self.element(row, k as usize) };
+        }
+    }
+
+    /// # Safety
+    /// `row` is one of this view's and `k` one of its columns.
+    unsafe fn element(&self, row: *const u8, k: usize) -> f32 {
+        // SAFETY: the caller's contract.
+        unsafe {
+            match self.float {
+                Float::F32 => row.cast::<f32>().add(k).read_unaligned(),
+                Float::F16 => f16::from_bits(row.cast::<u16>().add(k).read_unaligned()).to_f32(),
+                Float::Bf16 => bf16::from_bits(row.cast::<u16>().add(k).read_unaligned()).to_f32(),
+            }
+        }
+    }
+}
+
+impl MatrixMut {
+    /// A view of `rows` rows (for the contract only) of `columns` elements.
+    ///
+    /// # Safety
+    /// For as long as the view is used, `address + r * stride` is valid for writing (and, where values
+    /// are accumulated, reading) `columns` elements for every `r < rows` that is asked for, and no
+    /// one else uses them.
+    pub unsafe fn new(address: *mut u8, float: Float, stride: usize, columns: usize) -> MatrixMut {
+        MatrixMut { address, float, stride, columns }
+    }
+
+    /// A view of a slice of `f32` rows that touch.
+    pub fn of(values: &mut [f32], columns: usize) -> MatrixMut {
+        MatrixMut { address: values.as_mut_ptr().cast(), float: Float::F32, stride: columns * 4, columns }
+    }
+
+    /// The view from row `rows` on.
+    pub fn skip(self, rows: usize) -> MatrixMut {
+        MatrixMut { address: self.address.wrapping_add(rows * self.stride), ..self }
+    }
+
+    /// Writes `values` into row `index` from column `first` on, rounded to the element type (to
+    /// nearest, ties to even). Every NaN is written as the one canonical NaN of the type.
+    pub fn write(&self, index: usize, first: usize, values: &[f32]) {
+        assert!(first + values.len() <= self.columns);
+        let row = self.address.wrapping_add(index * self.stride);
+        for (k, &v) in values.iter().enumerate() {
+            // SAFETY: the constructor's contract, element `first + k < columns` (assert above).
+            unsafe {
+                match self.float {
+                    Float::F32 => {
+                        let bits = if v.is_nan() { 0x7fc0_0000 } else { v.to_bits() };
+                        row.cast::<u32>().add(first + k).write_unaligned(bits);
+                    }
+                    Float::F16 => {
+                        let bits = if v.is_nan() { 0x7e00 } else { f16::from_f32(v).to_bits() };
+                        row.cast::<u16>().add(first + k).write_unaligned(bits);
+                    }
+                    Float::Bf16 => {
+                        let bits = if v.is_nan() { 0x7fc0 } else { bf16::from_f32(v).to_bits() };
+                        row.cast::<u16>().add(first + k).write_unaligned(bits);
+                    }
+                }
+            }
+        }
+    }
+}

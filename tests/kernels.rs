@@ -1,0 +1,263 @@
+//! Every kernel equals the scalar one, bit for bit: layouts x activations x instruction sets x shapes.
+//!
+//! `BITLINEAR_TEST_REQUIRE=avx2,avx512vnni` makes the tests fail where a listed instruction set was
+//! not exercised, so that nothing is skipped silently.
+
+use std::collections::BTreeMap;
+
+use bitlinear::cpu::Isa;
+use bitlinear::exec::Executor;
+use bitlinear::layer::{Activation, Linear, Options};
+use bitlinear::layout::packed::RowMatrix;
+use bitlinear::layout::{Coded, Float, Layout, Offset, Row, SUPER_BLOCK, ScaleType, Scales, Values};
+use bitlinear::matrix::{MatrixMut, MatrixRef};
+
+/// A small generator of our own: the tests need speed and repeatability, not statistics.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+    fn below(&mut self, n: u64) -> u64 {
+        (self.next() >> 11) % n
+    }
+    fn float(&mut self) -> f32 {
+        (self.below(1 << 24) as f32 - 8_388_608.0) / 8_388_608.0
+    }
+}
+
+static TABLE: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// Layouts of every width, scheme and scale type.
+fn layouts() -> Vec<(String, Layout)> {
+    let mut all = vec![];
+    for float in [Float::F32, Float::F16, Float::Bf16] {
+        all.push((format!("{float:?}"), Layout::Dense(float)));
+    }
+    let widths: [(u8, Values); 8] = [
+        (1, Values::Sign),
+        (2, Values::Offset(1)),
+        (3, Values::Offset(4)),
+        (4, Values::Offset(8)),
+        (4, Values::Table(&TABLE)),
+        (5, Values::Offset(16)),
+        (6, Values::Offset(32)),
+        (8, Values::Offset(128)),
+    ];
+    for (bits, values) in widths {
+        let mut push = |name: &str, scales, scale_type, bases, values| {
+            let table = if matches!(values, Values::Table(_)) { "t" } else { "w" };
+            let layout = Layout::Coded(Coded { bits, values, scales, scale_type, bases });
+            all.push((format!("{table}{bits} {name} {scale_type:?}"), layout));
+        };
+        push("row", Scales::Row, ScaleType::F32, 1, values);
+        for len in [32, 64, 6, 100] {
+            push(
+                &format!("group {len}"),
+                Scales::Group { len, offset: Offset::None },
+                ScaleType::F16,
+                1,
+                values,
+            );
+        }
+        push("group 32", Scales::Group { len: 32, offset: Offset::None }, ScaleType::E8m0, 1, values);
+        push("group 16", Scales::Group { len: 16, offset: Offset::None }, ScaleType::F32, 1, values);
+        let minimum = Scales::Group { len: 32, offset: Offset::Minimum };
+        push("group 32 minimum", minimum, ScaleType::F16, 1, values);
+        push("group 32 minimum", minimum, ScaleType::Bf16, 1, values);
+        if !matches!(values, Values::Table(_) | Values::Sign) {
+            push(
+                "group 32 zero",
+                Scales::Group { len: 32, offset: Offset::Zero },
+                ScaleType::F16,
+                1,
+                Values::Offset(0),
+            );
+        }
+        for len in [16, 32] {
+            for minimum in [false, true] {
+                let name = format!("two-level {len} minimum {minimum}");
+                push(&name, Scales::TwoLevel { len, minimum }, ScaleType::F16, 1, values);
+            }
+        }
+    }
+    for bases in [2, 3, 8] {
+        let layout = Layout::Coded(Coded {
+            bits: 2,
+            values: Values::Offset(1),
+            scales: Scales::Row,
+            scale_type: ScaleType::F32,
+            bases,
+        });
+        all.push((format!("w2 row {bases} bases"), layout));
+    }
+    all
+}
+
+/// A matrix of random rows; row 0 has the largest codes, row 1 the smallest, row 2 zero scales.
+fn matrix(layout: Layout, n: usize, k: usize, random: &mut Random) -> RowMatrix {
+    let mut rows = vec![];
+    for r in 0..n {
+        let mut row = Row::new(layout, k).unwrap();
+        let f16 = |v: f32| half::f16::from_f32(v).to_f32();
+        match layout {
+            Layout::Dense(float) => {
+                for w in &mut row.floats {
+                    *w = match float {
+                        Float::F32 => random.float(),
+                        Float::F16 => f16(random.float()),
+                        Float::Bf16 => half::bf16::from_f32(random.float()).to_f32(),
+                    };
+                }
+            }
+            Layout::Coded(coded) => {
+                let top = (1u64 << coded.bits) - 1;
+                for c in &mut row.codes {
+                    *c = match r {
+                        0 => top as u8,
+                        1 => 0,
+                        _ => random.below(top + 1) as u8,
+                    };
+                }
+                let scale = |random: &mut Random| match coded.scale_type {
+                    ScaleType::F32 => random.float(),
+                    ScaleType::F16 => f16(random.float() * 0.1),
+                    ScaleType::Bf16 => half::bf16::from_f32(random.float()).to_f32(),
+                    ScaleType::E8m0 => 2f32.powi(random.below(20) as i32 - 10),
+                };
+                row.scales
+                    .iter_mut()
+                    .for_each(|s| *s = if r == 2 { scale(random) * 0.0 } else { scale(random) });
+                if coded.scale_type == ScaleType::E8m0 {
+                    row.scales.iter_mut().for_each(|s| *s = if *s == 0.0 { 2f32.powi(-126) } else { *s });
+                }
+                row.minimums.iter_mut().for_each(|s| *s = scale(random));
+                row.zeros.iter_mut().for_each(|z| *z = random.below(top + 1) as u8);
+                row.sub_scales.iter_mut().for_each(|s| *s = random.below(256) as u8 as i8);
+                row.sub_minimums.iter_mut().for_each(|s| *s = random.below(64) as i8);
+            }
+        }
+        rows.push(row);
+    }
+    RowMatrix { layout, in_features: k, rows }
+}
+
+fn batch(m: usize, k: usize, random: &mut Random) -> Vec<f32> {
+    let mut x: Vec<f32> = (0..m * k).map(|_| random.float() * 3.0).collect();
+    for (i, row) in x.chunks_mut(k).enumerate() {
+        match i % 11 {
+            3 => row.fill(0.0),
+            4 => row.fill(1e-40),
+            5 => row[k / 2] = f32::NAN,
+            6 => row[0] = f32::INFINITY,
+            7 => row.fill(-2.5),
+            8 => row.iter_mut().for_each(|v| *v *= 1e30),
+            9 => row[k - 1] = 1e9,
+            _ => {}
+        }
+    }
+    x
+}
+
+fn forward(layer: &Linear, m: usize, x: &[f32]) -> Vec<u32> {
+    let mut y = vec![0f32; m * layer.out_features()];
+    let out = MatrixMut::of(&mut y, layer.out_features());
+    layer.forward(m, MatrixRef::of(x, layer.in_features()), out, None, &Executor::Serial).unwrap();
+    y.iter().map(|v| v.to_bits()).collect()
+}
+
+const SIZES: [usize; 17] = [1, 3, 5, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 255, 256, 257, 300];
+
+/// Shapes (n, k, m) in which every size occurs in every place and every pair of sizes at least once:
+/// rows of a Latin square.
+fn shapes(full: bool) -> Vec<(usize, usize, usize)> {
+    let s = SIZES.len();
+    let mut all = vec![];
+    for i in 0..s {
+        for j in 0..s {
+            if full {
+                all.extend((0..s).map(|l| (SIZES[i], SIZES[j], SIZES[l])));
+            } else {
+                all.push((SIZES[i], SIZES[j], SIZES[(i + j) % s]));
+            }
+        }
+    }
+    all
+}
+
+/// Compares on the shapes, each layout taking one in `every` of them, each another one.
+fn compare(shapes: &[(usize, usize, usize)], every: usize) {
+    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+    let mut random = Random(88_172_645_463_325_252);
+    for (l, (name, layout)) in layouts().into_iter().enumerate() {
+        let two_level = matches!(layout, Layout::Coded(Coded { scales: Scales::TwoLevel { .. }, .. }));
+        for (_, &(n, k, m)) in shapes.iter().enumerate().filter(|(i, _)| (i + 5 * l) % every == 0) {
+            // Two-level formats have whole super-blocks.
+            let k = if two_level { SUPER_BLOCK * (1 + k % 3) } else { k };
+            let weights = matrix(layout, n, k, &mut random);
+            let x = batch(m, k, &mut random);
+            let bias: Vec<f32> = (0..n).map(|_| random.float()).collect();
+            for activation in Activation::ALL {
+                let options = Options { activation, bias: Some(&bias) };
+                let Ok(oracle) = Linear::new(&weights, &options, Isa::Scalar, &mut |_| {}) else {
+                    continue; // integer activations on plain floats, groups where there are none
+                };
+                let want = forward(&oracle, m, &x);
+                for &isa in Isa::ALL.iter().filter(|isa| isa.detected()) {
+                    let layer = Linear::new(&weights, &options, isa, &mut |_| {}).unwrap();
+                    let kernel = layer.plan(m, &Executor::Serial).kernel;
+                    *seen.entry(kernel.to_string()).or_default() += 1;
+                    let got = forward(&layer, m, &x);
+                    let at = got.iter().zip(&want).position(|(a, b)| a != b);
+                    assert!(
+                        at.is_none(),
+                        "{name}, {activation:?}, n={n} k={k} m={m}: {kernel} differs at {:?}: {:?} and {:?}",
+                        at.map(|i| (i / n, i % n)),
+                        at.map(|i| f32::from_bits(got[i])),
+                        at.map(|i| f32::from_bits(want[i])),
+                    );
+                    // One row of the batch alone gives what it gives among the others.
+                    let i = m / 2;
+                    let alone = forward(&layer, 1, &x[i * k..][..k]);
+                    assert_eq!(
+                        alone,
+                        got[i * n..][..n],
+                        "{name}, {activation:?}, {kernel}: row {i} of {m} alone"
+                    );
+                }
+            }
+        }
+    }
+    for (kernel, cases) in &seen {
+        println!("{kernel:32} {cases:6} cases");
+    }
+    for isa in Isa::ALL.iter().filter(|isa| !isa.detected()) {
+        println!("not run: {} (this CPU lacks it)", isa.name());
+    }
+    if let Ok(required) = std::env::var("BITLINEAR_TEST_REQUIRE") {
+        for isa in required.split(',').filter(|isa| !isa.is_empty()) {
+            assert!(seen.keys().any(|k| k.contains(isa)), "{isa} is required and was not exercised");
+        }
+    }
+}
+
+#[test]
+fn every_kernel_equals_the_scalar_one() {
+    compare(&shapes(false), 12);
+}
+
+#[test]
+#[ignore = "every pair of sizes for every layout: minutes"]
+fn every_kernel_equals_the_scalar_one_in_every_pair_of_sizes() {
+    compare(&shapes(false), 1);
+}
+
+#[test]
+#[ignore = "the full product of sizes takes an hour"]
+fn every_kernel_equals_the_scalar_one_in_every_shape() {
+    compare(&shapes(true), 1);
+}
