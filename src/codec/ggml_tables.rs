@@ -17,6 +17,7 @@
 
 use super::bits::unpack_nibbles;
 use super::blocks::{Blocks, half_at, super_blocks};
+use crate::layout::packed::e8m0;
 use crate::layout::{Coded, Layout, Offset, ScaleType, Scales, Values};
 use crate::types::Type;
 
@@ -72,7 +73,7 @@ pub(super) static MXFP4: Blocks = Blocks {
     decode: |bytes, row| {
         let places = row.codes.as_chunks_mut().0.iter_mut().zip(&mut row.scales);
         for (block, (codes, scale)) in bytes.as_chunks::<17>().0.iter().zip(places) {
-            *scale = ScaleType::power(block[0]);
+            *scale = e8m0(block[0]);
             unpack_nibbles(block.last_chunk().unwrap_or(&[0; 16]), codes);
         }
     },

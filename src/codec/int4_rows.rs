@@ -4,14 +4,14 @@
 //! compressed-tensors "pack-quantized"
 //!   weight_packed I32 [O, ceil(I/8)]: bits 4 (i % 8) of word [o, i/8] = q + 8
 //!   weight_scale F16, BF16 or F32 [O, G];   weight_zero_point I32 [ceil(O/8), G]: bits 4 (o % 8) = z + 8
-//!   weight_g_idx I32 [I]: as GPTQ's;   w = s (q - z), z = 0 where the tensor is missing
+//!   weight_g_idx I32 [I]: as GPTQ's (older files only);   w = s (q - z), z = 0 where there is none
 //! MLX affine
 //!   weight U32 [O, I/8]: bits 4 (i % 8);   scales, biases F16, BF16 or F32 [O, G];   w = s q + b
 //! ```
 //! In little-endian words that is one stream of nibbles along a row, the low one first.
 //!
-//! Source: compressed-tensors 0.20 (`pack_to_int32`, symmetric codes offset by 8), MLX `mx.quantize`
-//! with 4 bits.
+//! Source: compressed-tensors 0.20 (`pack_to_int32`: codes and zero points alike are offset by 8) and
+//! 0.9 (g_idx); MLX `mx.quantize` with 4 bits.
 
 use super::bits::unpack_nibble_stream;
 use super::gptq::{sorted_columns, zero_point_layout};
@@ -70,7 +70,9 @@ impl<'a> CompressedTensors<'a> {
         if let Some(zeros) = zeros {
             check_bytes("weight_zero_point", &[out_features.div_ceil(WORD), groups, 4], zeros.len())?;
         }
-        let permutation = match g_idx {
+        // A -1 in it marks an index that was never filled: then groups follow the columns.
+        let filled = |bytes: &&[u8]| !bytes.as_chunks::<4>().0.contains(&[0xff; 4]);
+        let permutation = match g_idx.filter(filled) {
             None => None,
             Some(bytes) => sorted_columns(bytes, in_features, group_len, groups)?,
         };

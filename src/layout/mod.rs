@@ -110,7 +110,7 @@ pub enum ScaleType {
     /// bfloat16.
     Bf16,
     /// A power of two: byte `e` stands for `2^(e - 128)`, MXFP4's scale halved because its values
-    /// are doubled. See [`ScaleType::power`].
+    /// are doubled. See [`packed::e8m0`].
     E8m0,
 }
 
@@ -131,19 +131,6 @@ impl ScaleType {
             ScaleType::F32 => 4,
             ScaleType::F16 | ScaleType::Bf16 => 2,
             ScaleType::E8m0 => 1,
-        }
-    }
-
-    /// The scale that an E8M0 byte stands for: `2^(e - 128)`, exact; subnormal for 0 and 1.
-    pub const fn power(e: u8) -> f32 {
-        f32::from_bits(if e < 2 { 0x0020_0000 << e } else { (e as u32 - 1) << 23 })
-    }
-
-    /// The byte of an E8M0 scale: the inverse of [`ScaleType::power`].
-    pub const fn power_byte(scale: f32) -> u8 {
-        match scale.to_bits() >> 23 {
-            0 => (scale.to_bits() >> 22) as u8,
-            exponent => exponent as u8 + 1,
         }
     }
 }

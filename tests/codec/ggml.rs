@@ -2,7 +2,6 @@
 
 use bitlinear::codec::{self, Codec, Rows};
 use bitlinear::error::Status;
-use bitlinear::layout::ScaleType;
 use bitlinear::types::Type;
 
 use crate::support::*;
@@ -156,11 +155,12 @@ fn iq1_s_as_scale_and_minimum_is_exact() {
 }
 
 #[test]
-fn e8m0_powers_are_exact_both_ways() {
-    for e in 0..=255u8 {
-        let scale = ScaleType::power(e);
-        assert_eq!(scale as f64, 2f64.powi(e as i32 - 128));
-        assert_eq!(ScaleType::power_byte(scale), e);
+fn mxfp4_has_every_power_of_two() {
+    // Code 1 is 0.5, stored doubled: 1 times half the scale.
+    let blocks: Vec<u8> = (0..=255u8).flat_map(|e| [vec![e], vec![0x11; 16]].concat()).collect();
+    let weights = dequantize(&Rows::new(codec::find(Type::Mxfp4).unwrap(), 256, 32, &blocks).unwrap());
+    for (e, weights) in weights.chunks_exact(32).enumerate() {
+        assert!(weights.iter().all(|&w| w as f64 == 2f64.powi(e as i32 - 128)), "{e}");
     }
 }
 

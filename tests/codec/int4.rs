@@ -207,6 +207,11 @@ fn ragged_rows_of_compressed_tensors() {
         }
     }
     assert_values(&dequantize(&matrix), &want, "ragged");
+
+    // An index that nobody filled is none.
+    let unset = [0xff; 4 * 13];
+    let matrix = CompressedTensors::new(3, 13, 8, &packed, scales_of, Some(&zeros), Some(&unset)).unwrap();
+    assert_values(&dequantize(&matrix), &want, "unset g_idx");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::path::PathBuf;
 
 use bitlinear::codec::Matrix;
+use bitlinear::layout::packed::Packed;
 use bitlinear::layout::{Coded, Layout, Offset, Row, Scales};
 use serde_json::Value;
 
@@ -196,7 +197,7 @@ pub(crate) fn dirty_row(matrix: &dyn Matrix) -> Row {
 }
 
 /// The whole matrix dequantised, its columns in the order of x. Rows are read last to first into one
-/// reused row, and each must be valid for the packer.
+/// reused row; each must be valid for the packer, and the panels must hold the same weights.
 pub(crate) fn dequantize(matrix: &dyn Matrix) -> Vec<f32> {
     let (rows, columns) = (matrix.out_features(), matrix.in_features());
     let layout = matrix.layout();
@@ -211,6 +212,15 @@ pub(crate) fn dequantize(matrix: &dyn Matrix) -> Vec<f32> {
         }
     }
     assert!(matrix.read_row(rows, &mut row).is_err(), "a row past the end");
+
+    let packed = Packed::new(matrix).unwrap();
+    let mut again = vec![f32::NAN; columns];
+    for (r, weights) in weights.chunks_exact(columns).enumerate() {
+        packed.read_weights(r, &mut row, &mut again);
+        // A NaN of a file's scale may change its payload on the way.
+        let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
+        assert!(again.iter().zip(weights).all(same), "row {r} differs when packed");
+    }
     weights
 }
 
