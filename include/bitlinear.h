@@ -331,8 +331,9 @@ typedef struct {
    * "w4g_i8_avx512vnni_1x64": layout, activation, instruction set, rows of x by rows of W. Static.
    */
   const char *kernel;
-  /** Any alignment will do: the size has room for it. */
   uint64_t workspace_size;
+  /** The alignment that the workspace is used at. Any other will do: the size has room for it. */
+  uint64_t workspace_alignment;
   /** Weights and scales read by one call. */
   uint64_t bytes_read;
   /** Multiplications and additions. */

@@ -3,7 +3,6 @@
 use crate::codec::{self, Matrix};
 use crate::container::{Files, Tensor};
 use crate::error::{Result, fail};
-use crate::types::Type;
 
 /// The matrix that a tensor holds: its last dimension are the columns, the ones before it the rows. A
 /// vector is one row.
@@ -25,11 +24,5 @@ pub fn matrix<'a>(files: &'a Files, tensor: &Tensor) -> Result<Box<dyn Matrix + 
     let (rows, columns) = (size(rows)?, size(columns)?);
     let bytes = files.bytes(tensor);
     let within = |e: crate::error::Error| e.within(format_args!("tensor {name}"));
-    match tensor.ty {
-        Type::I2S => Err(fail!(Unsupported, "tensor {name}: I2_S layers are not opened yet")),
-        ty => {
-            let codec = codec::find(ty).map_err(within)?;
-            Ok(Box::new(codec::Rows::new(codec, rows, columns, bytes).map_err(within)?))
-        }
-    }
+    codec::open(tensor.ty, rows, columns, bytes).map_err(within)
 }

@@ -54,6 +54,9 @@ pub unsafe fn of(context: *const bl_context) -> Result<Arc<Context>> {
 /// Reads the environment variable BITLINEAR_ISA (scalar, avx2, avx512vnni), which narrows the
 /// instruction sets used; an unknown name is BL_ERROR_INVALID_ARGUMENT, one that this CPU lacks
 /// BL_ERROR_UNSUPPORTED. The default context reads it at its first use.
+///
+/// # Safety
+/// As the rules at the top of bitlinear.h say.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bl_context_create(
     options: *const bl_context_options,
@@ -96,6 +99,9 @@ pub unsafe fn out_handle<'a, H>(out: *mut *mut H) -> Result<&'a mut *mut H> {
 
 /// Frees a context, model or layer. In any order: a handle keeps alive what it needs. NULL does
 /// nothing, nor does a handle that was freed before. No other call on the handle may be under way.
+///
+/// # Safety
+/// As the rules at the top of bitlinear.h say.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bl_free(handle: *mut c_void) {
     // SAFETY: `error` is NULL; the header's rules for `handle`.

@@ -68,6 +68,9 @@ pub extern "C" fn bl_status_name(status: StatusArg) -> *const c_char {
 }
 
 /// Name and blocks of a type; BL_ERROR_UNSUPPORTED for a number that is none.
+///
+/// # Safety
+/// As the rules at the top of bitlinear.h say.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bl_type_describe(
     r#type: TypeArg,

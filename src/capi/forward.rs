@@ -20,6 +20,9 @@ fn batch(m: i64) -> Result<usize> {
 }
 
 /// What bl_forward on m rows of x will run, and the workspace it needs so that it allocates nothing.
+///
+/// # Safety
+/// As the rules at the top of bitlinear.h say.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bl_plan(
     layer: *const bl_layer,
@@ -45,6 +48,7 @@ pub unsafe extern "C" fn bl_plan(
                 threads: executor.width() as u32,
                 kernel: plan.kernel.c_name().as_ptr(),
                 workspace_size: (plan.workspace + ALIGNMENT) as u64,
+                workspace_alignment: ALIGNMENT as u64,
                 bytes_read: plan.bytes_read,
                 operations: plan.operations,
             });
@@ -57,6 +61,9 @@ pub unsafe extern "C" fn bl_plan(
 /// and do not overlap. m = 0 writes nothing. A row of y does not depend, in any bit, on the other rows,
 /// on the number of threads, on alignment or on the CPU (docs/numerics.md). A row of x with a NaN or
 /// an infinity gives, with integer activations, a row of NaN.
+///
+/// # Safety
+/// As the rules at the top of bitlinear.h say.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bl_forward(
     layer: *const bl_layer,

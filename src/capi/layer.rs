@@ -57,6 +57,9 @@ pub fn row_stride(stride: i64, columns: usize, float: Float, what: &str) -> Resu
 /// Makes a layer from a tensor of a model, [out_features, in_features] in any format that the library
 /// reads. The weights are packed for the CPU, exactly: nothing is quantised again. The layer keeps
 /// what it needs of the model alive; the model may be freed. Runs on the model's context.
+///
+/// # Safety
+/// As the rules at the top of bitlinear.h say.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bl_layer_open(
     model: *const bl_model,
@@ -132,6 +135,9 @@ unsafe fn read_floats(from: *const f32, count: usize) -> Result<Vec<f32>> {
 }
 
 /// Shape, format and size of a layer.
+///
+/// # Safety
+/// As the rules at the top of bitlinear.h say.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bl_layer_describe(
     layer: *const bl_layer,
@@ -160,6 +166,9 @@ pub unsafe extern "C" fn bl_layer_describe(
 
 /// Writes `rows` rows of the dequantised weights, from first_row on, into dst (f32, f16 or bf16): what
 /// float activations are multiplied with.
+///
+/// # Safety
+/// As the rules at the top of bitlinear.h say.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bl_layer_read(
     layer: *const bl_layer,

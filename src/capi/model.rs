@@ -68,6 +68,9 @@ fn path_of(text: &CStr) -> Result<&Path> {
 /// shards or the folder they are in. Only headers are read; tensors are mapped. The file must not be
 /// cut or rewritten while it is mapped: reading a missing page would stop the process with SIGBUS.
 /// BL_LOAD_COPY reads it into memory instead, and then it may change.
+///
+/// # Safety
+/// As the rules at the top of bitlinear.h say.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bl_load(
     context: *const bl_context,
@@ -95,6 +98,9 @@ pub unsafe extern "C" fn bl_load(
 }
 
 /// The same from bytes in memory, which are copied unless BL_LOAD_BORROW.
+///
+/// # Safety
+/// As the rules at the top of bitlinear.h say.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bl_load_memory(
     context: *const bl_context,
@@ -129,6 +135,9 @@ pub unsafe extern "C" fn bl_load_memory(
 }
 
 /// Kind, counts and size of a model.
+///
+/// # Safety
+/// As the rules at the top of bitlinear.h say.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bl_model_describe(
     model: *const bl_model,
@@ -154,6 +163,9 @@ pub unsafe extern "C" fn bl_model_describe(
 }
 
 /// A tensor by name, or by index where name is NULL. BL_ERROR_NOT_FOUND where there is none.
+///
+/// # Safety
+/// As the rules at the top of bitlinear.h say.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bl_model_tensor(
     model: *const bl_model,
@@ -192,6 +204,9 @@ pub unsafe extern "C" fn bl_model_tensor(
 }
 
 /// A metadata value by key, or by index where key is NULL. BL_ERROR_NOT_FOUND where there is none.
+///
+/// # Safety
+/// As the rules at the top of bitlinear.h say.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bl_model_meta(
     model: *const bl_model,
@@ -222,6 +237,9 @@ pub unsafe extern "C" fn bl_model_meta(
 
 /// One item of an array value, as if it were a value of its own (its key is NULL). Takes the same time
 /// for every item.
+///
+/// # Safety
+/// As the rules at the top of bitlinear.h say.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bl_model_meta_item(
     model: *const bl_model,

@@ -322,8 +322,9 @@ pub struct bl_plan_info {
     pub threads: u32,
     /// "w4g_i8_avx512vnni_1x64": layout, activation, instruction set, rows of x by rows of W. Static.
     pub kernel: *const c_char,
-    /// Any alignment will do: the size has room for it.
     pub workspace_size: u64,
+    /// The alignment that the workspace is used at. Any other will do: the size has room for it.
+    pub workspace_alignment: u64,
     /// Weights and scales read by one call.
     pub bytes_read: u64,
     /// Multiplications and additions.

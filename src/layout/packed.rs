@@ -86,7 +86,7 @@ impl Geometry {
                     }
                 };
                 let (low, high) = planes(coded.bits);
-                let unit = 32 / if high == 0 { low } else { high };
+                let unit = unit_columns(coded.bits);
                 let lines = unit * low / 32 + (high != 0) as usize;
                 Geometry {
                     in_features,
@@ -139,6 +139,14 @@ pub const fn planes(bits: u8) -> (usize, usize) {
         5 => (4, 1),
         6 => (4, 2),
         bits => (bits as usize, 0),
+    }
+}
+
+/// Columns of a unit: as many as fill one line of the narrowest plane.
+pub const fn unit_columns(bits: u8) -> usize {
+    match planes(bits) {
+        (low, 0) => 32 / low,
+        (_, high) => 32 / high,
     }
 }
 
@@ -403,7 +411,7 @@ fn write_units(
 ) {
     let (low, high) = planes(bits);
     let low_columns = 32 / low;
-    let unit = if high == 0 { low_columns } else { 32 / high };
+    let unit = unit_columns(bits);
     let low_lines = unit / low_columns;
     let lines = low_lines + (high != 0) as usize;
     let mut put = |line: usize, word: u32| {
@@ -435,7 +443,7 @@ fn write_units(
 fn read_units(bits: u8, codes: &mut [u8], bytes: &[u8], panels: usize, lane: usize, base: (usize, usize)) {
     let (low, high) = planes(bits);
     let low_columns = 32 / low;
-    let unit = if high == 0 { low_columns } else { 32 / high };
+    let unit = unit_columns(bits);
     let low_lines = unit / low_columns;
     let lines = low_lines + (high != 0) as usize;
     let word = |line: usize| {

@@ -6,6 +6,9 @@
 //! Each output is one chain of fma, k ascending, as the contract wants it: lanes are rows of W, so the
 //! order of the sum is the same in every instruction set. 12 x 2 accumulators hide the latency.
 
+// A register tile is indexed by row and panel; iterators would hide which.
+#![allow(clippy::needless_range_loop)]
+
 use core::arch::x86_64::*;
 
 use super::vector::*;
@@ -88,7 +91,7 @@ fn blocks(job: &mut Job<'_>, mut decode: impl FnMut(usize, usize, usize, usize, 
     }
 }
 
-#[inline]
+#[inline(never)] // one copy for all layouts
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn multiply_rows<const NP: usize>(x: &Floats<'_>, at: usize, block: &[f32], out: &mut [f32], first: usize) {
     macro_rules! rows {

@@ -11,6 +11,9 @@
 //! Float accumulators rest in the output between k-blocks, so that the order of the sums does not
 //! depend on the size of a block.
 
+// A register tile is indexed by row and panel; iterators would hide which.
+#![allow(clippy::needless_range_loop)]
+
 use core::arch::x86_64::*;
 
 use super::vector::*;
@@ -170,7 +173,7 @@ impl Work<'_, '_> {
     }
 
     /// A k-block of one panel of x. Partial integer sums rest in the output, as bits.
-    #[inline]
+    #[inline(never)] // one copy for all code widths
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn row_panel<const MR: usize, const NP: usize>(
         &mut self,
@@ -251,7 +254,7 @@ impl Work<'_, '_> {
     }
 
     /// The head of a record as vectors: scale, minimum or zero points; or d, dmin, sub-scales, sub-minima.
-    #[inline]
+    #[inline(never)] // one copy for all code widths
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn decode_head<const SCHEME: u8, const NP: usize>(&self, stored: &[u8], lanes: usize, head: &mut [f32]) {
         let ty = self.coded.scale_type;
@@ -283,7 +286,7 @@ impl Work<'_, '_> {
         }
     }
 
-    #[inline]
+    #[inline(never)] // one copy for all code widths
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn groups<const MR: usize, const SCHEME: u8, const NP: usize>(&mut self, panel: usize, k: &Block<'_>) {
         let x = self.x.panel(panel);
@@ -340,7 +343,7 @@ impl Work<'_, '_> {
         }
     }
 
-    #[inline]
+    #[inline(never)] // one copy for all code widths
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn super_blocks<const MR: usize, const SCHEME: u8, const NP: usize>(
         &mut self,

@@ -3,6 +3,9 @@
 //! Limit: the read bandwidth. A tile's cache lines are visited in the order of their addresses; four
 //! panels give four independent chains of `vpdpbusd`, enough to stay ahead of DRAM.
 
+// A register tile is indexed by row and panel; iterators would hide which.
+#![allow(clippy::needless_range_loop)]
+
 use core::arch::x86_64::*;
 
 use super::vector::*;
@@ -242,7 +245,7 @@ fn two_level<const BITS: u8, const TABLE: bool, const SCHEME: u8, const NP: usiz
                         let c = quad::<BITS, TABLE>(unit, (first + p) * LINE, stride * LINE, i, table);
                         dot[p] = _mm512_dpbusd_epi32(dot[p], c, x4);
                     }
-                    if (u * uq + i + 1) % GQ != 0 {
+                    if !(u * uq + i + 1).is_multiple_of(GQ) {
                         continue;
                     }
                     for p in 0..NP {

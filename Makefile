@@ -1,0 +1,43 @@
+# make build | demo | test | bench | install | clean        (README.md says what each does)
+CARGO  ?= cargo
+PYTHON ?= python3
+CC     ?= cc
+PROMPT ?= Why is the sky blue?
+LENGTH ?= 120
+
+RELEASE  := target/release
+EXAMPLES := target/examples
+LIB      := $(RELEASE)/libbitlinear.so
+CFLAGS   ?= -O3
+# -ffp-contract=off: the program promises the same logits on every CPU, so that the compiler may not
+# fuse what the source does not.
+LLM_FLAGS := -std=c11 -D_POSIX_C_SOURCE=200809L -Wall -Wextra -Wpedantic -ffp-contract=off
+LLM_SOURCES := $(wildcard examples/c/llm/*.c)
+
+.PHONY: build demo test bench clean library examples
+
+build: library examples
+
+# Through `cargo rustc`: a plain `cargo build` cannot run LTO while an rlib is among the outputs.
+library:
+	$(CARGO) rustc --quiet --release --lib --crate-type cdylib,staticlib
+	@ln -sf libbitlinear.so $(RELEASE)/libbitlinear.so.0
+
+examples: library $(EXAMPLES)/one_layer $(EXAMPLES)/llm
+
+$(EXAMPLES)/one_layer: examples/c/one_layer.c include/bitlinear.h $(LIB)
+	@mkdir -p $(EXAMPLES)
+	$(CC) -std=c99 -O2 -Wall -Wextra -Wpedantic -Iinclude $< -o $@ -L$(RELEASE) -lbitlinear -Wl,-rpath,'$$ORIGIN/../release'
+
+$(EXAMPLES)/llm: $(LLM_SOURCES) $(wildcard examples/c/llm/*.h) include/bitlinear.h $(LIB)
+	@mkdir -p $(EXAMPLES)
+	$(CC) $(LLM_FLAGS) $(CFLAGS) -Iinclude $(LLM_SOURCES) -o $@ -L$(RELEASE) -lbitlinear -lm -Wl,-rpath,'$$ORIGIN/../release'
+
+demo: build
+	@PROMPT='$(PROMPT)' LENGTH='$(LENGTH)' PYTHON='$(PYTHON)' sh examples/demo.sh
+
+test: build
+	@CARGO='$(CARGO)' PYTHON='$(PYTHON)' CC='$(CC)' sh tests/run.sh
+
+clean:
+	$(CARGO) clean
