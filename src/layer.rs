@@ -11,7 +11,7 @@ use crate::exec::Executor;
 use crate::kernel::{self, Choice, Job, Kernel};
 use crate::layout::{Layout, Packed, QUAD, Row, Scales, TILE};
 use crate::matrix::{MatrixMut, MatrixRef};
-use crate::memory::{ALIGNMENT, Buffer};
+use crate::memory::{ALIGNMENT, Buffer, Heap};
 
 /// What the kernels multiply the weights with; the numbers are those of `bl_activation`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -129,11 +129,12 @@ impl Linear {
         matrix: &dyn Matrix,
         options: &Options<'_>,
         isa: Isa,
+        heap: &Heap,
         seen: &mut dyn FnMut(usize),
     ) -> Result<Linear> {
         let layout = matrix.layout();
         let rule = options.activation.resolve(&layout)?;
-        let mut packed = Packed::room_for(matrix)?;
+        let mut packed = Packed::room_for(matrix, heap)?;
         let mut row = Row::new(layout, matrix.in_features())?;
         for tile in 0..packed.tiles() {
             packed.fill_tile(tile, matrix, &mut row, seen)?;

@@ -11,6 +11,7 @@ use bitlinear::layer::{Activation, Linear, Options};
 use bitlinear::layout::packed::RowMatrix;
 use bitlinear::layout::{Coded, Float, Layout, Offset, Row, SUPER_BLOCK, ScaleType, Scales, Values};
 use bitlinear::matrix::{MatrixMut, MatrixRef};
+use bitlinear::memory::Heap;
 
 /// A small generator of our own: the tests need speed and repeatability, not statistics.
 struct Random(u64);
@@ -203,12 +204,13 @@ fn compare(shapes: &[(usize, usize, usize)], every: usize) {
             let bias: Vec<f32> = (0..n).map(|_| random.float()).collect();
             for activation in Activation::ALL {
                 let options = Options { activation, bias: Some(&bias) };
-                let Ok(oracle) = Linear::new(&weights, &options, Isa::Scalar, &mut |_| {}) else {
+                let Ok(oracle) = Linear::new(&weights, &options, Isa::Scalar, &Heap::default(), &mut |_| {})
+                else {
                     continue; // integer activations on plain floats, groups where there are none
                 };
                 let want = forward(&oracle, m, &x);
                 for &isa in Isa::ALL.iter().filter(|isa| isa.detected()) {
-                    let layer = Linear::new(&weights, &options, isa, &mut |_| {}).unwrap();
+                    let layer = Linear::new(&weights, &options, isa, &Heap::default(), &mut |_| {}).unwrap();
                     let kernel = layer.plan(m, &Executor::Serial).kernel.name();
                     *seen.entry(kernel.to_string()).or_default() += 1;
                     let got = forward(&layer, m, &x);

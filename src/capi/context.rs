@@ -12,11 +12,14 @@ use super::types::*;
 use crate::cpu::Isa;
 use crate::error::{Result, fail};
 use crate::exec::Executor;
+use crate::memory::Heap;
 
 /// The body of a `bl_context`.
 pub struct Context {
     /// The instruction set that its layers use.
     pub isa: Isa,
+    /// Where its weights and workspaces come from.
+    pub heap: Heap,
     /// Who runs the pieces.
     pub executor: Executor,
 }
@@ -40,7 +43,7 @@ pub unsafe fn of(context: *const bl_context) -> Result<Arc<Context>> {
     static DEFAULT: OnceLock<Option<Arc<Context>>> = OnceLock::new();
     let made = DEFAULT.get_or_init(|| {
         let isa = Isa::from_environment().ok()?;
-        Some(Arc::new(Context { isa, executor: Executor::Serial }))
+        Some(Arc::new(Context { isa, heap: Heap::default(), executor: Executor::Serial }))
     });
     match made {
         Some(context) => Ok(context.clone()),
@@ -75,7 +78,8 @@ pub unsafe extern "C" fn bl_context_create(
                     options.threads
                 ));
             }
-            let context = Context { isa: Isa::from_environment()?, executor: Executor::Serial };
+            let context =
+                Context { isa: Isa::from_environment()?, heap: Heap::default(), executor: Executor::Serial };
             *out = handle::make::<bl_context, _>(Arc::new(context))?;
             Ok(())
         })

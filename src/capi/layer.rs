@@ -111,7 +111,7 @@ pub unsafe extern "C" fn bl_layer_open(
                 }
             };
             let options = Options { activation, bias: bias.as_deref() };
-            let linear = Linear::new(&*matrix, &options, model.context.isa, &mut seen)?;
+            let linear = Linear::new(&*matrix, &options, model.context.isa, &model.context.heap, &mut seen)?;
             let layer = Layer { context: model.context.clone(), linear, ty: tensor.ty };
             *out = handle::make::<bl_layer, _>(Arc::new(layer))?;
             if let Some(source) = source {

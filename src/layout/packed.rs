@@ -34,7 +34,7 @@ use super::{
 use crate::codec::Matrix;
 use crate::error::{Result, fail};
 use crate::limits::FEATURES_MAX;
-use crate::memory::{Buffer, filled, reserve};
+use crate::memory::{Block, Heap, filled, reserve};
 
 /// Bytes of a line: 16 lanes of 4 bytes.
 pub const LINE: usize = PANEL * QUAD;
@@ -155,7 +155,7 @@ pub struct Packed {
     layout: Layout,
     geometry: Geometry,
     out_features: usize,
-    buffer: Buffer,
+    buffer: Block,
     permutation: Option<Vec<u32>>,
 }
 
@@ -171,7 +171,7 @@ pub struct Tile<'a> {
 impl Packed {
     /// Packs a matrix: rows stream through one decoded row, so that the peak is the packed size.
     pub fn new(matrix: &dyn Matrix) -> Result<Packed> {
-        let mut packed = Packed::room_for(matrix)?;
+        let mut packed = Packed::room_for(matrix, &Heap::default())?;
         let mut row = Row::new(packed.layout, packed.geometry.in_features)?;
         for tile in 0..packed.tiles() {
             packed.fill_tile(tile, matrix, &mut row, &mut |_| {})?;
@@ -180,7 +180,7 @@ impl Packed {
     }
 
     /// Zeroed panels for a matrix, to be filled tile by tile.
-    pub fn room_for(matrix: &dyn Matrix) -> Result<Packed> {
+    pub fn room_for(matrix: &dyn Matrix, heap: &Heap) -> Result<Packed> {
         let (layout, out_features, in_features) =
             (matrix.layout(), matrix.out_features(), matrix.in_features());
         if out_features == 0 || in_features == 0 {
@@ -203,7 +203,7 @@ impl Packed {
             .checked_mul(full)
             .and_then(|b| b.checked_add(geometry.tile_bytes(rest)))
             .ok_or_else(|| fail!(OutOfMemory, "{out_features} x {in_features} packed weights"))?;
-        let buffer = Buffer::zeroed(bytes, "packed weights")?;
+        let buffer = heap.block(bytes, "packed weights")?;
         let permutation = match matrix.permutation() {
             None => None,
             Some(columns) => {
