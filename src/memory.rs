@@ -140,6 +140,8 @@ impl Buffer {
         let layout = Layout::from_size_align(len.max(1), align)
             .map_err(|_| fail!(OutOfMemory, "{what}: {len} bytes are more than an address space"))?;
         let start = match callbacks {
+            #[cfg(target_os = "linux")]
+            None if len >= HUGE_PAGES_FROM => pages::map(layout),
             // SAFETY: the size is at least 1 by the lines above.
             None => unsafe { std::alloc::alloc_zeroed(layout) },
             // SAFETY: the caller's functions, called as their contract says.
@@ -156,12 +158,6 @@ impl Buffer {
             }
             // SAFETY: `layout.size()` bytes that the caller's allocator has just given.
             unsafe { start.as_ptr().write_bytes(0, layout.size()) };
-        }
-        #[cfg(target_os = "linux")]
-        if len >= HUGE_PAGES_FROM && callbacks.is_none() {
-            // Advice only: where it is refused the pages stay small and nothing else changes.
-            // SAFETY: `start` is this allocation's, at least `len` bytes long.
-            unsafe { libc::madvise(start.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
         }
         Ok(Buffer { start, layout, callbacks })
     }
@@ -182,6 +178,8 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         match self.callbacks {
+            #[cfg(target_os = "linux")]
+            None if self.layout.align() == HUGE_PAGE => pages::unmap(self.start, self.layout),
             // SAFETY: allocated in `from` with this layout.
             None => unsafe { std::alloc::dealloc(self.start.as_ptr(), self.layout) },
             Some(c) => {
@@ -190,6 +188,52 @@ impl Drop for Buffer {
                 unsafe { (c.dealloc)(c.user, self.start.as_ptr().cast(), size, align) }
             }
         }
+    }
+}
+
+/// Zero pages straight from the kernel. The process's allocator would zero aligned memory by writing
+/// it, before huge pages could be asked for, and so get small ones.
+#[cfg(target_os = "linux")]
+mod pages {
+    use super::{HUGE_PAGE, Layout, NonNull};
+
+    /// `layout.size()` bytes aligned to a huge page; NULL where they cannot be had.
+    pub(super) fn map(layout: Layout) -> *mut u8 {
+        let Some(room) =
+            layout.size().checked_next_multiple_of(HUGE_PAGE).and_then(|n| n.checked_add(HUGE_PAGE))
+        else {
+            return std::ptr::null_mut();
+        };
+        // SAFETY: a new private mapping at an address of the kernel's choice.
+        let base = unsafe {
+            let (protection, flags) =
+                (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+            libc::mmap(std::ptr::null_mut(), room, protection, flags, -1, 0)
+        };
+        if base == libc::MAP_FAILED {
+            return std::ptr::null_mut();
+        }
+        let before = base.align_offset(HUGE_PAGE);
+        let len = room - HUGE_PAGE;
+        let start = base.wrapping_byte_add(before);
+        // SAFETY: what is unmapped, and advised, lies inside the mapping of `room` bytes made above:
+        // `before + len + (HUGE_PAGE - before) == room`. The advice may be refused without harm.
+        unsafe {
+            if before > 0 {
+                libc::munmap(base, before);
+            }
+            if before < HUGE_PAGE {
+                libc::munmap(start.byte_add(len), HUGE_PAGE - before);
+            }
+            libc::madvise(start, len, libc::MADV_HUGEPAGE);
+        }
+        start.cast()
+    }
+
+    /// Gives back what [`map`] gave.
+    pub(super) fn unmap(start: NonNull<u8>, layout: Layout) {
+        // SAFETY: `map` left exactly these pages mapped.
+        unsafe { libc::munmap(start.as_ptr().cast(), layout.size().next_multiple_of(HUGE_PAGE)) };
     }
 }
 
