@@ -15,4 +15,5 @@ pub mod handle;
 pub mod layer;
 pub mod model;
 pub mod options;
+pub mod profile;
 pub mod types;
