@@ -50,6 +50,9 @@ impl Profile {
 }
 
 /// Handles and bytes alive of a context. NULL: of the default one.
+///
+/// # Safety
+/// As the rules at the top of bitlinear.h say.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bl_memory(
     context: *const bl_context,
@@ -78,6 +81,9 @@ pub unsafe extern "C" fn bl_memory(
 /// Copies the counters of a context made with BL_CONTEXT_PROFILE, one entry for each kernel that ran;
 /// *count is how many there are. With entries NULL and capacity 0 only the count is told; a capacity
 /// that is too small is BL_ERROR_BUFFER_TOO_SMALL. reset != 0 zeroes them after the copy.
+///
+/// # Safety
+/// As the rules at the top of bitlinear.h say.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bl_profile(
     context: *const bl_context,
@@ -131,6 +137,9 @@ pub unsafe extern "C" fn bl_profile(
 }
 
 /// The devices of this build and machine: 0 is the CPU. Past the last: BL_ERROR_NOT_FOUND.
+///
+/// # Safety
+/// As the rules at the top of bitlinear.h say.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bl_device_describe(
     context: *const bl_context,
