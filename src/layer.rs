@@ -222,7 +222,7 @@ impl Linear {
             None => (in_features * 4, 0, 0, 0),
             Some(_) => {
                 let shape = &self.shape;
-                (shape.quads() * QUAD, shape.geometry.records * 4, shape.groups() * 4, shape.quads() * QUAD)
+                (shape.quads * QUAD, shape.geometry.records * 4, shape.groups * 4, shape.quads * QUAD)
             }
         };
         let codes = take(padded_rows * code_bytes);
@@ -330,9 +330,9 @@ impl Linear {
                 Some(_) => Activations::Integer(Codes {
                     mr: plan.mr,
                     shape: &self.shape,
-                    codes: space.part(plan.codes, count * self.shape.quads() * QUAD),
+                    codes: space.part(plan.codes, count * self.shape.quads * QUAD),
                     scales: space.part(plan.scales, count * self.shape.geometry.records),
-                    sums: space.part(plan.sums, count * self.shape.groups()),
+                    sums: space.part(plan.sums, count * self.shape.groups),
                 }),
             };
             (batch, space.part::<u8>(plan.finite, count))
@@ -400,7 +400,7 @@ impl Linear {
                 continue;
             };
             let (code_len, records, groups) =
-                (self.shape.quads() * QUAD, self.shape.geometry.records, self.shape.groups());
+                (self.shape.quads * QUAD, self.shape.geometry.records, self.shape.groups);
             // SAFETY: as above.
             let (codes, scales, sums) = unsafe {
                 (

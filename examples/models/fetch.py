@@ -45,8 +45,8 @@ def record_of(model):
 
 
 def is_fetched(model):
-    """Whether the model lies there whole. The file's size stands for its content: it was hashed when
-    it was written, and reading 98 MB again before each run would cost more than the run."""
+    """Whether the model lies there whole. The file's size stands for its content: it was hashed
+    when it was written, and reading 98 MB again before each run would cost more than the run."""
     try:
         size, _, wheel = record_of(model).read_text().split()
         return wheel == WHEEL_SHA256 and model.stat().st_size == int(size)
