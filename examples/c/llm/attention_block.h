@@ -13,8 +13,8 @@
 
 typedef float vec __attribute__((vector_size(LANES * sizeof(float)), may_alias));
 
-/* out[r][0..16] += sum over k of left[r * row_step + k * step] * right[k][0..16]. Two vectors for each
- * row at a time: with six rows that is as many running sums as registers hold. */
+/* out[r][0..16] += sum over k of left[r * row_step + k * step] * right[k][0..16]. Two vectors for
+ * each row at a time: with six rows that is as many running sums as registers hold. */
 ALWAYS_INLINE void multiply_tile(size_t rows, size_t count, const float *restrict left,
                                  size_t row_step, size_t step, const float *restrict right,
                                  float *restrict out, size_t out_step) {
@@ -61,18 +61,18 @@ ALWAYS_INLINE float soft_max(size_t n, size_t seen, float *scores) {
 
 ALWAYS_INLINE void attend_rows(size_t rows, const query_block *block) {
   size_t positions = round_up(block->seen[rows - 1], TILE), step = block->value_step;
-  memset(block->scores, 0, rows * block->stride * sizeof(float));
+  memset(block->scores, 0, rows * positions * sizeof(float));
   for (size_t t = 0; t < positions; t += TILE)
     multiply_tile(rows, block->key_dim, block->queries, 1, rows, block->keys + t * block->key_dim,
-                  block->scores + t, block->stride);
+                  block->scores + t, positions);
   float sum[ROWS];
   for (size_t r = 0; r < rows; r++)
-    sum[r] = soft_max(positions, block->seen[r], block->scores + r * block->stride);
+    sum[r] = soft_max(positions, block->seen[r], block->scores + r * positions);
   memset(block->out, 0, rows * step * sizeof(float));
   for (size_t t = 0; t < positions; t += RUN) {
     size_t run = positions - t < RUN ? positions - t : RUN;
     for (size_t d = 0; d < step; d += TILE)
-      multiply_tile(rows, run, block->scores + t, block->stride, 1,
+      multiply_tile(rows, run, block->scores + t, positions, 1,
                     block->values + t * step + d * RUN, block->out + d, step);
   }
   for (size_t r = 0; r < rows; r++) {
