@@ -646,6 +646,27 @@ bl_status bl_forward(const bl_layer *layer,
                      bl_error *error)
 BL_NOEXCEPT;
 
+/**
+ * Several layers on the same x (Q, K and V; gate and up): ys[i] = x W_i^T + b_i, each bit for bit what
+ * bl_forward gives. x is quantised once and all layers are one parallel region. The layers have the
+ * same in_features and belong to one context; the y's are of one type and do not overlap. y_strides is
+ * NULL (rows touch) or has one stride for each layer. A workspace as large as the layers' planned
+ * ones together is always enough.
+ */
+BL_API
+bl_status bl_forward_many(const bl_layer *const *layers,
+                          size_t count,
+                          int64_t m,
+                          const void *x,
+                          bl_type x_type,
+                          int64_t x_stride,
+                          void *const *ys,
+                          bl_type y_type,
+                          const int64_t *y_strides,
+                          const bl_run_options *options,
+                          bl_error *error)
+BL_NOEXCEPT;
+
 #ifdef __cplusplus
 }  // extern "C"
 #endif  // __cplusplus

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use bitlinear::cpu::Isa;
 use bitlinear::exec::Executor;
-use bitlinear::layer::{Activation, Linear, Options};
+use bitlinear::layer::{Activation, Linear, Options, Target};
 use bitlinear::layout::packed::RowMatrix;
 use bitlinear::layout::{Coded, Float, Layout, Offset, Row, SUPER_BLOCK, ScaleType, Scales, Values};
 use bitlinear::matrix::{MatrixMut, MatrixRef};
@@ -264,4 +264,38 @@ fn every_kernel_equals_the_scalar_one_in_every_pair_of_sizes() {
 #[ignore = "the full product of sizes takes an hour"]
 fn every_kernel_equals_the_scalar_one_in_every_shape() {
     compare(&shapes(true), 1);
+}
+
+#[test]
+fn several_layers_at_once_give_what_each_gives_alone() {
+    let mut random = Random(77);
+    let heap = Heap::default();
+    let pick = ["w4 group 32 F16", "w4 group 32 minimum F16", "w8 group 32 F16"];
+    let layers: Vec<Linear> = layouts()
+        .into_iter()
+        .filter(|(name, _)| pick.iter().any(|p| name.contains(&p[1..])) || name.starts_with("w2 row"))
+        .flat_map(|(_, layout)| [(layout, 96), (layout, 33)])
+        .map(|(layout, n)| {
+            let weights = matrix(layout, n, 320, &mut random);
+            Linear::new(&weights, &Options::default(), Isa::best(), &heap, &mut |_| {}).unwrap()
+        })
+        .collect();
+    assert!(layers.len() >= 8);
+    for threads in [1, 2, 5] {
+        let executor = Executor::with_threads(threads).unwrap();
+        for m in [1, 2, 7, 65] {
+            let x = batch(m, 320, &mut random);
+            let mut ys: Vec<Vec<f32>> = layers.iter().map(|l| vec![0.0; m * l.out_features()]).collect();
+            let targets: Vec<Target> = layers
+                .iter()
+                .zip(&mut ys)
+                .map(|(layer, y)| Target { layer, y: MatrixMut::of(y, layer.out_features()) })
+                .collect();
+            bitlinear::layer::forward(&targets, m, MatrixRef::of(&x, 320), None, &heap, &executor).unwrap();
+            for (layer, y) in layers.iter().zip(&ys) {
+                let together: Vec<u32> = y.iter().map(|v| v.to_bits()).collect();
+                assert_eq!(together, forward(layer, m, &x), "m={m}, {threads} threads");
+            }
+        }
+    }
 }
