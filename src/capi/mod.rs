@@ -15,4 +15,6 @@ pub mod handle;
 pub mod layer;
 pub mod model;
 pub mod options;
+#[cfg(feature = "test-hooks")]
+pub mod test_hooks;
 pub mod types;
