@@ -143,7 +143,15 @@ macro_rules! programs {
 // Sanitizers replace malloc and keep shadow memory below guard pages: programs that count allocations,
 // limit memory or unload libraries run without them.
 programs! {
+    allocation: Plain Static Dlopen Cpp;
+    arguments: Plain Sanitized Static Dlopen Cpp;
+    bad_files: Plain Sanitized Static Dlopen Cpp Valgrind;
+    concurrent: Plain Sanitized Static Dlopen Cpp;
+    float_mode: Plain Sanitized Static Dlopen Cpp;
+    forward: Plain Sanitized Static Dlopen Cpp;
     handles: Plain Sanitized Static Dlopen Cpp Valgrind;
+    loading: Plain Sanitized Static Dlopen Cpp;
+    messages: Plain Sanitized Static Dlopen Cpp;
     null_pointers: Plain Sanitized Static Dlopen Cpp;
     structs: Plain Sanitized Static Dlopen Cpp;
     version: Plain Sanitized Static Dlopen Cpp;

@@ -4,7 +4,7 @@ use std::ffi::c_void;
 
 use super::boundary::guard;
 use super::handle;
-use super::layer::{Layer, float_type, row_stride};
+use super::layer::{Layer, addressable, float_type, row_stride};
 use super::options;
 use super::types::*;
 use crate::error::{Result, fail};
@@ -96,13 +96,8 @@ pub unsafe extern "C" fn bl_forward(
             if x.is_null() || y.is_null() {
                 return Err(fail!(InvalidArgument, "{} is NULL", if x.is_null() { "x" } else { "y" }));
             }
-            let fits = |stride: usize| stride.checked_mul(m).is_some_and(|n| n <= isize::MAX as usize);
-            if !fits(x_stride) || !fits(y_stride) {
-                return Err(fail!(
-                    InvalidArgument,
-                    "{m} rows of such strides are more than an address space"
-                ));
-            }
+            addressable(m, x_stride, "x")?;
+            addressable(m, y_stride, "y")?;
             let workspace = match run.workspace.is_null() {
                 true if run.workspace_size > 0 => {
                     return Err(fail!(InvalidArgument, "workspace is NULL, workspace_size is not 0"));
