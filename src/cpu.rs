@@ -78,6 +78,43 @@ impl Isa {
     }
 }
 
+/// The processor's own name for itself; "cpu" where it does not say.
+pub fn name() -> String {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use core::arch::x86_64::__cpuid;
+        if __cpuid(0x8000_0000).eax >= 0x8000_0004 {
+            let mut bytes = Vec::with_capacity(48);
+            for leaf in 0x8000_0002..=0x8000_0004u32 {
+                let r = __cpuid(leaf);
+                [r.eax, r.ebx, r.ecx, r.edx].iter().for_each(|word| bytes.extend(word.to_le_bytes()));
+            }
+            let text = String::from_utf8_lossy(&bytes);
+            return text.split('\0').next().unwrap_or("cpu").trim().to_owned();
+        }
+    }
+    "cpu".to_owned()
+}
+
+/// Total and free memory of the machine in bytes; 0 where the system does not say.
+pub fn memory() -> (u64, u64) {
+    #[cfg(target_os = "linux")]
+    {
+        // SAFETY: sysconf only reads.
+        let (page, total, free) = unsafe {
+            (
+                libc::sysconf(libc::_SC_PAGESIZE),
+                libc::sysconf(libc::_SC_PHYS_PAGES),
+                libc::sysconf(libc::_SC_AVPHYS_PAGES),
+            )
+        };
+        let bytes = |pages: i64| (pages.max(0) as u64).saturating_mul(page.max(0) as u64);
+        (bytes(total), bytes(free))
+    }
+    #[cfg(not(target_os = "linux"))]
+    (0, 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,7 +11,7 @@ use crate::exec::Executor;
 use crate::kernel::{self, Choice, Job, Kernel};
 use crate::layout::{Layout, Packed, QUAD, Row, Scales, TILE};
 use crate::matrix::{MatrixMut, MatrixRef};
-use crate::memory::{ALIGNMENT, Buffer, Heap};
+use crate::memory::{ALIGNMENT, Heap};
 
 /// What the kernels multiply the weights with; the numbers are those of `bl_activation`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,6 +82,10 @@ pub struct Linear {
 const BATCH: usize = 512;
 /// A call whose workspace is no larger takes it from the stack: about what a tiny layer needs.
 const STACK: usize = 6 << 10;
+
+/// Multiply-adds from which on a call is shared among threads: about 4 us of one thread's work, what
+/// handing over costs.
+const SHARE_FROM: usize = 1 << 19;
 
 /// Where everything lies in a workspace.
 #[derive(Clone, Copy, Debug)]
@@ -218,7 +222,7 @@ impl Linear {
             None => (in_features * 4, 0, 0, 0),
             Some(_) => {
                 let shape = &self.shape;
-                (shape.quads() * QUAD, shape.geometry.records * 4, shape.groups() * 4, shape.quads() * QUAD)
+                (shape.quads * QUAD, shape.geometry.records * 4, shape.groups * 4, shape.quads * QUAD)
             }
         };
         let codes = take(padded_rows * code_bytes);
@@ -257,6 +261,7 @@ impl Linear {
         x: MatrixRef,
         y: MatrixMut,
         workspace: Option<&mut [u8]>,
+        heap: &Heap,
         executor: &Executor,
     ) -> Result<()> {
         if m == 0 {
@@ -265,7 +270,7 @@ impl Linear {
         let plan = self.lay_out(m, executor.width());
         let need = plan.bytes + ALIGNMENT;
         let mut stack = MaybeUninit::<[u8; STACK]>::uninit();
-        let mut heap = None;
+        let mut own = None;
         let space: &mut [u8] = match workspace {
             Some(space) => space,
             None if need <= STACK => {
@@ -276,7 +281,7 @@ impl Linear {
                     std::slice::from_raw_parts_mut(start, need)
                 }
             }
-            None => heap.insert(Buffer::zeroed(need, "workspace")?).bytes_mut(),
+            None => own.insert(heap.buffer(need, "workspace")?).bytes_mut(),
         };
         let skip = space.as_ptr().align_offset(ALIGNMENT);
         if space.len() < skip || space.len() - skip < plan.bytes {
@@ -306,6 +311,9 @@ impl Linear {
         executor: &Executor,
     ) -> Result<()> {
         let panels = rows.div_ceil(plan.mr);
+        // Waking threads costs microseconds: what one thread does sooner, one thread does.
+        let operations = rows.saturating_mul(self.in_features()).saturating_mul(self.out_features());
+        let executor = if operations < SHARE_FROM { &Executor::Serial } else { executor };
         executor.run(panels, &|slot, panel| {
             // SAFETY: each piece writes the parts of its own panel and of its own slot.
             unsafe { self.activate(panel, rows, x, plan, space, slot) };
@@ -322,9 +330,9 @@ impl Linear {
                 Some(_) => Activations::Integer(Codes {
                     mr: plan.mr,
                     shape: &self.shape,
-                    codes: space.part(plan.codes, count * self.shape.quads() * QUAD),
+                    codes: space.part(plan.codes, count * self.shape.quads * QUAD),
                     scales: space.part(plan.scales, count * self.shape.geometry.records),
-                    sums: space.part(plan.sums, count * self.shape.groups()),
+                    sums: space.part(plan.sums, count * self.shape.groups),
                 }),
             };
             (batch, space.part::<u8>(plan.finite, count))
@@ -392,7 +400,7 @@ impl Linear {
                 continue;
             };
             let (code_len, records, groups) =
-                (self.shape.quads() * QUAD, self.shape.geometry.records, self.shape.groups());
+                (self.shape.quads * QUAD, self.shape.geometry.records, self.shape.groups);
             // SAFETY: as above.
             let (codes, scales, sums) = unsafe {
                 (

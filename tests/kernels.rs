@@ -167,7 +167,9 @@ fn batch(m: usize, k: usize, random: &mut Random) -> Vec<f32> {
 fn forward(layer: &Linear, m: usize, x: &[f32]) -> Vec<u32> {
     let mut y = vec![0f32; m * layer.out_features()];
     let out = MatrixMut::of(&mut y, layer.out_features());
-    layer.forward(m, MatrixRef::of(x, layer.in_features()), out, None, &Executor::Serial).unwrap();
+    layer
+        .forward(m, MatrixRef::of(x, layer.in_features()), out, None, &Heap::default(), &Executor::Serial)
+        .unwrap();
     y.iter().map(|v| v.to_bits()).collect()
 }
 

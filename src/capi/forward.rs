@@ -1,6 +1,8 @@
 //! The work.
 
 use std::ffi::c_void;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use super::boundary::guard;
 use super::handle;
@@ -107,7 +109,21 @@ pub unsafe extern "C" fn bl_forward(
             };
             let x = MatrixRef::new(x.cast(), x_float, x_stride, linear.in_features());
             let y = MatrixMut::new(y.cast(), y_float, y_stride, linear.out_features());
-            linear.forward(m, x, y, workspace, &layer.context.executor)
+            let context = &layer.context;
+            let own = workspace.is_none() as u64;
+            let begin = context.profile.as_ref().map(|profile| (profile, Instant::now()));
+            if own == 0 && begin.is_none() {
+                return linear.forward(m, x, y, workspace, &context.heap, &context.executor);
+            }
+            let plan = linear.plan(m, &context.executor);
+            let bytes = own * plan.workspace as u64;
+            context.usage.workspace.fetch_add(bytes, Ordering::Relaxed);
+            let result = linear.forward(m, x, y, workspace, &context.heap, &context.executor);
+            context.usage.workspace.fetch_sub(bytes, Ordering::Relaxed);
+            if let Some((profile, begin)) = begin {
+                profile.add(plan.kernel, begin, plan.bytes_read, plan.operations);
+            }
+            result
         })
     }
 }

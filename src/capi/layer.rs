@@ -2,6 +2,7 @@
 
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::boundary::guard;
 use super::context::{Context, out_handle};
@@ -24,6 +25,22 @@ pub struct Layer {
     pub linear: Linear,
     /// The format its weights were stored in.
     pub ty: Type,
+}
+
+impl Layer {
+    /// A layer of that context, counted in its memory.
+    pub fn new(context: Arc<Context>, linear: Linear, ty: Type) -> Layer {
+        context.usage.handles.fetch_add(1, Ordering::Relaxed);
+        context.usage.packed.fetch_add(linear.bytes() as u64, Ordering::Relaxed);
+        Layer { context, linear, ty }
+    }
+}
+
+impl Drop for Layer {
+    fn drop(&mut self) {
+        self.context.usage.handles.fetch_sub(1, Ordering::Relaxed);
+        self.context.usage.packed.fetch_sub(self.linear.bytes() as u64, Ordering::Relaxed);
+    }
 }
 
 impl Kind for Layer {
@@ -84,7 +101,8 @@ pub unsafe extern "C" fn bl_layer_open(
         guard(error, || {
             let out = out_handle(out)?;
             let model: &Model = handle::get(model)?;
-            let tensor = model.tensor(string(tensor, "the tensor's name")?)?;
+            let name = string(tensor, "the tensor's name")?;
+            let tensor = model.tensor(name)?;
             let options = options::read(options)?;
             if options.flags != 0 {
                 return Err(fail!(InvalidArgument, "layer flags {:#x} are unknown", options.flags));
@@ -123,7 +141,12 @@ pub unsafe extern "C" fn bl_layer_open(
             };
             let options = Options { activation, bias: bias.as_deref() };
             let linear = Linear::new(&*matrix, &options, model.context.isa, &model.context.heap, &mut seen)?;
-            let layer = Layer { context: model.context.clone(), linear, ty: tensor.ty };
+            let kernel = linear.plan(1, &model.context.executor).kernel.name();
+            model.context.log(
+                bl_log_level::BL_LOG_DEBUG,
+                format_args!("layer {}: {} packed for {kernel}", name.to_string_lossy(), tensor.ty.name()),
+            );
+            let layer = Layer::new(model.context.clone(), linear, tensor.ty);
             *out = handle::make::<bl_layer, _>(Arc::new(layer))?;
             if let Some(source) = source {
                 source.done(dropped..(tensor.offset + tensor.bytes) as usize);

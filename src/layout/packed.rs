@@ -154,6 +154,10 @@ pub const fn unit_columns(bits: u8) -> usize {
 pub struct Packed {
     layout: Layout,
     geometry: Geometry,
+    /// Bytes of a full tile, and of the last one, which has `last_panels`.
+    tile_bytes: usize,
+    last_bytes: usize,
+    last_panels: usize,
     out_features: usize,
     buffer: Block,
     permutation: Option<Vec<u32>>,
@@ -213,7 +217,17 @@ impl Packed {
                 Some(copy)
             }
         };
-        Ok(Packed { layout, geometry, out_features, buffer, permutation })
+        let last_panels = panels - (panels - 1) / TILE_PANELS * TILE_PANELS;
+        Ok(Packed {
+            layout,
+            geometry,
+            tile_bytes: geometry.tile_bytes(TILE_PANELS),
+            last_bytes: geometry.tile_bytes(last_panels),
+            last_panels,
+            out_features,
+            buffer,
+            permutation,
+        })
     }
 
     /// Writes the rows of one tile. `row` was made for this layout; `seen` is told each row that has
@@ -278,9 +292,12 @@ impl Packed {
 
     /// Tile `index`.
     pub fn tile(&self, index: usize) -> Tile<'_> {
-        let panels = (self.out_features - index * TILE).div_ceil(PANEL).min(TILE_PANELS);
-        let at = index * self.geometry.tile_bytes(TILE_PANELS);
-        Tile { bytes: &self.buffer.bytes()[at..][..self.geometry.tile_bytes(panels)], panels }
+        let at = index * self.tile_bytes;
+        let (len, panels) = match (index + 1) * TILE < self.out_features {
+            true => (self.tile_bytes, TILE_PANELS),
+            false => (self.last_bytes, self.last_panels),
+        };
+        Tile { bytes: &self.buffer.bytes()[at..][..len], panels }
     }
 
     /// Reads one row back: the scalar reader beside the writer. `row` was made for this layout. With a

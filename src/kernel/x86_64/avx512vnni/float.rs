@@ -25,8 +25,8 @@ const PAIR: usize = 2;
 /// Columns of a k-block: a pair of panels is 32 KiB of floats. A multiple of every unit.
 const BLOCK: usize = 256;
 
-pub(super) fn scratch(_packed: &Packed, _rows: usize) -> usize {
-    BLOCK * PAIR * PANEL * 4 + 64
+pub(super) fn scratch(packed: &Packed, _rows: usize) -> usize {
+    BLOCK.min(packed.in_features()) * PAIR * PANEL * 4
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]

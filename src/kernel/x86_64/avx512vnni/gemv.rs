@@ -17,7 +17,7 @@ use crate::layout::{Coded, Layout, PANEL, QUAD, SUPER_BLOCK, ScaleType, Scales, 
 use crate::limits::INT32_COLUMNS;
 
 /// How far ahead of the reader a cache line is asked for.
-const AHEAD: usize = 4096;
+const AHEAD: usize = 8192;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn run<const BITS: u8, const TABLE: bool, const SCHEME: u8>(job: &mut Job<'_>) {
