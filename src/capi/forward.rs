@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::boundary::guard;
 use super::context::Context;
 use super::handle;
-use super::layer::{Layer, float_type, row_stride};
+use super::layer::{Layer, addressable, float_type, row_stride};
 use super::options;
 use super::types::*;
 use crate::error::{Result, fail};
@@ -100,13 +100,8 @@ pub unsafe extern "C" fn bl_forward(
             if x.is_null() || y.is_null() {
                 return Err(fail!(InvalidArgument, "{} is NULL", if x.is_null() { "x" } else { "y" }));
             }
-            let fits = |stride: usize| stride.checked_mul(m).is_some_and(|n| n <= isize::MAX as usize);
-            if !fits(x_stride) || !fits(y_stride) {
-                return Err(fail!(
-                    InvalidArgument,
-                    "{m} rows of such strides are more than an address space"
-                ));
-            }
+            addressable(m, x_stride, "x")?;
+            addressable(m, y_stride, "y")?;
             let workspace = workspace(&run)?;
             let x = MatrixRef::new(x.cast(), x_float, x_stride, linear.in_features());
             let y = MatrixMut::new(y.cast(), y_float, y_stride, linear.out_features());
@@ -199,7 +194,6 @@ pub unsafe extern "C" fn bl_forward_many(
             let first: &Layer = handle::get(layers.read())?;
             let in_features = first.linear.in_features();
             let x_stride = row_stride(x_stride, in_features, x_float, "x")?;
-            let fits = |stride: usize| stride.checked_mul(m).is_some_and(|n| n <= isize::MAX as usize);
             let run = options::read(options)?;
             if run.flags != 0 {
                 return Err(fail!(InvalidArgument, "run flags {:#x} are unknown", run.flags));
@@ -226,12 +220,8 @@ pub unsafe extern "C" fn bl_forward_many(
                 if m > 0 && (y.is_null() || x.is_null()) {
                     return Err(fail!(InvalidArgument, "{} is NULL", if x.is_null() { "x" } else { "a y" }));
                 }
-                if !fits(stride) || !fits(x_stride) {
-                    return Err(fail!(
-                        InvalidArgument,
-                        "{m} rows of such strides are more than an address space"
-                    ));
-                }
+                addressable(m, x_stride, "x")?;
+                addressable(m, stride, "y")?;
                 let y = MatrixMut::new(y.cast(), y_float, stride, linear.out_features());
                 *target = Target { layer: linear, y };
             }

@@ -71,6 +71,17 @@ pub fn row_stride(stride: i64, columns: usize, float: Float, what: &str) -> Resu
     }
 }
 
+/// Refuses rows that end beyond what an address space has: their addresses would wrap.
+pub fn addressable(rows: usize, stride: usize, what: &str) -> Result<()> {
+    match stride.checked_mul(rows) {
+        Some(bytes) if bytes <= isize::MAX as usize => Ok(()),
+        _ => Err(fail!(
+            InvalidArgument,
+            "{rows} rows of {what} at a stride of {stride} bytes are more than an address space"
+        )),
+    }
+}
+
 /// Makes a layer from a tensor of a model, [out_features, in_features] in any format that the library
 /// reads. The weights are packed for the CPU, exactly: nothing is quantised again. The layer keeps
 /// what it needs of the model alive; the model may be freed. Runs on the model's context.
@@ -222,6 +233,7 @@ pub unsafe extern "C" fn bl_layer_read(
             if dst.is_null() {
                 return Err(fail!(InvalidArgument, "dst is NULL"));
             }
+            addressable(rows as usize, stride, "dst")?;
             let dst = MatrixMut::new(dst.cast(), float, stride, columns);
             let mut row = packed.row()?;
             let mut weights = filled(columns, 0.0, "a row of weights")?;

@@ -16,4 +16,6 @@ pub mod layer;
 pub mod model;
 pub mod options;
 pub mod profile;
+#[cfg(feature = "test-hooks")]
+pub mod test_hooks;
 pub mod types;
