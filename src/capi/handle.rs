@@ -46,9 +46,7 @@ pub fn live() -> usize {
 pub fn make<H, T: Kind>(body: Arc<T>) -> Result<*mut H> {
     let mut resting = RESTING.lock().unwrap_or_else(|e| e.into_inner());
     let shell: *const Shell = match resting.len() {
-        n if n > REST => {
-            resting.pop_front().map_or(std::ptr::null(), std::ptr::with_exposed_provenance)
-        }
+        n if n > REST => resting.pop_front().map_or(std::ptr::null(), std::ptr::with_exposed_provenance),
         _ => {
             let shells = SHELLS.load(Ordering::Relaxed) + 1;
             let room = shells.saturating_sub(resting.len());
