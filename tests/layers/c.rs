@@ -19,8 +19,21 @@ pub(crate) fn golden(name: &str) -> PathBuf {
 #[derive(Debug, PartialEq)]
 pub(crate) struct Failure(pub(crate) bl_status, pub(crate) String);
 
+/// The library's panic hook is silent, and inside this program it is the tests' too: they want to be
+/// heard. Installed at the first call, taken away again here.
+fn speak() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        // SAFETY: NULL is allowed.
+        unsafe { bl_free(null_mut()) };
+        drop(std::panic::take_hook());
+    });
+}
+
 /// Runs one C function.
+#[track_caller]
 fn call(function: impl FnOnce(*mut bl_error) -> bl_status) -> Result<(), Failure> {
+    speak();
     let mut error = bl_error { status: bl_status::BL_ERROR_INTERNAL, message: [0x55; 252] };
     let status = function(&mut error);
     assert_eq!(status, error.status);
