@@ -64,17 +64,20 @@ impl Activation {
 pub struct Options<'a> {
     /// How x is taken.
     pub activation: Activation,
+    /// What the product is multiplied with before the bias is added: one f32 rounding.
+    pub product_scale: Option<f32>,
     /// `out_features` values to add, copied.
     pub bias: Option<&'a [f32]>,
 }
 
-/// One linear layer, `y = x Wᵀ + b`. Immutable: any number of threads may use it at a time.
+/// One linear layer, `y = x Wᵀ + b` or `y = (x Wᵀ) s + b`. Immutable: any number of threads may use it at a time.
 pub struct Linear {
     packed: Packed,
     rule: Option<Rule>,
     shape: Shape,
     isa: Isa,
     choice: Choice,
+    product_scale: Option<f32>,
     bias: Option<Vec<f32>>,
 }
 
@@ -161,7 +164,8 @@ impl Linear {
         let kind = if rule.is_some() { Kind::Integer } else { Kind::Float };
         let shape = Shape::new(&layout, *packed.geometry());
         let choice = kernel::select(&layout, packed.in_features(), kind, isa);
-        Ok(Linear { packed, rule, shape, isa, choice, bias })
+        let product_scale = options.product_scale;
+        Ok(Linear { packed, rule, shape, isa, choice, product_scale, bias })
     }
 
     /// Rows of W: values of a row of y.
@@ -177,6 +181,15 @@ impl Linear {
     /// The packed weights.
     pub fn packed(&self) -> &Packed {
         &self.packed
+    }
+
+    /// Dequantises one row into `weights`, columns in the order of x: times the product's scale, if there
+    /// is one. `row` is of [`Packed::row`].
+    pub fn read_weights(&self, index: usize, row: &mut Row, weights: &mut [f32]) {
+        self.packed.read_weights(index, row, weights);
+        if let Some(scale) = self.product_scale {
+            weights.iter_mut().for_each(|w| *w *= scale);
+        }
     }
 
     /// How x is taken, resolved: never `Auto`.
@@ -322,7 +335,7 @@ impl Linear {
         }
     }
 
-    /// Bias, and the way into y.
+    /// The product's scale, the bias, and the way into y.
     fn finish(&self, tile: usize, rows: usize, finite: &[u8], out: &mut [f32], y: MatrixMut) {
         let first = tile * TILE;
         let lanes = TILE.min(self.out_features() - first);
@@ -330,9 +343,12 @@ impl Linear {
             let row = &mut row[..lanes];
             if finite[i] == 0 {
                 row.fill(f32::NAN);
-            } else if let Some(bias) = &self.bias {
-                for (v, b) in row.iter_mut().zip(&bias[first..]) {
-                    *v += b;
+            } else {
+                if let Some(scale) = self.product_scale {
+                    row.iter_mut().for_each(|v| *v *= scale);
+                }
+                if let Some(bias) = &self.bias {
+                    row.iter_mut().zip(&bias[first..]).for_each(|(v, b)| *v += b);
                 }
             }
             y.write(i, first, row);
