@@ -19,6 +19,8 @@ use crate::error::Result;
 use crate::layout::{Coded, Float, Layout, Offset, Packed, Scales, TILE, Values};
 use crate::limits::INT32_COLUMNS;
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod narrow;
 pub mod scalar;
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;
@@ -131,6 +133,7 @@ static TABLES: &[&[&[Kernel]]] = &[
     #[cfg(target_arch = "x86_64")]
     x86_64::avx512vnni::KERNELS,
     #[cfg(target_arch = "x86_64")]
+    x86_64::avx2::KERNELS,
     scalar::KERNELS,
 ];
 
@@ -173,9 +176,9 @@ pub fn select(layout: &Layout, in_features: usize, activation: Kind, isa: Isa) -
     let first = |several: bool| {
         let best = all().filter(fits).find(|k| (k.mr > 1) == several);
         let other = all().filter(fits).find(|k| (k.mr > 1) != several);
-        // A better instruction set that takes rows one by one beats a worse one that takes many.
+        // A better instruction set beats a kernel made for so many rows.
         match (best, other) {
-            (Some(best), Some(other)) if !several || best.isa >= other.isa => best,
+            (Some(best), Some(other)) if best.isa >= other.isa => best,
             (_, Some(other)) => other,
             (Some(best), None) => best,
             // The scalar table has `Any` for both kinds.
