@@ -133,6 +133,8 @@ static TABLES: &[&[&[Kernel]]] = &[
     #[cfg(target_arch = "x86_64")]
     x86_64::avx512vnni::KERNELS,
     #[cfg(target_arch = "x86_64")]
+    x86_64::avxvnni::KERNELS,
+    #[cfg(target_arch = "x86_64")]
     x86_64::avx2::KERNELS,
     scalar::KERNELS,
 ];
@@ -234,7 +236,7 @@ pub fn quantize_row(isa: Isa, x: &[f32], shape: &Shape, rule: &Rule, out: &mut R
         Isa::Avx512Vnni => unsafe { x86_64::avx512vnni::quantize_row(x, shape, rule, out) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx2 => unsafe { x86_64::avx2::quantize_row(x, shape, rule, out) },
+        Isa::Avx2 | Isa::AvxVnni => unsafe { x86_64::avx2::quantize_row(x, shape, rule, out) },
         _ => crate::activation::quantize_row(x, shape, rule, out),
     }
 }

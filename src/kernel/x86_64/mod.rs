@@ -2,6 +2,7 @@
 
 pub(super) mod avx2;
 pub(super) mod avx512vnni;
+pub(super) mod avxvnni;
 mod ymm;
 
 /// Schemes of scales as const generic arguments (enums cannot be ones yet).
