@@ -177,7 +177,7 @@ fn compare(layout: Layout, n: usize, k: usize, random: &mut Random) {
     let packed = Packed::new(&RowMatrix { layout, in_features: k, rows }).unwrap();
     let shape = Shape::new(&layout, *packed.geometry());
     const M: usize = 4;
-    let (quads, records, groups) = (shape.quads(), shape.geometry.records, shape.groups());
+    let (quads, records, groups) = (shape.quads, shape.geometry.records, shape.groups);
     // Row by row, and with the four rows interleaved. Pads hold 0, as sums are of what is there.
     let (mut codes, mut sums) = (vec![0i8; M * quads * QUAD], vec![0i32; M * groups]);
     for m in 0..M {
