@@ -113,7 +113,13 @@ mod multiply {
     }
 }
 
-static GEMM: [[Kernel; 6]; 8] =
-    coded_kernels!(I8mm, "_i8_i8mm_mx16\0", Integer, multiply::ROWS, narrow::gemm::scratch, gemm::run);
+static GEMM: [[Kernel; 6]; 8] = coded_kernels!(
+    I8mm,
+    "_i8_i8mm_mx16\0",
+    Integer,
+    (multiply::ROWS, multiply::ROWS),
+    narrow::gemm::scratch,
+    gemm::run
+);
 
 pub(in crate::kernel) static KERNELS: &[&[Kernel]] = &[GEMM.as_flattened()];

@@ -53,11 +53,23 @@ mod step {
     }
 }
 
-static GEMV: [[Kernel; 6]; 8] = coded_kernels!(Neon, "_i8_neon_1x64\0", Integer, 1, |_, _| 0, gemv::run);
-static GEMM: [[Kernel; 6]; 8] =
-    coded_kernels!(Neon, "_i8_neon_mx16\0", Integer, multiply::ROWS, narrow::gemm::scratch, gemm::run);
-static FLOAT: [[Kernel; 6]; 8] =
-    coded_kernels!(Neon, "_f32_neon_mx16\0", Float, narrow::float::ROWS, narrow::float::scratch, float::run);
+static GEMV: [[Kernel; 6]; 8] = coded_kernels!(Neon, "_i8_neon_1x64\0", Integer, (1, 1), |_, _| 0, gemv::run);
+static GEMM: [[Kernel; 6]; 8] = coded_kernels!(
+    Neon,
+    "_i8_neon_mx16\0",
+    Integer,
+    (multiply::ROWS, multiply::ROWS),
+    narrow::gemm::scratch,
+    gemm::run
+);
+static FLOAT: [[Kernel; 6]; 8] = coded_kernels!(
+    Neon,
+    "_f32_neon_mx16\0",
+    Float,
+    (narrow::float::ROWS, narrow::float::ROWS),
+    narrow::float::scratch,
+    float::run
+);
 static DENSE: [Kernel; 3] =
     dense_kernels!(Neon, "_f32_neon_mx16\0", narrow::float::ROWS, narrow::float::scratch, float::run);
 

@@ -18,11 +18,13 @@ use core::arch::x86_64::*;
 
 use super::vector::*;
 use crate::activation::{Activations, Codes};
+use crate::error::Result;
 use crate::kernel::Job;
-use crate::kernel::narrow::{unit_lines, unit_quads};
-use crate::kernel::x86_64::{scheme, zero_point};
+use crate::kernel::narrow::gemm::split;
+use crate::kernel::narrow::{for_rows, for_width, unit_lines, unit_quads};
+use crate::kernel::x86_64::zero_point;
 use crate::layout::packed::{LINE, Tile};
-use crate::layout::{Coded, Layout, PANEL, Packed, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE};
+use crate::layout::{Coded, Layout, Offset, PANEL, Packed, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE};
 
 /// Most rows of a panel of x where weights have one scale.
 pub(super) const ROWS_SINGLE: usize = 12;
@@ -59,21 +61,24 @@ pub(super) fn scratch(packed: &Packed, _rows: usize) -> usize {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) fn run<const BITS: u8, const TABLE: bool, const SCHEME: u8>(job: &mut Job<'_>) {
-    let (Activations::Integer(x), Layout::Coded(coded)) = (job.x, job.packed.layout()) else { return };
+pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
+    let (Activations::Integer(x), Layout::Coded(coded)) = (job.x, job.packed.layout()) else {
+        return Ok(());
+    };
     let tile = job.packed.tile(job.tile);
     let mut first = 0;
     while first < tile.panels {
         let np = PAIR.min(tile.panels - first);
         let mut work = Work { packed: job.packed, coded, tile, first, x, rows: job.rows, out: job.out };
-        match (SCHEME, np) {
-            (scheme::ROW, 1) => work.row::<BITS, TABLE, 1>(job.scratch),
-            (scheme::ROW, _) => work.row::<BITS, TABLE, PAIR>(job.scratch),
-            (_, 1) => work.records::<BITS, TABLE, SCHEME, 1>(job.scratch),
-            _ => work.records::<BITS, TABLE, SCHEME, PAIR>(job.scratch),
+        match (coded.scales, np) {
+            (Scales::Row, 1) => work.row::<1>(job.scratch),
+            (Scales::Row, _) => work.row::<PAIR>(job.scratch),
+            (_, 1) => work.records::<1>(job.scratch),
+            _ => work.records::<PAIR>(job.scratch),
         }
         first += np;
     }
+    Ok(())
 }
 
 /// One or two panels of W times the batch.
@@ -87,17 +92,31 @@ struct Work<'a, 'o> {
     out: &'o mut [f32],
 }
 
-/// Decodes units into quads of `NP` panels.
-#[inline]
+/// Decodes units of `unit_bytes` into quads of `NP` panels. The first panel's first line in a unit is at
+/// `at`, its next ones every `stride` bytes.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn decode<const BITS: u8, const TABLE: bool, const NP: usize>(
+pub(super) fn decode<const NP: usize>(
+    coded: &Coded,
     units: &[u8],
+    unit_bytes: usize,
+    at: usize,
     stride: usize,
-    first: usize,
+    block: &mut [u8],
+) {
+    let table = table(coded);
+    for_width!(coded, decode_width[NP](units, unit_bytes, at, stride, table, block))
+}
+
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn decode_width<const BITS: u8, const TABLE: bool, const NP: usize>(
+    units: &[u8],
+    unit_bytes: usize,
+    at: usize,
+    stride: usize,
     table: __m512i,
     block: &mut [u8],
 ) {
-    let unit_bytes = unit_lines(BITS) * stride * LINE;
     for (u, block) in units.chunks_exact(unit_bytes).zip(block.chunks_exact_mut(unit_quads(BITS) * NP * LINE))
     {
         for line in 0..unit_lines(BITS) * NP {
@@ -105,7 +124,7 @@ fn decode<const BITS: u8, const TABLE: bool, const NP: usize>(
         }
         for i in 0..unit_quads(BITS) {
             for p in 0..NP {
-                let codes = quad::<BITS, TABLE>(u, (first + p) * LINE, stride * LINE, i, table);
+                let codes = quad::<BITS, TABLE>(u, at + p * LINE, stride, i, table);
                 put_line(block, (i * NP + p) * LINE, codes);
             }
         }
@@ -131,41 +150,23 @@ fn multiply<const MR: usize, const NP: usize>(block: &[u8], x: &[i8], acc: &mut 
     }
 }
 
-/// Splits scratch into a block of codes and floats.
-fn split(scratch: &mut [u8], codes: usize) -> (&mut [u8], &mut [f32]) {
-    // Scratch is 64-byte aligned and `codes` a multiple of 64.
-    let (block, rest) = scratch.split_at_mut(codes);
-    // SAFETY: any bytes are valid floats; `align_to_mut` itself keeps to the aligned middle.
-    let (_, floats, _) = unsafe { rest.align_to_mut::<f32>() };
-    (block, floats)
-}
-
-/// Evaluates an expression with the constant `$rows` equal to the panel's number of rows.
-macro_rules! for_rows {
-    ([$($n:literal)*] $mr:expr, $rows:ident => $body:expr) => {
-        match $mr {
-            $($n => { const $rows: usize = $n; $body })*
-            _ => unreachable!("a panel has at most the kernel's rows (kernel::run)"),
-        }
-    };
-}
-
 impl Work<'_, '_> {
     /// One scale for each row of W: integers over all of k, then one product.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn row<const BITS: u8, const TABLE: bool, const NP: usize>(&mut self, scratch: &mut [u8]) {
-        let table = table(self.coded);
+    fn row<const NP: usize>(&mut self, scratch: &mut [u8]) {
+        let bits = self.coded.bits;
         let stride = self.tile.panels;
         let (head, units) = self.tile.bytes.split_at(stride * PANEL * 4);
-        let unit_bytes = unit_lines(BITS) * stride * LINE;
-        let columns = unit_quads(BITS) * QUAD;
+        let unit_bytes = unit_lines(bits) * stride * LINE;
+        let columns = unit_quads(bits) * QUAD;
         let padded = self.packed.geometry().padded();
         let (block, _) = split(scratch, block_columns(self.packed) * NP * PANEL);
         for at in (0..padded).step_by(BLOCK) {
             let len = BLOCK.min(padded - at);
             let block = &mut block[..len * NP * PANEL];
-            decode::<BITS, TABLE, NP>(&units[at / columns * unit_bytes..], stride, self.first, table, block);
+            let units = &units[at / columns * unit_bytes..];
+            decode::<NP>(self.coded, units, unit_bytes, self.first * LINE, stride * LINE, block);
             for panel in 0..self.rows.div_ceil(self.x.mr) {
                 for_rows!([1 2 3 4 5 6 7 8 9 10 11 12] self.x.mr,
                     MR => self.row_panel::<MR, NP>(panel, at, len, block, head));
@@ -215,17 +216,14 @@ impl Work<'_, '_> {
     /// Groups and super-blocks: integers inside a record, floats across records.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn records<const BITS: u8, const TABLE: bool, const SCHEME: u8, const NP: usize>(
-        &mut self,
-        scratch: &mut [u8],
-    ) {
-        let table = table(self.coded);
+    fn records<const NP: usize>(&mut self, scratch: &mut [u8]) {
+        let bits = self.coded.bits;
         let geometry = *self.packed.geometry();
         let stride = self.tile.panels;
         let lanes = stride * PANEL;
-        let unit_bytes = unit_lines(BITS) * stride * LINE;
+        let unit_bytes = unit_lines(bits) * stride * LINE;
         let per_block = block_records(self.packed);
-        let two_level = SCHEME == scheme::TWO_LEVEL || SCHEME == scheme::TWO_LEVEL_MINIMUM;
+        let two_level = matches!(self.coded.scales, Scales::TwoLevel { .. });
         let head_floats = NP * PANEL * if two_level { HEAD / (PAIR * PANEL) } else { 2 };
         let (block, heads) = split(scratch, block_columns(self.packed) * NP * PANEL);
         let blocks = self.tile.bytes.chunks(per_block * geometry.record_bytes(stride));
@@ -237,19 +235,19 @@ impl Work<'_, '_> {
                 .zip(heads.chunks_exact_mut(head_floats))
             {
                 let (stored, units) = record.split_at(lanes * geometry.head);
-                let quads = units.len() / unit_bytes * unit_quads(BITS);
+                let quads = units.len() / unit_bytes * unit_quads(bits);
                 columns += quads * QUAD;
                 let block = &mut block[..quads * NP * LINE];
-                decode::<BITS, TABLE, NP>(units, stride, self.first, table, block);
-                self.decode_head::<SCHEME, NP>(stored, lanes, head);
+                decode::<NP>(self.coded, units, unit_bytes, self.first * LINE, stride * LINE, block);
+                self.decode_head::<NP>(stored, lanes, head);
             }
             let k = Block { first_record: b * per_block, columns, codes: block, heads, head_floats };
             for panel in 0..self.rows.div_ceil(self.x.mr) {
-                if two_level {
-                    for_rows!([1 2 3 4 5 6] self.x.mr, MR => self.super_blocks::<MR, SCHEME, NP>(panel, &k));
-                } else {
-                    for_rows!([1 2 3 4 5 6] self.x.mr, MR => self.groups::<MR, SCHEME, NP>(panel, &k));
-                }
+                for_rows!([1 2 3 4 5 6] self.x.mr, MR => match self.coded.scales {
+                    Scales::TwoLevel { len, minimum } => self.super_blocks::<MR, NP>(panel, &k, len, minimum),
+                    Scales::Group { offset, .. } => self.groups::<MR, NP>(panel, &k, offset),
+                    Scales::Row => {}
+                });
             }
         }
     }
@@ -257,20 +255,21 @@ impl Work<'_, '_> {
     /// The head of a record as vectors: scale, minimum or zero points; or d, dmin, sub-scales, sub-minima.
     #[inline(never)] // one copy for all code widths
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn decode_head<const SCHEME: u8, const NP: usize>(&self, stored: &[u8], lanes: usize, head: &mut [f32]) {
+    fn decode_head<const NP: usize>(&self, stored: &[u8], lanes: usize, head: &mut [f32]) {
         let ty = self.coded.scale_type;
         for p in 0..NP {
             let lane = (self.first + p) * PANEL;
             put_floats(head, p * PANEL, scales(ty, stored, lane));
             let rest = &stored[lanes * ty.bytes()..];
-            match SCHEME {
-                scheme::GROUP_MINIMUM => put_floats(head, (NP + p) * PANEL, scales(ty, rest, lane)),
-                scheme::GROUP_ZERO => {
+            match self.coded.scales {
+                Scales::Group { offset: Offset::Minimum, .. } => {
+                    put_floats(head, (NP + p) * PANEL, scales(ty, rest, lane))
+                }
+                Scales::Group { offset: Offset::Zero, .. } => {
                     let zeros = unsigned_bytes(rest, lane);
                     put_floats(head, (NP + p) * PANEL, _mm512_castsi512_ps(zeros));
                 }
-                scheme::TWO_LEVEL | scheme::TWO_LEVEL_MINIMUM => {
-                    let minimum = SCHEME == scheme::TWO_LEVEL_MINIMUM;
+                Scales::TwoLevel { minimum, .. } => {
                     let subs = if minimum {
                         put_floats(head, (NP + p) * PANEL, scales(ty, rest, lane));
                         &rest[lanes * ty.bytes()..]
@@ -289,7 +288,7 @@ impl Work<'_, '_> {
 
     #[inline(never)] // one copy for all code widths
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn groups<const MR: usize, const SCHEME: u8, const NP: usize>(&mut self, panel: usize, k: &Block<'_>) {
+    fn groups<const MR: usize, const NP: usize>(&mut self, panel: usize, k: &Block<'_>, offset: Offset) {
         let x = self.x.panel(panel);
         let geometry = self.packed.geometry();
         let padded = geometry.record_padded();
@@ -316,7 +315,7 @@ impl Work<'_, '_> {
             for i in 0..MR {
                 let xsum = _mm512_set1_epi32(sums[i]);
                 for p in 0..NP {
-                    dot[i][p] = if SCHEME == scheme::GROUP_ZERO {
+                    dot[i][p] = if offset == Offset::Zero {
                         let zeros = _mm512_castps_si512(floats(head, (NP + p) * PANEL));
                         _mm512_mullo_epi32(zeros, _mm512_sub_epi32(_mm512_setzero_si512(), xsum))
                     } else {
@@ -330,7 +329,7 @@ impl Work<'_, '_> {
                 for p in 0..NP {
                     let scale = _mm512_mul_ps(floats(head, p * PANEL), s);
                     acc[i][p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[i][p]), scale, acc[i][p]);
-                    if SCHEME == scheme::GROUP_MINIMUM {
+                    if offset == Offset::Minimum {
                         let weighted = _mm512_set1_ps(sums[i] as f32 * s_x[i]);
                         acc[i][p] = _mm512_fmadd_ps(weighted, floats(head, (NP + p) * PANEL), acc[i][p]);
                     }
@@ -346,13 +345,13 @@ impl Work<'_, '_> {
 
     #[inline(never)] // one copy for all code widths
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn super_blocks<const MR: usize, const SCHEME: u8, const NP: usize>(
+    fn super_blocks<const MR: usize, const NP: usize>(
         &mut self,
         panel: usize,
         k: &Block<'_>,
+        len: usize,
+        minimum: bool,
     ) {
-        let Scales::TwoLevel { len, .. } = self.coded.scales else { return };
-        let minimum = SCHEME == scheme::TWO_LEVEL_MINIMUM;
         let x = self.x.panel(panel);
         let groups = SUPER_BLOCK / len;
         let zero = zero_point(self.coded);
