@@ -75,6 +75,20 @@ pub(super) fn zero_point(coded: &Coded) -> i32 {
     }
 }
 
+/// Where the codes of a panel lie: what `decode` reads.
+pub(super) struct Units<'a> {
+    /// Records, one after another; the last may be short.
+    pub(super) bytes: &'a [u8],
+    /// Bytes of a record, and those of its head.
+    pub(super) record: usize,
+    pub(super) head: usize,
+    /// Bytes of a unit: all panels and bases.
+    pub(super) unit: usize,
+    /// The panel's first line in a unit, and the way from each to its next one.
+    pub(super) at: usize,
+    pub(super) stride: usize,
+}
+
 /// Evaluates an expression with the constant `$rows` equal to the panel's number of rows.
 macro_rules! for_rows {
     ([$($n:literal)*] $mr:expr, $rows:ident => $body:expr) => {

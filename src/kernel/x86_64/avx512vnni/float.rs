@@ -17,7 +17,7 @@ use crate::activation::{Activations, Floats};
 use crate::error::Result;
 use crate::kernel::Job;
 use crate::kernel::narrow::gemm::split;
-use crate::kernel::narrow::unit_lines;
+use crate::kernel::narrow::{Units, unit_lines};
 use crate::kernel::x86_64::zero_point;
 use crate::layout::packed::{Geometry, LINE, Tile, unit_columns};
 use crate::layout::{
@@ -75,11 +75,17 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn dense(float: Float, tile: Tile<'_>, first: usize, np: usize, at: usize, block: &mut [f32]) {
-    let ty = match float {
-        Float::F32 => ScaleType::F32,
-        Float::F16 => ScaleType::F16,
-        Float::Bf16 => ScaleType::Bf16,
-    };
+    match float {
+        Float::F32 => columns(ScaleType::F32, tile, first, np, at, block),
+        Float::F16 => columns(ScaleType::F16, tile, first, np, at, block),
+        Float::Bf16 => columns(ScaleType::Bf16, tile, first, np, at, block),
+    }
+}
+
+/// Columns of floats of a type, which is a constant where this is inlined.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn columns(ty: ScaleType, tile: Tile<'_>, first: usize, np: usize, at: usize, block: &mut [f32]) {
     let size = tile.panels * PANEL * ty.bytes();
     let columns = tile.bytes[at * size..].chunks_exact(size);
     for (column, block) in columns.zip(block.chunks_exact_mut(np * PANEL)) {
@@ -168,11 +174,13 @@ fn dequantize(
         // The columns of this step are in one group: one set of scales.
         let count = (at + len - k).min(group - inside % group).min(geometry.record_len(r) - inside);
         let (first, end) = (inside / columns, (inside + count).div_ceil(columns));
-        let units = &units[first * base_bytes * bases..end * base_bytes * bases];
+        let bytes = &units[first * base_bytes * bases..end * base_bytes * bases];
         let block = &mut block[(k - at) * np * PANEL..][..count * np * PANEL];
         let skip = inside - first * columns;
         for base in 0..bases {
-            decode::<1>(coded, units, base_bytes * bases, base * base_bytes + panel * LINE, stride, codes);
+            let (unit, at) = (base_bytes * bases, base * base_bytes + panel * LINE);
+            let units = Units { bytes, record: bytes.len(), head: 0, unit, at, stride };
+            decode::<1>(coded, &units, codes);
             match coded.scales {
                 Scales::Row => {
                     let s = scales(ScaleType::F32, &head[base * lanes * 4..], lane);

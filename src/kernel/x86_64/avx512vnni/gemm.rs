@@ -21,7 +21,7 @@ use crate::activation::{Activations, Codes};
 use crate::error::Result;
 use crate::kernel::Job;
 use crate::kernel::narrow::gemm::split;
-use crate::kernel::narrow::{for_rows, for_width, unit_lines, unit_quads};
+use crate::kernel::narrow::{Units, for_rows, for_width, unit_lines, unit_quads};
 use crate::kernel::x86_64::zero_point;
 use crate::layout::packed::{LINE, Tile};
 use crate::layout::{Coded, Layout, Offset, PANEL, Packed, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE};
@@ -92,40 +92,32 @@ struct Work<'a, 'o> {
     out: &'o mut [f32],
 }
 
-/// Decodes units of `unit_bytes` into quads of `NP` panels. The first panel's first line in a unit is at
-/// `at`, its next ones every `stride` bytes.
+/// Decodes units into quads of `NP` panels.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) fn decode<const NP: usize>(
-    coded: &Coded,
-    units: &[u8],
-    unit_bytes: usize,
-    at: usize,
-    stride: usize,
-    block: &mut [u8],
-) {
+pub(super) fn decode<const NP: usize>(coded: &Coded, units: &Units<'_>, block: &mut [u8]) {
     let table = table(coded);
-    for_width!(coded, decode_width[NP](units, unit_bytes, at, stride, table, block))
+    for_width!(coded, decode_width[NP](units, table, block))
 }
 
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn decode_width<const BITS: u8, const TABLE: bool, const NP: usize>(
-    units: &[u8],
-    unit_bytes: usize,
-    at: usize,
-    stride: usize,
+    units: &Units<'_>,
     table: __m512i,
     block: &mut [u8],
 ) {
-    for (u, block) in units.chunks_exact(unit_bytes).zip(block.chunks_exact_mut(unit_quads(BITS) * NP * LINE))
-    {
-        for line in 0..unit_lines(BITS) * NP {
-            prefetch(u, 2048 + line * LINE);
-        }
-        for i in 0..unit_quads(BITS) {
-            for p in 0..NP {
-                let codes = quad::<BITS, TABLE>(u, at + p * LINE, stride, i, table);
-                put_line(block, (i * NP + p) * LINE, codes);
+    let (at, stride) = (units.at, units.stride);
+    let mut blocks = block.chunks_exact_mut(unit_quads(BITS) * NP * LINE);
+    for record in units.bytes.chunks(units.record) {
+        for (u, block) in record[units.head..].chunks_exact(units.unit).zip(&mut blocks) {
+            for line in 0..unit_lines(BITS) * NP {
+                prefetch(u, 2048 + line * LINE);
+            }
+            for i in 0..unit_quads(BITS) {
+                for p in 0..NP {
+                    let codes = quad::<BITS, TABLE>(u, at + p * LINE, stride, i, table);
+                    put_line(block, (i * NP + p) * LINE, codes);
+                }
             }
         }
     }
@@ -165,8 +157,10 @@ impl Work<'_, '_> {
         for at in (0..padded).step_by(BLOCK) {
             let len = BLOCK.min(padded - at);
             let block = &mut block[..len * NP * PANEL];
-            let units = &units[at / columns * unit_bytes..];
-            decode::<NP>(self.coded, units, unit_bytes, self.first * LINE, stride * LINE, block);
+            let bytes = &units[at / columns * unit_bytes..][..len / columns * unit_bytes];
+            let (unit, at_panel, stride) = (unit_bytes, self.first * LINE, stride * LINE);
+            let units = Units { bytes, record: bytes.len(), head: 0, unit, at: at_panel, stride };
+            decode::<NP>(self.coded, &units, block);
             for panel in 0..self.rows.div_ceil(self.x.mr) {
                 for_rows!([1 2 3 4 5 6 7 8 9 10 11 12] self.x.mr,
                     MR => self.row_panel::<MR, NP>(panel, at, len, block, head));
@@ -217,30 +211,23 @@ impl Work<'_, '_> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn records<const NP: usize>(&mut self, scratch: &mut [u8]) {
-        let bits = self.coded.bits;
         let geometry = *self.packed.geometry();
         let stride = self.tile.panels;
         let lanes = stride * PANEL;
-        let unit_bytes = unit_lines(bits) * stride * LINE;
+        let unit_bytes = unit_lines(self.coded.bits) * stride * LINE;
         let per_block = block_records(self.packed);
         let two_level = matches!(self.coded.scales, Scales::TwoLevel { .. });
         let head_floats = NP * PANEL * if two_level { HEAD / (PAIR * PANEL) } else { 2 };
         let (block, heads) = split(scratch, block_columns(self.packed) * NP * PANEL);
         let blocks = self.tile.bytes.chunks(per_block * geometry.record_bytes(stride));
-        for (b, records) in blocks.enumerate() {
-            let records = records.chunks(geometry.record_bytes(stride));
-            let mut columns = 0;
-            for ((record, block), head) in records
-                .zip(block.chunks_mut(geometry.record_padded() * NP * PANEL))
-                .zip(heads.chunks_exact_mut(head_floats))
-            {
-                let (stored, units) = record.split_at(lanes * geometry.head);
-                let quads = units.len() / unit_bytes * unit_quads(bits);
-                columns += quads * QUAD;
-                let block = &mut block[..quads * NP * LINE];
-                decode::<NP>(self.coded, units, unit_bytes, self.first * LINE, stride * LINE, block);
-                self.decode_head::<NP>(stored, lanes, head);
-            }
+        let (record, head) = (geometry.record_bytes(stride), lanes * geometry.head);
+        for (b, bytes) in blocks.enumerate() {
+            let (unit, at) = (unit_bytes, self.first * LINE);
+            let units = Units { bytes, record, head, unit, at, stride: stride * LINE };
+            decode::<NP>(self.coded, &units, block);
+            self.decode_heads::<NP>(&units, lanes, heads, head_floats);
+            let at = b * per_block * geometry.record_padded();
+            let columns = (per_block * geometry.record_padded()).min(geometry.padded() - at);
             let k = Block { first_record: b * per_block, columns, codes: block, heads, head_floats };
             for panel in 0..self.rows.div_ceil(self.x.mr) {
                 for_rows!([1 2 3 4 5 6] self.x.mr, MR => match self.coded.scales {
@@ -252,8 +239,23 @@ impl Work<'_, '_> {
         }
     }
 
-    /// The head of a record as vectors: scale, minimum or zero points; or d, dmin, sub-scales, sub-minima.
+    /// The heads of records as vectors: scale, minimum or zero points; or d, dmin, sub-scales, sub-minima.
     #[inline(never)] // one copy for all code widths
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn decode_heads<const NP: usize>(
+        &self,
+        units: &Units<'_>,
+        lanes: usize,
+        heads: &mut [f32],
+        head_floats: usize,
+    ) {
+        let records = units.bytes.chunks(units.record);
+        for (record, head) in records.zip(heads.chunks_exact_mut(head_floats)) {
+            self.decode_head::<NP>(&record[..units.head], lanes, head);
+        }
+    }
+
+    #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn decode_head<const NP: usize>(&self, stored: &[u8], lanes: usize, head: &mut [f32]) {
         let ty = self.coded.scale_type;
@@ -292,7 +294,7 @@ impl Work<'_, '_> {
         let x = self.x.panel(panel);
         let geometry = self.packed.geometry();
         let padded = geometry.record_padded();
-        let zero = _mm512_set1_epi32(-zero_point(self.coded));
+        let zero = zero_point(self.coded);
         let at = k.first_record * padded;
         let out = &mut self.out[panel * MR * TILE..][..MR * TILE];
         let mut acc = [[_mm512_setzero_ps(); NP]; MR];
@@ -313,14 +315,15 @@ impl Work<'_, '_> {
         {
             let mut dot = [[_mm512_setzero_si512(); NP]; MR];
             for i in 0..MR {
-                let xsum = _mm512_set1_epi32(sums[i]);
-                for p in 0..NP {
-                    dot[i][p] = if offset == Offset::Zero {
+                dot[i] = [_mm512_set1_epi32(-zero * sums[i]); NP];
+            }
+            if offset == Offset::Zero {
+                for i in 0..MR {
+                    for p in 0..NP {
                         let zeros = _mm512_castps_si512(floats(head, (NP + p) * PANEL));
-                        _mm512_mullo_epi32(zeros, _mm512_sub_epi32(_mm512_setzero_si512(), xsum))
-                    } else {
-                        _mm512_mullo_epi32(zero, xsum)
-                    };
+                        let product = _mm512_mullo_epi32(zeros, _mm512_set1_epi32(sums[i]));
+                        dot[i][p] = _mm512_sub_epi32(dot[i][p], product);
+                    }
                 }
             }
             multiply::<MR, NP>(w, q, &mut dot);
@@ -329,8 +332,12 @@ impl Work<'_, '_> {
                 for p in 0..NP {
                     let scale = _mm512_mul_ps(floats(head, p * PANEL), s);
                     acc[i][p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[i][p]), scale, acc[i][p]);
-                    if offset == Offset::Minimum {
-                        let weighted = _mm512_set1_ps(sums[i] as f32 * s_x[i]);
+                }
+            }
+            if offset == Offset::Minimum {
+                for i in 0..MR {
+                    let weighted = _mm512_set1_ps(sums[i] as f32 * s_x[i]);
+                    for p in 0..NP {
                         acc[i][p] = _mm512_fmadd_ps(weighted, floats(head, (NP + p) * PANEL), acc[i][p]);
                     }
                 }
