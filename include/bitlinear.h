@@ -365,7 +365,10 @@ typedef struct {
   bl_activation activation;
   /** BL_LAYER_*. */
   uint32_t flags;
-  /** out_features values that are added to y, in place of the file's; copied. NULL: the file's. */
+  /**
+   * out_features values that are added to y, in place of the file's; copied. NULL: the file's (opened
+   * by a tensor's name, there is none).
+   */
   const float *bias;
   /**
    * Scales in place of the file's, for formats that keep them apart (docs/formats.md): read once.
