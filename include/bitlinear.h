@@ -11,7 +11,8 @@
  *
  * RULES THAT HOLD FOR EVERY FUNCTION
  * Errors.    A fallible function returns a bl_status and takes `error` last; NULL is allowed. No
- *            function unwinds, prints, exits, installs a signal handler or starts a thread.
+ *            function unwinds, prints, exits or installs a signal handler; only bl_context_create
+ *            starts threads, where it is asked to.
  * Outputs.   `out` pointers are set to NULL or zero first, so they are defined after a failure.
  * Handles.   bl_context, bl_model, bl_layer. Free each with bl_free, in any order: a handle keeps
  *            what it needs alive. NULL is allowed there. A handle that was freed, or is of another
@@ -53,6 +54,12 @@
 # define BL_NOEXCEPT
 #endif
 
+
+/** `bl_context_options.threads`: as many as affinity and cgroup allow. */
+#define BL_THREADS_ALL 4294967295
+
+/** `bl_context_options.flags`: count calls and time them, for bl_profile. */
+#define BL_CONTEXT_PROFILE 1
 
 /** `bl_load`: read into memory instead of mapping; the file may then change. */
 #define BL_LOAD_COPY 1
@@ -107,6 +114,14 @@ typedef enum {
   /** A bug here; the process is sound, free the handles used. */
   BL_ERROR_INTERNAL = 99,
 } bl_status;
+
+/** How important a log line is. */
+typedef enum {
+  BL_LOG_ERROR = 1,
+  BL_LOG_WARN = 2,
+  BL_LOG_INFO = 3,
+  BL_LOG_DEBUG = 4,
+} bl_log_level;
 
 /**
  * Element or storage format of a matrix. 1..15 are plain elements; 100 + n is ggml's block format
@@ -221,6 +236,11 @@ typedef enum {
   BL_META_ARRAY = 5,
 } bl_meta_kind;
 
+/** What a device is. */
+typedef enum {
+  BL_DEVICE_CPU = 0,
+} bl_device_kind;
+
 /** Threads, devices, log, allocator. NULL is the default context: serial, silent. */
 typedef struct bl_context bl_context;
 
@@ -251,12 +271,94 @@ typedef struct {
   char message[252];
 } bl_error;
 
+/** One task of a host's parallel-for. Never unwinds. */
+typedef void (*bl_task_fn)(void *task, size_t index);
+
+/**
+ * A host's parallel-for: call run(task, i) once for each i in 0..count, on any threads, and come back
+ * after the last has returned. Tasks left out are made up for by the calling thread.
+ */
+typedef void (*bl_parallel_for_fn)(void *user, size_t count, bl_task_fn run, void *task);
+
+/** Gets a line of text for a person. May be called from any thread; must not call the library. */
+typedef void (*bl_log_fn)(void *user, bl_log_level level, const char *message);
+
+/** Gives `size` bytes aligned to `alignment` (a power of two), or NULL. Called from any thread. */
+typedef void *(*bl_alloc_fn)(void *user, size_t size, size_t alignment);
+
+/** Takes back what bl_alloc_fn gave, with the same size and alignment. Called from any thread. */
+typedef void (*bl_dealloc_fn)(void *user, void *pointer, size_t size, size_t alignment);
+
 /** How a context is made. */
 typedef struct {
   uint32_t struct_size;
-  /** 0 or 1: the calling thread only. More: BL_ERROR_UNSUPPORTED in this version. */
+  /**
+   * 0 or 1: the calling thread only. N: a pool of N threads, the caller counted, which are joined
+   * when the context goes. BL_THREADS_ALL: as many as affinity and cgroup allow. With parallel_for:
+   * most tasks to hand over at a time (0: as many as affinity and cgroup allow).
+   */
   uint32_t threads;
+  /** The host's threads, instead of a pool; BORROWED until the context and its layers are gone. */
+  bl_parallel_for_fn parallel_for;
+  void *parallel_for_user;
+  /** NULL: silent. */
+  bl_log_fn log;
+  void *log_user;
+  /** Lines less important than this are not sent. 0: BL_LOG_WARN. */
+  bl_log_level log_level;
+  /** BL_CONTEXT_PROFILE. */
+  uint32_t flags;
+  /**
+   * For weights and workspaces only; both or neither. BORROWED until the context and its layers
+   * are gone.
+   */
+  bl_alloc_fn alloc;
+  bl_dealloc_fn dealloc;
+  void *alloc_user;
 } bl_context_options;
+
+/** What a context holds. */
+typedef struct {
+  uint32_t struct_size;
+  /** Models and layers of the context. */
+  uint32_t handles;
+  /** Bytes of packed weights. */
+  uint64_t packed;
+  /** Bytes of mapped files. */
+  uint64_t mapped;
+  /** Bytes of workspaces in use by calls under way. */
+  uint64_t workspace;
+  /** Bytes on devices. */
+  uint64_t device;
+} bl_memory_info;
+
+/** What one kernel has done. Frozen. */
+typedef struct {
+  /** Static. */
+  const char *kernel;
+  uint64_t calls;
+  uint64_t nanoseconds;
+  /** Of weights and scales read. */
+  uint64_t bytes;
+  uint64_t operations;
+} bl_profile_entry;
+
+/** A device that layers run on. */
+typedef struct {
+  uint32_t struct_size;
+  /** BL_DEVICE_CPU. */
+  bl_device_kind kind;
+  uint64_t memory_total;
+  uint64_t memory_free;
+  /** Processors that this process may use. */
+  uint32_t compute_units;
+  /** CUDA: 10 * major + minor. */
+  uint32_t arch;
+  /** Static. */
+  const char *name;
+  /** The instruction sets found, best first: "avx512vnni avx2 scalar". Static. */
+  const char *features;
+} bl_device_info;
 
 /** How a file is opened. */
 typedef struct {
@@ -449,8 +551,9 @@ BL_API bl_status bl_type_describe(bl_type type, bl_type_info *info, bl_error *er
 
 /**
  * Makes a context: threads and settings that layers and calls use. `options` may be NULL.
- * Reads the environment variable BITLINEAR_ISA (scalar, avx2, avx512vnni), which narrows the
- * instruction sets used; an unknown name is BL_ERROR_INVALID_ARGUMENT, one that this CPU lacks
+ * Reads the environment variable BITLINEAR_ISA (scalar, avx2, avxvnni, avx512vnni, or on ARM scalar,
+ * neon, dotprod, i8mm), which narrows the instruction sets used; an unknown name is
+ * BL_ERROR_INVALID_ARGUMENT, one that this CPU lacks
  * BL_ERROR_UNSUPPORTED. The default context reads it at its first use.
  */
 BL_API
@@ -464,6 +567,35 @@ BL_NOEXCEPT;
  * nothing, nor does a handle that was freed before. No other call on the handle may be under way.
  */
 BL_API void bl_free(void *handle) BL_NOEXCEPT;
+
+/** Handles and bytes alive of a context. NULL: of the default one. */
+BL_API
+bl_status bl_memory(const bl_context *context,
+                    bl_memory_info *info,
+                    bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * Copies the counters of a context made with BL_CONTEXT_PROFILE, one entry for each kernel that ran;
+ * *count is how many there are. With entries NULL and capacity 0 only the count is told; a capacity
+ * that is too small is BL_ERROR_BUFFER_TOO_SMALL. reset != 0 zeroes them after the copy.
+ */
+BL_API
+bl_status bl_profile(const bl_context *context,
+                     bl_profile_entry *entries,
+                     size_t capacity,
+                     size_t *count,
+                     uint32_t reset,
+                     bl_error *error)
+BL_NOEXCEPT;
+
+/** The devices of this build and machine: 0 is the CPU. Past the last: BL_ERROR_NOT_FOUND. */
+BL_API
+bl_status bl_device_describe(const bl_context *context,
+                             uint32_t index,
+                             bl_device_info *info,
+                             bl_error *error)
+BL_NOEXCEPT;
 
 /**
  * Opens a model: a GGUF file (or the first part of a split one), a safetensors file, an index of
@@ -607,6 +739,27 @@ bl_status bl_forward(const bl_layer *layer,
                      int64_t y_stride,
                      const bl_run_options *options,
                      bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * Several layers on the same x (Q, K and V; gate and up): ys[i] = x W_i^T + b_i, each bit for bit what
+ * bl_forward gives. x is quantised once and all layers are one parallel region. The layers have the
+ * same in_features and belong to one context; the y's are of one type and do not overlap. y_strides is
+ * NULL (rows touch) or has one stride for each layer. A workspace as large as the layers' planned
+ * ones together is always enough.
+ */
+BL_API
+bl_status bl_forward_many(const bl_layer *const *layers,
+                          size_t count,
+                          int64_t m,
+                          const void *x,
+                          bl_type x_type,
+                          int64_t x_stride,
+                          void *const *ys,
+                          bl_type y_type,
+                          const int64_t *y_strides,
+                          const bl_run_options *options,
+                          bl_error *error)
 BL_NOEXCEPT;
 
 #ifdef __cplusplus

@@ -59,6 +59,10 @@ pub struct Shape {
     pub group: usize,
     /// Groups in a full record.
     pub record_groups: usize,
+    /// Groups of a row.
+    pub groups: usize,
+    /// Quads of a row of codes.
+    pub quads: usize,
 }
 
 impl Shape {
@@ -68,24 +72,21 @@ impl Shape {
             Layout::Coded(Coded { scales: Scales::TwoLevel { len, .. }, .. }) => *len,
             _ => geometry.record.min(INT32_COLUMNS),
         };
-        Shape { geometry, group, record_groups: geometry.record.div_ceil(group) }
-    }
-
-    /// Groups of a row.
-    pub fn groups(&self) -> usize {
-        let last = self.geometry.record_len(self.geometry.records - 1).div_ceil(self.group);
-        (self.geometry.records - 1) * self.record_groups + last
-    }
-
-    /// Quads of a row of codes.
-    pub fn quads(&self) -> usize {
-        self.geometry.padded().div_ceil(QUAD)
+        let record_groups = geometry.record.div_ceil(group);
+        let last = geometry.record_len(geometry.records - 1).div_ceil(group);
+        Shape {
+            geometry,
+            group,
+            record_groups,
+            groups: (geometry.records - 1) * record_groups + last,
+            quads: geometry.padded().div_ceil(QUAD),
+        }
     }
 }
 
 /// One row of x as integers, row by row (not interleaved).
 pub struct RowCodes<'a> {
-    /// `shape.quads() * 4` codes in packed order; pads are 0.
+    /// `shape.quads * 4` codes in packed order; pads are 0.
     pub codes: &'a mut [i8],
     /// One scale for each record.
     pub scales: &'a mut [f32],
@@ -129,7 +130,7 @@ pub struct Codes<'a> {
 impl<'a> Codes<'a> {
     /// One panel of rows.
     pub fn panel(&self, panel: usize) -> Codes<'a> {
-        let (quads, records, groups) = (self.shape.quads(), self.shape.geometry.records, self.shape.groups());
+        let (quads, records, groups) = (self.shape.quads, self.shape.geometry.records, self.shape.groups);
         let mr = self.mr;
         Codes {
             codes: &self.codes[panel * quads * QUAD * mr..][..quads * QUAD * mr],
@@ -236,9 +237,9 @@ mod tests {
     fn quantize(x: &[f32], segment: Segment) -> (Vec<i8>, Vec<f32>, Vec<i32>, bool) {
         let layout = Layout::groups(4, 8, 32, Offset::None);
         let shape = Shape::new(&layout, Geometry::new(&layout, x.len()));
-        let mut codes = vec![1; shape.quads() * QUAD];
+        let mut codes = vec![1; shape.quads * QUAD];
         let mut scales = vec![1.0; shape.geometry.records];
-        let mut sums = vec![1; shape.groups()];
+        let mut sums = vec![1; shape.groups];
         let rule = Rule { limit: 127.0, segment, fixed_scale: None };
         let mut out = RowCodes { codes: &mut codes, scales: &mut scales, sums: &mut sums };
         let finite = quantize_row(x, &shape, &rule, &mut out);

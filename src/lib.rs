@@ -10,6 +10,8 @@
 //! produce, bit for bit, are in `docs/numerics.md`.
 
 pub mod error;
+pub mod fault;
+pub mod fpmode;
 pub mod limits;
 pub mod memory;
 pub mod types;

@@ -1,6 +1,7 @@
 //! Contexts: what calls run with.
 
-use std::ffi::c_void;
+use std::ffi::{c_char, c_void};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
 use super::boundary::guard;
@@ -8,17 +9,76 @@ use super::handle::{self, Kind};
 use super::layer::Layer;
 use super::model::Model;
 use super::options;
+use super::profile::Profile;
 use super::types::*;
 use crate::cpu::Isa;
-use crate::error::{Result, fail};
-use crate::exec::Executor;
+use crate::error::{Result, TEXT_MAX, Text, fail};
+use crate::exec::{self, Executor};
+use crate::limits::THREADS_MAX;
+use crate::memory::{Callbacks, Heap};
 
 /// The body of a `bl_context`.
 pub struct Context {
     /// The instruction set that its layers use.
     pub isa: Isa,
+    /// Where its weights and workspaces come from.
+    pub heap: Heap,
     /// Who runs the pieces.
     pub executor: Executor,
+    /// What it holds.
+    pub usage: Usage,
+    /// What its kernels have done, where that is counted.
+    pub profile: Option<Profile>,
+    log: Option<Log>,
+}
+
+/// What the models and layers of a context hold.
+#[derive(Default)]
+pub struct Usage {
+    /// Models and layers alive.
+    pub handles: AtomicU64,
+    /// Bytes of packed weights.
+    pub packed: AtomicU64,
+    /// Bytes of mapped files.
+    pub mapped: AtomicU64,
+    /// Bytes of workspaces that calls under way have allocated.
+    pub workspace: AtomicU64,
+}
+
+/// A host's log function.
+struct Log {
+    write: unsafe extern "C" fn(*mut c_void, bl_log_level, *const c_char),
+    user: *mut c_void,
+    level: bl_log_level,
+}
+
+// SAFETY: the host promised that both may be used from any thread.
+unsafe impl Send for Log {}
+// SAFETY: as above.
+unsafe impl Sync for Log {}
+
+impl Context {
+    /// A serial, silent context.
+    fn serial(isa: Isa) -> Context {
+        Context {
+            isa,
+            heap: Heap::default(),
+            executor: Executor::Serial,
+            usage: Usage::default(),
+            profile: None,
+            log: None,
+        }
+    }
+
+    /// Sends a line to the host's log, where it wants lines of that level.
+    pub fn log(&self, level: bl_log_level, text: std::fmt::Arguments<'_>) {
+        let Some(log) = self.log.as_ref().filter(|log| level as u32 <= log.level as u32) else { return };
+        let text = Text::format(text);
+        let mut line = [0u8; TEXT_MAX + 1]; // the last byte stays 0
+        line[..text.as_str().len()].copy_from_slice(text.as_str().as_bytes());
+        // SAFETY: the host's function, called as the header says; `line` is NUL-terminated.
+        unsafe { (log.write)(log.user, level, line.as_ptr().cast()) };
+    }
 }
 
 impl Kind for Context {
@@ -40,7 +100,7 @@ pub unsafe fn of(context: *const bl_context) -> Result<Arc<Context>> {
     static DEFAULT: OnceLock<Option<Arc<Context>>> = OnceLock::new();
     let made = DEFAULT.get_or_init(|| {
         let isa = Isa::from_environment().ok()?;
-        Some(Arc::new(Context { isa, executor: Executor::Serial }))
+        Some(Arc::new(Context::serial(isa)))
     });
     match made {
         Some(context) => Ok(context.clone()),
@@ -51,8 +111,9 @@ pub unsafe fn of(context: *const bl_context) -> Result<Arc<Context>> {
 }
 
 /// Makes a context: threads and settings that layers and calls use. `options` may be NULL.
-/// Reads the environment variable BITLINEAR_ISA (scalar, avx2, avx512vnni), which narrows the
-/// instruction sets used; an unknown name is BL_ERROR_INVALID_ARGUMENT, one that this CPU lacks
+/// Reads the environment variable BITLINEAR_ISA (scalar, avx2, avxvnni, avx512vnni, or on ARM scalar,
+/// neon, dotprod, i8mm), which narrows the instruction sets used; an unknown name is
+/// BL_ERROR_INVALID_ARGUMENT, one that this CPU lacks
 /// BL_ERROR_UNSUPPORTED. The default context reads it at its first use.
 ///
 /// # Safety
@@ -68,14 +129,47 @@ pub unsafe extern "C" fn bl_context_create(
         guard(error, || {
             let out = out_handle(out)?;
             let options = options::read(options)?;
-            if options.threads > 1 {
-                return Err(fail!(
-                    Unsupported,
-                    "threads = {}: contexts are serial in this version; 0 or 1",
-                    options.threads
-                ));
+            if options.flags & !BL_CONTEXT_PROFILE != 0 {
+                return Err(fail!(InvalidArgument, "context flags {:#x} are unknown", options.flags));
             }
-            let context = Context { isa: Isa::from_environment()?, executor: Executor::Serial };
+            let threads = match options.threads {
+                BL_THREADS_ALL => exec::available(),
+                n if n as usize <= THREADS_MAX => n as usize,
+                n => {
+                    return Err(fail!(
+                        InvalidArgument,
+                        "threads = {n}: at most {THREADS_MAX}, or BL_THREADS_ALL"
+                    ));
+                }
+            };
+            let executor = match options.parallel_for {
+                None => Executor::with_threads(threads)?,
+                Some(f) => {
+                    let tasks = if threads == 0 { exec::available() } else { threads };
+                    Executor::with_host(f, options.parallel_for_user, tasks)
+                }
+            };
+            let callbacks = match (options.alloc, options.dealloc) {
+                (Some(alloc), Some(dealloc)) => Some(Callbacks { alloc, dealloc, user: options.alloc_user }),
+                (None, None) => None,
+                _ => return Err(fail!(InvalidArgument, "alloc and dealloc: both or neither")),
+            };
+            let level = match options.log_level.0 {
+                0 | 2 => bl_log_level::BL_LOG_WARN,
+                1 => bl_log_level::BL_LOG_ERROR,
+                3 => bl_log_level::BL_LOG_INFO,
+                4 => bl_log_level::BL_LOG_DEBUG,
+                n => return Err(fail!(Unsupported, "log level {n} is unknown to this library")),
+            };
+            let context = Context {
+                heap: Heap::with(callbacks),
+                executor,
+                profile: (options.flags & BL_CONTEXT_PROFILE != 0).then(Profile::new).transpose()?,
+                log: options.log.map(|write| Log { write, user: options.log_user, level }),
+                ..Context::serial(Isa::from_environment()?)
+            };
+            let (isa, width) = (context.isa.name(), context.executor.width());
+            context.log(bl_log_level::BL_LOG_INFO, format_args!("context: {isa}, {width} thread(s)"));
             *out = handle::make::<bl_context, _>(Arc::new(context))?;
             Ok(())
         })

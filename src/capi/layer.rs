@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, c_char, c_void};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::boundary::guard;
 use super::context::{Context, out_handle};
@@ -32,6 +33,22 @@ pub struct Layer {
     pub ty: Type,
 }
 
+impl Layer {
+    /// A layer of that context, counted in its memory.
+    pub fn new(context: Arc<Context>, linear: Linear, ty: Type) -> Layer {
+        context.usage.handles.fetch_add(1, Ordering::Relaxed);
+        context.usage.packed.fetch_add(linear.bytes() as u64, Ordering::Relaxed);
+        Layer { context, linear, ty }
+    }
+}
+
+impl Drop for Layer {
+    fn drop(&mut self) {
+        self.context.usage.handles.fetch_sub(1, Ordering::Relaxed);
+        self.context.usage.packed.fetch_sub(self.linear.bytes() as u64, Ordering::Relaxed);
+    }
+}
+
 impl Kind for Layer {
     const TAG: u32 = 0x424c_6c61;
     const NAME: &'static str = "layer";
@@ -56,6 +73,17 @@ pub fn row_stride(stride: i64, columns: usize, float: Float, what: &str) -> Resu
         _ => Err(fail!(
             InvalidArgument,
             "row stride of {what} is {stride} bytes, but a row has {touching} (0 says that rows touch)"
+        )),
+    }
+}
+
+/// Refuses rows that end beyond what an address space has: their addresses would wrap.
+pub fn addressable(rows: usize, stride: usize, what: &str) -> Result<()> {
+    match stride.checked_mul(rows) {
+        Some(bytes) if bytes <= isize::MAX as usize => Ok(()),
+        _ => Err(fail!(
+            InvalidArgument,
+            "{rows} rows of {what} at a stride of {stride} bytes are more than an address space"
         )),
     }
 }
@@ -98,7 +126,11 @@ pub unsafe extern "C" fn bl_layer_open(
             };
             let options = Options { activation, product_scale: plan.product_scale, bias: bias.as_deref() };
             let linear = pack(model, &plan, &*matrix, &options).map_err(within)?;
-            let layer = Layer { context: model.context.clone(), linear, ty: plan.ty };
+            let kernel = linear.plan(1, &model.context.executor).kernel.name();
+            let (shown, ty) = (Quoted(name.to_bytes()), plan.ty.name());
+            let line = format_args!("layer {shown}: {ty} packed for {kernel}");
+            model.context.log(bl_log_level::BL_LOG_DEBUG, line);
+            let layer = Layer::new(model.context.clone(), linear, plan.ty);
             *out = handle::make::<bl_layer, _>(Arc::new(layer))?;
             Ok(())
         })
@@ -207,7 +239,7 @@ fn plan<'a>(model: &'a Model, name: &CStr, request: &Request<'a>) -> Result<Plan
 fn pack(model: &Model, plan: &Plan<'_>, matrix: &dyn Matrix, options: &Options<'_>) -> Result<Linear> {
     let Some((tensor, start, row_bytes)) = plan.rows else {
         // Rows are spread over their tensors: what one reads, the next needs.
-        return Linear::new(matrix, options, model.context.isa, &mut |_| {});
+        return Linear::new(matrix, options, model.context.isa, &model.context.heap, &mut |_| {});
     };
     let Some(source) = model.files.source(tensor) else {
         return Err(fail!(Internal, "a tensor of no file"));
@@ -221,7 +253,7 @@ fn pack(model: &Model, plan: &Plan<'_>, matrix: &dyn Matrix, options: &Options<'
             dropped = read;
         }
     };
-    let linear = Linear::new(matrix, options, model.context.isa, &mut seen)?;
+    let linear = Linear::new(matrix, options, model.context.isa, &model.context.heap, &mut seen)?;
     source.done(dropped..first + plan.out_features * row_bytes);
     Ok(linear)
 }
@@ -303,6 +335,7 @@ pub unsafe extern "C" fn bl_layer_read(
             if dst.is_null() {
                 return Err(fail!(InvalidArgument, "dst is NULL"));
             }
+            addressable(rows as usize, stride, "dst")?;
             let dst = MatrixMut::new(dst.cast(), float, stride, columns);
             let mut row = packed.row()?;
             let mut weights = filled(columns, 0.0, "a row of weights")?;

@@ -15,4 +15,7 @@ pub mod handle;
 pub mod layer;
 pub mod model;
 pub mod options;
+pub mod profile;
+#[cfg(feature = "test-hooks")]
+pub mod test_hooks;
 pub mod types;

@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, OsStr, c_char, c_void};
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use super::boundary::{guard, status_of};
@@ -27,7 +28,25 @@ impl Kind for Model {
     const NAME: &'static str = "model";
 }
 
+impl Drop for Model {
+    fn drop(&mut self) {
+        self.context.usage.handles.fetch_sub(1, Ordering::Relaxed);
+        self.context.usage.mapped.fetch_sub(self.mapped(), Ordering::Relaxed);
+    }
+}
+
 impl Model {
+    fn new(context: Arc<Context>, files: Files) -> Model {
+        context.usage.handles.fetch_add(1, Ordering::Relaxed);
+        let model = Model { context, files, layers: OnceLock::new() };
+        model.context.usage.mapped.fetch_add(model.mapped(), Ordering::Relaxed);
+        model
+    }
+
+    fn mapped(&self) -> u64 {
+        self.files.sources.iter().filter(|s| s.is_mapped()).map(|s| s.bytes().len() as u64).sum()
+    }
+
     /// The tensor of that name.
     pub fn tensor(&self, name: &CStr) -> Result<&Tensor> {
         self.files
@@ -102,7 +121,9 @@ pub unsafe extern "C" fn bl_load(
                 flags => return Err(fail!(InvalidArgument, "load flags {flags:#x}: 0 or BL_LOAD_COPY")),
             };
             let files = Files::open(path, access)?;
-            *out = handle::make::<bl_model, _>(Arc::new(Model { context, files, layers: OnceLock::new() }))?;
+            let count = files.directory.tensors.len();
+            context.log(bl_log_level::BL_LOG_INFO, format_args!("{}: {count} tensors", path.display()));
+            *out = handle::make::<bl_model, _>(Arc::new(Model::new(context, files)))?;
             Ok(())
         })
     }
@@ -139,7 +160,7 @@ pub unsafe extern "C" fn bl_load_memory(
                 flags => return Err(fail!(InvalidArgument, "load flags {flags:#x} are unknown")),
             };
             let files = Files::of(source)?;
-            *out = handle::make::<bl_model, _>(Arc::new(Model { context, files, layers: OnceLock::new() }))?;
+            *out = handle::make::<bl_model, _>(Arc::new(Model::new(context, files)))?;
             Ok(())
         })
     }

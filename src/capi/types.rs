@@ -197,14 +197,122 @@ pub struct bl_error {
     pub message: [c_char; 252],
 }
 
+/// One task of a host's parallel-for. Never unwinds.
+pub type bl_task_fn = Option<unsafe extern "C" fn(task: *mut c_void, index: usize)>;
+/// A host's parallel-for: call run(task, i) once for each i in 0..count, on any threads, and come back
+/// after the last has returned. Tasks left out are made up for by the calling thread.
+pub type bl_parallel_for_fn =
+    Option<unsafe extern "C" fn(user: *mut c_void, count: usize, run: bl_task_fn, task: *mut c_void)>;
+/// Gets a line of text for a person. May be called from any thread; must not call the library.
+pub type bl_log_fn =
+    Option<unsafe extern "C" fn(user: *mut c_void, level: bl_log_level, message: *const c_char)>;
+/// Gives `size` bytes aligned to `alignment` (a power of two), or NULL. Called from any thread.
+pub type bl_alloc_fn =
+    Option<unsafe extern "C" fn(user: *mut c_void, size: usize, alignment: usize) -> *mut c_void>;
+/// Takes back what bl_alloc_fn gave, with the same size and alignment. Called from any thread.
+pub type bl_dealloc_fn =
+    Option<unsafe extern "C" fn(user: *mut c_void, pointer: *mut c_void, size: usize, alignment: usize)>;
+
+/// How important a log line is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum bl_log_level {
+    BL_LOG_ERROR = 1,
+    BL_LOG_WARN = 2,
+    BL_LOG_INFO = 3,
+    BL_LOG_DEBUG = 4,
+}
+
 /// How a context is made.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct bl_context_options {
     pub struct_size: u32,
-    /// 0 or 1: the calling thread only. More: BL_ERROR_UNSUPPORTED in this version.
+    /// 0 or 1: the calling thread only. N: a pool of N threads, the caller counted, which are joined
+    /// when the context goes. BL_THREADS_ALL: as many as affinity and cgroup allow. With parallel_for:
+    /// most tasks to hand over at a time (0: as many as affinity and cgroup allow).
     pub threads: u32,
+    /// The host's threads, instead of a pool; BORROWED until the context and its layers are gone.
+    pub parallel_for: bl_parallel_for_fn,
+    pub parallel_for_user: *mut c_void,
+    /// NULL: silent.
+    pub log: bl_log_fn,
+    pub log_user: *mut c_void,
+    /// Lines less important than this are not sent. 0: BL_LOG_WARN.
+    pub log_level: LogLevelArg,
+    /// BL_CONTEXT_PROFILE.
+    pub flags: u32,
+    /// For weights and workspaces only; both or neither. BORROWED until the context and its layers
+    /// are gone.
+    pub alloc: bl_alloc_fn,
+    pub dealloc: bl_dealloc_fn,
+    pub alloc_user: *mut c_void,
 }
+
+/// A device that layers run on.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct bl_device_info {
+    pub struct_size: u32,
+    /// BL_DEVICE_CPU.
+    pub kind: DeviceKindArg,
+    pub memory_total: u64,
+    pub memory_free: u64,
+    /// Processors that this process may use.
+    pub compute_units: u32,
+    /// CUDA: 10 * major + minor.
+    pub arch: u32,
+    /// Static.
+    pub name: *const c_char,
+    /// The instruction sets found, best first: "avx512vnni avx2 scalar". Static.
+    pub features: *const c_char,
+}
+
+/// What a context holds.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct bl_memory_info {
+    pub struct_size: u32,
+    /// Models and layers of the context.
+    pub handles: u32,
+    /// Bytes of packed weights.
+    pub packed: u64,
+    /// Bytes of mapped files.
+    pub mapped: u64,
+    /// Bytes of workspaces in use by calls under way.
+    pub workspace: u64,
+    /// Bytes on devices.
+    pub device: u64,
+}
+
+/// What one kernel has done. Frozen.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct bl_profile_entry {
+    /// Static.
+    pub kernel: *const c_char,
+    pub calls: u64,
+    pub nanoseconds: u64,
+    /// Of weights and scales read.
+    pub bytes: u64,
+    pub operations: u64,
+}
+
+/// What a device is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum bl_device_kind {
+    BL_DEVICE_CPU = 0,
+}
+
+/// As [`TypeArg`].
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogLevelArg(pub u32);
+/// As [`TypeArg`].
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceKindArg(pub u32);
 
 /// How a file is opened.
 #[repr(C)]
@@ -396,6 +504,10 @@ pub struct bl_type_info {
     pub name: *const c_char,
 }
 
+/// `bl_context_options.threads`: as many as affinity and cgroup allow.
+pub const BL_THREADS_ALL: u32 = 0xffff_ffff;
+/// `bl_context_options.flags`: count calls and time them, for bl_profile.
+pub const BL_CONTEXT_PROFILE: u32 = 1;
 /// `bl_load`: read into memory instead of mapping; the file may then change.
 pub const BL_LOAD_COPY: u32 = 1;
 /// `bl_load_memory` only: the bytes are BORROWED and outlive the model and its layers.
@@ -426,6 +538,8 @@ macro_rules! sized {
 }
 sized!(
     bl_context_options,
+    bl_device_info,
+    bl_memory_info,
     bl_load_options,
     bl_model_info,
     bl_tensor_info,

@@ -19,6 +19,8 @@ use crate::error::Result;
 use crate::layout::{Coded, Float, Layout, Offset, Packed, Scales, TILE, Values};
 use crate::limits::INT32_COLUMNS;
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod narrow;
 pub mod scalar;
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;
@@ -131,6 +133,9 @@ static TABLES: &[&[&[Kernel]]] = &[
     #[cfg(target_arch = "x86_64")]
     x86_64::avx512vnni::KERNELS,
     #[cfg(target_arch = "x86_64")]
+    x86_64::avxvnni::KERNELS,
+    #[cfg(target_arch = "x86_64")]
+    x86_64::avx2::KERNELS,
     scalar::KERNELS,
 ];
 
@@ -171,23 +176,15 @@ pub fn select(layout: &Layout, in_features: usize, activation: Kind, isa: Isa) -
                 || !(long_group || several_sums && k.mr > 1))
     };
     let first = |several: bool| {
-        let best = all().filter(fits).find(|k| (k.mr > 1) == several);
-        let other = all().filter(fits).find(|k| (k.mr > 1) != several);
-        // A better instruction set that takes rows one by one beats a worse one that takes many.
-        match (best, other) {
-            (Some(best), Some(other)) if !several || best.isa >= other.isa => best,
-            (_, Some(other)) => other,
-            (Some(best), None) => best,
-            // The scalar table has `Any` for both kinds.
-            (None, None) => &scalar::KERNELS[0][(activation == Kind::Integer) as usize],
-        }
+        // A better instruction set beats a better shape: one that only takes many rows serves one.
+        let best = all().find(fits).unwrap_or(&scalar::KERNELS[0][(activation == Kind::Integer) as usize]);
+        all().filter(fits).find(|k| k.isa == best.isa && (k.mr > 1) == several).unwrap_or(best)
     };
     Choice { gemv: first(false), gemm: first(true) }
 }
 
 /// Runs a kernel. The only call of a kernel in the crate.
-pub fn run(kernel: &Kernel, job: &mut Job<'_>) -> Result<()> {
-    assert!(kernel.isa.detected(), "{} is not for this CPU", kernel.name());
+pub(crate) fn run(kernel: &Kernel, job: &mut Job<'_>) -> Result<()> {
     assert!(kernel.layout == LayoutKey::Any || kernel.layout == LayoutKey::of(job.packed.layout()));
     assert!(job.scratch.len() >= (kernel.scratch)(job.packed, job.rows));
     let geometry = job.packed.geometry();
@@ -202,14 +199,15 @@ pub fn run(kernel: &Kernel, job: &mut Job<'_>) -> Result<()> {
         Activations::Integer(x) => {
             let panels = job.rows.div_ceil(x.mr);
             assert!(kernel.activation == Kind::Integer && x.shape.geometry == *geometry);
-            assert!(x.codes.len() >= panels * x.shape.quads() * 4 * x.mr);
+            assert!(x.codes.len() >= panels * x.shape.quads * 4 * x.mr);
             assert!(x.scales.len() >= panels * geometry.records * x.mr);
-            assert!(x.sums.len() >= panels * x.shape.groups() * x.mr);
+            assert!(x.sums.len() >= panels * x.shape.groups * x.mr);
             (x.mr, panels)
         }
     };
     assert!(mr <= kernel.mr && job.out.len() >= panels * mr * TILE);
-    // SAFETY: the instruction set was detected (first assert). Kernels read weights through checked
+    // SAFETY: the instruction set was detected when the kernel was chosen (`select`, the only place that
+    // hands out kernels for use). Kernels read weights through checked
     // slices of `packed.tile`, and x, out and scratch within the lengths asserted above.
     unsafe { (kernel.run)(job) }
 }
@@ -223,15 +221,15 @@ pub fn panel_rows(kernel: &Kernel, m: usize) -> usize {
 /// Quantises one row of x with the instruction set's compilation of `activation::quantize_row`.
 pub fn quantize_row(isa: Isa, x: &[f32], shape: &Shape, rule: &Rule, out: &mut RowCodes<'_>) -> bool {
     assert!(x.len() == shape.geometry.in_features);
-    assert!(out.codes.len() == shape.quads() * 4 && out.scales.len() == shape.geometry.records);
-    assert!(out.sums.len() == shape.groups());
+    assert!(out.codes.len() == shape.quads * 4 && out.scales.len() == shape.geometry.records);
+    assert!(out.sums.len() == shape.groups);
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a layer's instruction set was detected when it was chosen (`Isa::detected`).
         Isa::Avx512Vnni => unsafe { x86_64::avx512vnni::quantize_row(x, shape, rule, out) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx2 => unsafe { x86_64::avx2::quantize_row(x, shape, rule, out) },
+        Isa::Avx2 | Isa::AvxVnni => unsafe { x86_64::avx2::quantize_row(x, shape, rule, out) },
         _ => crate::activation::quantize_row(x, shape, rule, out),
     }
 }

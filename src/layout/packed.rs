@@ -34,7 +34,7 @@ use super::{
 use crate::codec::Matrix;
 use crate::error::{Result, fail};
 use crate::limits::FEATURES_MAX;
-use crate::memory::{Buffer, filled, reserve};
+use crate::memory::{Block, Heap, filled, reserve};
 
 /// Bytes of a line: 16 lanes of 4 bytes.
 pub const LINE: usize = PANEL * QUAD;
@@ -154,8 +154,12 @@ pub const fn unit_columns(bits: u8) -> usize {
 pub struct Packed {
     layout: Layout,
     geometry: Geometry,
+    /// Bytes of a full tile, and of the last one, which has `last_panels`.
+    tile_bytes: usize,
+    last_bytes: usize,
+    last_panels: usize,
     out_features: usize,
-    buffer: Buffer,
+    buffer: Block,
     permutation: Option<Vec<u32>>,
 }
 
@@ -171,7 +175,7 @@ pub struct Tile<'a> {
 impl Packed {
     /// Packs a matrix: rows stream through one decoded row, so that the peak is the packed size.
     pub fn new(matrix: &dyn Matrix) -> Result<Packed> {
-        let mut packed = Packed::room_for(matrix)?;
+        let mut packed = Packed::room_for(matrix, &Heap::default())?;
         let mut row = Row::new(packed.layout, packed.geometry.in_features)?;
         for tile in 0..packed.tiles() {
             packed.fill_tile(tile, matrix, &mut row, &mut |_| {})?;
@@ -180,7 +184,7 @@ impl Packed {
     }
 
     /// Zeroed panels for a matrix, to be filled tile by tile.
-    pub fn room_for(matrix: &dyn Matrix) -> Result<Packed> {
+    pub fn room_for(matrix: &dyn Matrix, heap: &Heap) -> Result<Packed> {
         let (layout, out_features, in_features) =
             (matrix.layout(), matrix.out_features(), matrix.in_features());
         if out_features == 0 || in_features == 0 {
@@ -203,7 +207,7 @@ impl Packed {
             .checked_mul(full)
             .and_then(|b| b.checked_add(geometry.tile_bytes(rest)))
             .ok_or_else(|| fail!(OutOfMemory, "{out_features} x {in_features} packed weights"))?;
-        let buffer = Buffer::zeroed(bytes, "packed weights")?;
+        let buffer = heap.block(bytes, "packed weights")?;
         let permutation = match matrix.permutation() {
             None => None,
             Some(columns) => {
@@ -213,7 +217,17 @@ impl Packed {
                 Some(copy)
             }
         };
-        Ok(Packed { layout, geometry, out_features, buffer, permutation })
+        let last_panels = panels - (panels - 1) / TILE_PANELS * TILE_PANELS;
+        Ok(Packed {
+            layout,
+            geometry,
+            tile_bytes: geometry.tile_bytes(TILE_PANELS),
+            last_bytes: geometry.tile_bytes(last_panels),
+            last_panels,
+            out_features,
+            buffer,
+            permutation,
+        })
     }
 
     /// Writes the rows of one tile. `row` was made for this layout; `seen` is told each row that has
@@ -278,9 +292,12 @@ impl Packed {
 
     /// Tile `index`.
     pub fn tile(&self, index: usize) -> Tile<'_> {
-        let panels = (self.out_features - index * TILE).div_ceil(PANEL).min(TILE_PANELS);
-        let at = index * self.geometry.tile_bytes(TILE_PANELS);
-        Tile { bytes: &self.buffer.bytes()[at..][..self.geometry.tile_bytes(panels)], panels }
+        let at = index * self.tile_bytes;
+        let (len, panels) = match (index + 1) * TILE < self.out_features {
+            true => (self.tile_bytes, TILE_PANELS),
+            false => (self.last_bytes, self.last_panels),
+        };
+        Tile { bytes: &self.buffer.bytes()[at..][..len], panels }
     }
 
     /// Reads one row back: the scalar reader beside the writer. `row` was made for this layout. With a

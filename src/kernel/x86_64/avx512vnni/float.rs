@@ -14,7 +14,8 @@ use core::arch::x86_64::*;
 use super::vector::*;
 use crate::activation::{Activations, Floats};
 use crate::kernel::Job;
-use crate::kernel::x86_64::{scheme, unit_lines, unit_quads, zero_point};
+use crate::kernel::narrow::{unit_lines, unit_quads};
+use crate::kernel::x86_64::{scheme, zero_point};
 use crate::layout::packed::{Geometry, LINE, Tile};
 use crate::layout::{Coded, Float, Layout, PANEL, Packed, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE};
 
@@ -25,8 +26,8 @@ const PAIR: usize = 2;
 /// Columns of a k-block: a pair of panels is 32 KiB of floats. A multiple of every unit.
 const BLOCK: usize = 256;
 
-pub(super) fn scratch(_packed: &Packed, _rows: usize) -> usize {
-    BLOCK * PAIR * PANEL * 4 + 64
+pub(super) fn scratch(packed: &Packed, _rows: usize) -> usize {
+    BLOCK.min(packed.in_features()) * PAIR * PANEL * 4
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]

@@ -11,13 +11,14 @@ use core::arch::x86_64::*;
 use super::vector::*;
 use crate::activation::{Activations, Codes};
 use crate::kernel::Job;
-use crate::kernel::x86_64::{scheme, unit_lines, unit_quads, zero_point};
+use crate::kernel::narrow::{unit_lines, unit_quads};
+use crate::kernel::x86_64::{scheme, zero_point};
 use crate::layout::packed::{LINE, Tile};
 use crate::layout::{Coded, Layout, PANEL, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE, TILE_PANELS};
 use crate::limits::INT32_COLUMNS;
 
 /// How far ahead of the reader a cache line is asked for.
-const AHEAD: usize = 4096;
+const AHEAD: usize = 8192;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn run<const BITS: u8, const TABLE: bool, const SCHEME: u8>(job: &mut Job<'_>) {

@@ -1,0 +1,180 @@
+//! What a context holds and has done: bl_memory, bl_profile, bl_device_describe.
+
+use std::ffi::{CString, c_char};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::boundary::guard;
+use super::context::{self, Context};
+use super::options;
+use super::types::*;
+use crate::cpu::{self, Isa};
+use crate::error::{Result, fail};
+use crate::exec;
+use crate::kernel::{self, Kernel};
+use crate::memory::reserve;
+
+/// Counters, one set for each kernel of the build.
+pub struct Profile {
+    counters: Vec<Counters>,
+}
+
+#[derive(Default)]
+struct Counters {
+    calls: AtomicU64,
+    nanoseconds: AtomicU64,
+    bytes: AtomicU64,
+    operations: AtomicU64,
+}
+
+impl Profile {
+    /// All zero.
+    pub fn new() -> Result<Profile> {
+        let mut counters = Vec::new();
+        reserve(&mut counters, kernel::all().count(), "profile")?;
+        counters.extend(kernel::all().map(|_| Counters::default()));
+        Ok(Profile { counters })
+    }
+
+    /// Adds a call.
+    pub fn add(&self, kernel: &'static Kernel, nanoseconds: u64, bytes: u64, operations: u64) {
+        let Some(i) = kernel::all().position(|k| std::ptr::eq(k, kernel)) else { return };
+        let counters = &self.counters[i];
+        counters.calls.fetch_add(1, Ordering::Relaxed);
+        counters.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
+        counters.bytes.fetch_add(bytes, Ordering::Relaxed);
+        counters.operations.fetch_add(operations, Ordering::Relaxed);
+    }
+}
+
+/// Handles and bytes alive of a context. NULL: of the default one.
+///
+/// # Safety
+/// As the rules at the top of bitlinear.h say.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bl_memory(
+    context: *const bl_context,
+    info: *mut bl_memory_info,
+    error: *mut bl_error,
+) -> bl_status {
+    // SAFETY: the header's rules for `error`; inside, each pointer is checked before its use.
+    unsafe {
+        guard(error, || {
+            let out = options::prepare(info)?;
+            let context = context::of(context)?;
+            let now = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+            out.fill(&bl_memory_info {
+                struct_size: 0,
+                handles: now(&context.usage.handles) as u32,
+                packed: now(&context.usage.packed),
+                mapped: now(&context.usage.mapped),
+                workspace: now(&context.usage.workspace),
+                device: 0,
+            });
+            Ok(())
+        })
+    }
+}
+
+/// Copies the counters of a context made with BL_CONTEXT_PROFILE, one entry for each kernel that ran;
+/// *count is how many there are. With entries NULL and capacity 0 only the count is told; a capacity
+/// that is too small is BL_ERROR_BUFFER_TOO_SMALL. reset != 0 zeroes them after the copy.
+///
+/// # Safety
+/// As the rules at the top of bitlinear.h say.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bl_profile(
+    context: *const bl_context,
+    entries: *mut bl_profile_entry,
+    capacity: usize,
+    count: *mut usize,
+    reset: u32,
+    error: *mut bl_error,
+) -> bl_status {
+    // SAFETY: as in `bl_memory`; `entries` has room for `capacity` by the header's rules.
+    unsafe {
+        guard(error, || {
+            if count.is_null() {
+                return Err(fail!(InvalidArgument, "count is NULL"));
+            }
+            count.write(0);
+            let context: std::sync::Arc<Context> = context::of(context)?;
+            let Some(profile) = &context.profile else {
+                return Err(fail!(InvalidArgument, "the context was made without BL_CONTEXT_PROFILE"));
+            };
+            let used =
+                || kernel::all().zip(&profile.counters).filter(|(_, c)| c.calls.load(Ordering::Relaxed) > 0);
+            let n = used().count();
+            count.write(n);
+            if entries.is_null() && capacity > 0 {
+                return Err(fail!(InvalidArgument, "entries is NULL, capacity is not 0"));
+            }
+            if !entries.is_null() && capacity < n {
+                return Err(fail!(BufferTooSmall, "room for {capacity} entries, {n} needed"));
+            }
+            for (i, (kernel, c)) in used().take(if entries.is_null() { 0 } else { n }).enumerate() {
+                let now = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+                entries.add(i).write(bl_profile_entry {
+                    kernel: kernel.c_name().as_ptr(),
+                    calls: now(&c.calls),
+                    nanoseconds: now(&c.nanoseconds),
+                    bytes: now(&c.bytes),
+                    operations: now(&c.operations),
+                });
+            }
+            if reset != 0 {
+                for c in &profile.counters {
+                    for counter in [&c.calls, &c.nanoseconds, &c.bytes, &c.operations] {
+                        counter.store(0, Ordering::Relaxed);
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// The devices of this build and machine: 0 is the CPU. Past the last: BL_ERROR_NOT_FOUND.
+///
+/// # Safety
+/// As the rules at the top of bitlinear.h say.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bl_device_describe(
+    context: *const bl_context,
+    index: u32,
+    info: *mut bl_device_info,
+    error: *mut bl_error,
+) -> bl_status {
+    // SAFETY: as in `bl_memory`.
+    unsafe {
+        guard(error, || {
+            let out = options::prepare(info)?;
+            context::of(context)?;
+            if index > 0 {
+                return Err(fail!(NotFound, "device {index} of 1"));
+            }
+            let (memory_total, memory_free) = cpu::memory();
+            out.fill(&bl_device_info {
+                struct_size: 0,
+                kind: DeviceKindArg(bl_device_kind::BL_DEVICE_CPU as u32),
+                memory_total,
+                memory_free,
+                compute_units: exec::available() as u32,
+                arch: 0,
+                name: static_text(&NAME, cpu::name),
+                features: static_text(&FEATURES, || {
+                    let detected = Isa::ALL.iter().filter(|isa| isa.detected()).map(|isa| isa.name());
+                    detected.collect::<Vec<_>>().join(" ")
+                }),
+            });
+            Ok(())
+        })
+    }
+}
+
+static NAME: OnceLock<CString> = OnceLock::new();
+static FEATURES: OnceLock<CString> = OnceLock::new();
+
+fn static_text(place: &'static OnceLock<CString>, text: impl FnOnce() -> String) -> *const c_char {
+    place.get_or_init(|| CString::new(text()).unwrap_or_default()).as_ptr()
+}
