@@ -70,6 +70,31 @@ static void models(void) {
   CHECK(meta.kind == BL_META_STRING && meta.key == NULL && meta.string != NULL);
 }
 
+static void layers(void) {
+  STRUCT(bl_model_info, about);
+  STRUCT(bl_model_layer_info, listed);
+  bl_layer *made = NULL;
+  int64_t i;
+  GOOD(bl_model_describe(model, &about, &error));
+  CHECK(about.layers > 10);
+  for (i = 0; i < about.layers; i++) {
+    char name[64];
+    GOOD(bl_model_layer(model, NULL, i, &listed, &error));
+    CHECK(listed.status == BL_OK && listed.in_features == 512 && listed.out_features == 64);
+    CHECK(listed.name != NULL && listed.weight != NULL && listed.bias == NULL);
+    snprintf(name, sizeof name, "%s", listed.name);
+    GOOD(bl_model_layer(model, name, -1, &listed, &error));
+    GOOD(bl_layer_open(model, name, NULL, &made, &error));
+    bl_free(made);
+  }
+  EXPECT(bl_model_layer(model, NULL, about.layers, &listed, &error), BL_ERROR_NOT_FOUND, "layer");
+  CHECK(listed.name == NULL && listed.in_features == 0);
+  EXPECT(bl_model_layer(model, NULL, -1, &listed, &error), BL_ERROR_NOT_FOUND, "layer -1");
+  EXPECT(bl_model_layer(model, NULL, INT64_MIN, &listed, &error), BL_ERROR_NOT_FOUND, "layer");
+  EXPECT(bl_model_layer(model, "", 0, &listed, &error), BL_ERROR_NOT_FOUND, "``");
+  EXPECT(bl_model_layer(model, "blk.0.bias", 0, &listed, &error), BL_ERROR_NOT_FOUND, "`blk.0.bias`");
+}
+
 static void opening(void) {
   bl_layer *made = NULL;
   bl_model *other;
@@ -79,10 +104,9 @@ static void opening(void) {
   EXPECT(bl_layer_open(model, "no\xffsuch", NULL, &made, &error), BL_ERROR_NOT_FOUND, "such");
   other = open_model("cortex.safetensors");
   EXPECT(bl_layer_open(other, "a.weight_packed", NULL, &made, &error), BL_ERROR_UNSUPPORTED,
-         "tensor a.weight_packed: u8 elements");
-  EXPECT(bl_layer_open(other, "b.weight_packed", NULL, &made, &error), BL_ERROR_UNSUPPORTED, "3 dimensions");
+         "tensor \"a.weight_packed\": u8 elements are no weights by themselves; it is a part of layer \"a\"");
   bl_free(other);
-  for (bit = 1; bit != 0; bit <<= 1) {
+  for (bit = BL_LAYER_WITHOUT_NORM << 1; bit != 0; bit <<= 1) {
     options.flags = bit;
     EXPECT(bl_layer_open(model, WEIGHT, &options, &made, &error), BL_ERROR_INVALID_ARGUMENT, "flags");
   }
@@ -186,6 +210,7 @@ int main(int count, char **words) {
   types();
   loading();
   models();
+  layers();
   opening();
   reading();
   planning();

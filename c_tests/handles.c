@@ -7,6 +7,7 @@ static void refused_everywhere(const void *context, const void *model, const voi
   bl_model *made = NULL;
   bl_layer *opened = NULL;
   STRUCT(bl_model_info, about);
+  STRUCT(bl_model_layer_info, listed);
   STRUCT(bl_tensor_info, tensor);
   STRUCT(bl_meta_info, meta);
   STRUCT(bl_layer_info, info);
@@ -25,6 +26,7 @@ static void refused_everywhere(const void *context, const void *model, const voi
     REFUSED(bl_model_describe(m, &about, &error));
     REFUSED(bl_model_tensor(m, NULL, 0, &tensor, &error));
     REFUSED(bl_model_tensor(m, "x", 0, &tensor, &error));
+    REFUSED(bl_model_layer(m, NULL, 0, &listed, &error));
     REFUSED(bl_model_meta(m, NULL, 0, &meta, &error));
     REFUSED(bl_model_meta_item(m, "x", 0, &meta, &error));
     REFUSED(bl_layer_open(m, "x", NULL, &opened, &error));

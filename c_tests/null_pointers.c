@@ -45,6 +45,7 @@ static void loading(void) {
 static void models(void) {
   STRUCT(bl_model_info, info);
   STRUCT(bl_tensor_info, tensor);
+  STRUCT(bl_model_layer_info, listed);
   STRUCT(bl_meta_info, meta);
   EXPECT(bl_model_describe(NULL, &info, &error), BL_ERROR_INVALID_HANDLE, "NULL");
   EXPECT(bl_model_describe(model, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "bl_model_info");
@@ -56,6 +57,12 @@ static void models(void) {
   CHECK(tensor.name == NULL && tensor.data == NULL);
   EXPECT(bl_model_tensor(model, "x", 0, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "bl_tensor_info");
   CHECK(bl_model_tensor(NULL, NULL, 0, NULL, NULL) != BL_OK);
+
+  GOOD(bl_model_layer(model, NULL, 0, &listed, &error)); /* by index */
+  EXPECT(bl_model_layer(NULL, "x", 0, &listed, &error), BL_ERROR_INVALID_HANDLE, "NULL");
+  CHECK(listed.name == NULL && listed.weight == NULL);
+  EXPECT(bl_model_layer(model, "x", 0, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "bl_model_layer_info");
+  CHECK(bl_model_layer(NULL, NULL, 0, NULL, NULL) != BL_OK);
 
   GOOD(bl_model_meta(model, NULL, 0, &meta, &error));
   EXPECT(bl_model_meta(NULL, "x", 0, &meta, &error), BL_ERROR_INVALID_HANDLE, "NULL");

@@ -47,6 +47,9 @@ static bl_status run_options(void *s) {
 static bl_status type_info(void *s) { return bl_type_describe(BL_TYPE_Q4_K, (bl_type_info *)s, &error); }
 static bl_status model_info(void *s) { return bl_model_describe(model, (bl_model_info *)s, &error); }
 static bl_status tensor_info(void *s) { return bl_model_tensor(model, NULL, 1, (bl_tensor_info *)s, &error); }
+static bl_status layer_listed(void *s) {
+  return bl_model_layer(model, NULL, 1, (bl_model_layer_info *)s, &error);
+}
 static bl_status meta_info(void *s) { return bl_model_meta(model, NULL, 1, (bl_meta_info *)s, &error); }
 static bl_status meta_item(void *s) {
   return bl_model_meta_item(model, "t.arr_i32", 1, (bl_meta_info *)s, &error);
@@ -73,6 +76,7 @@ static const case_of infos[] = {
     {"bl_type_info", sizeof(bl_type_info), type_info},
     {"bl_model_info", sizeof(bl_model_info), model_info},
     {"bl_tensor_info", sizeof(bl_tensor_info), tensor_info},
+    {"bl_model_layer_info", sizeof(bl_model_layer_info), layer_listed},
     {"bl_meta_info", sizeof(bl_meta_info), meta_info},
     {"bl_meta_info", sizeof(bl_meta_info), meta_item},
     {"bl_layer_info", sizeof(bl_layer_info), about_layer},
