@@ -147,13 +147,20 @@ programs! {
     arguments: Plain Sanitized Static Dlopen Cpp;
     bad_files: Plain Sanitized Static Dlopen Cpp Valgrind;
     concurrent: Plain Sanitized Static Dlopen Cpp;
+    environment: Plain Sanitized Static Dlopen Cpp;
+    faults: Plain Sanitized Cpp;
     float_mode: Plain Sanitized Static Dlopen Cpp;
+    forked: Plain Sanitized Static Dlopen Cpp;
     forward: Plain Sanitized Static Dlopen Cpp;
+    guard_pages: Plain Sanitized Static Dlopen Cpp;
     handles: Plain Sanitized Static Dlopen Cpp Valgrind;
     loading: Plain Sanitized Static Dlopen Cpp;
     messages: Plain Sanitized Static Dlopen Cpp;
     null_pointers: Plain Sanitized Static Dlopen Cpp;
+    silence: Plain Sanitized Static Dlopen Cpp;
     structs: Plain Sanitized Static Dlopen Cpp;
+    two_builds: Plain Cpp;
+    unload: Plain Cpp;
     version: Plain Sanitized Static Dlopen Cpp;
 }
 
