@@ -236,8 +236,13 @@ fn main() {
         ),
         None => println!("limits: not measured (this bench reads them with AVX-512 VNNI)"),
     }
-    println!("m <= 32: weights from DRAM; of read: stored bytes over read bandwidth; of peak: of the multiply-add peak");
-    println!("{:8} {:>11} {:>4} {:>10} {:>8} {:>8} {:>8}  kernel", "layout", "out x in", "m", "us", "GMAC/s", "of read", "of peak");
+    println!(
+        "m <= 32: weights from DRAM; of read: stored bytes over read bandwidth; of peak: of the multiply-add peak"
+    );
+    println!(
+        "{:8} {:>11} {:>4} {:>10} {:>8} {:>8} {:>8}  kernel",
+        "layout", "out x in", "m", "us", "GMAC/s", "of read", "of peak"
+    );
     for case in cases() {
         if !filters.is_empty() && !filters.iter().any(|f| case.name.contains(f.as_str())) {
             continue;
@@ -250,7 +255,8 @@ fn main() {
             };
             let first = make(1);
             let copies = (RING / first.bytes()).max(1);
-            let ring: Vec<Linear> = std::iter::once(first).chain((1..copies as u64).map(|i| make(i + 1))).collect();
+            let ring: Vec<Linear> =
+                std::iter::once(first).chain((1..copies as u64).map(|i| make(i + 1))).collect();
             for m in [1, 2, 4, 8, 16, 32, 128, 512] {
                 let x: Vec<f32> = (0..m * k).map(|i| ((i * 7919) % 1000) as f32 / 500.0 - 1.0).collect();
                 let mut y = vec![0f32; m * n];

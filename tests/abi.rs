@@ -27,16 +27,8 @@ fn written(folder: &Path, name: &str, text: &str) -> PathBuf {
 
 const C_MODES: [&str; 4] = ["c99", "c11", "c17", "c2x"];
 const CPP_MODES: [&str; 5] = ["c++11", "c++14", "c++17", "c++20", "c++2b"];
-const WARNINGS: [&str; 8] = [
-    "-Wall",
-    "-Wextra",
-    "-Wpedantic",
-    "-Werror",
-    "-Wundef",
-    "-Wconversion",
-    "-Wshadow",
-    "-fsyntax-only",
-];
+const WARNINGS: [&str; 8] =
+    ["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-Wundef", "-Wconversion", "-Wshadow", "-fsyntax-only"];
 
 /// The header alone, twice, and a use of it, in one language mode.
 fn compiles(compiler: &str, modes: &[&str], more: &[&str], ending: &str, text: &str) {
@@ -120,8 +112,7 @@ fn macros_are_the_version() {
         let line = header.lines().find_map(|l| l.strip_prefix(&format!("#define {name} "))).unwrap();
         line.trim().parse().unwrap()
     };
-    let [major, minor, patch] =
-        ["BL_VERSION_MAJOR", "BL_VERSION_MINOR", "BL_VERSION_PATCH"].map(number);
+    let [major, minor, patch] = ["BL_VERSION_MAJOR", "BL_VERSION_MINOR", "BL_VERSION_PATCH"].map(number);
     assert_eq!(c_version(), major * 1_000_000 + minor * 1_000 + patch);
     assert_eq!(env!("CARGO_PKG_VERSION"), format!("{major}.{minor}.{patch}"));
 }
@@ -157,8 +148,11 @@ fn exports_are_the_header() {
 fn the_archive_has_the_header() {
     let archive = release().join("libbitlinear.a");
     let printed = good(Command::new("nm").args(["--defined-only", "--extern-only"]).arg(archive));
-    let mut ours: Vec<&str> =
-        printed.lines().filter_map(|l| l.split_whitespace().nth(2)).filter(|n| n.starts_with("bl_")).collect();
+    let mut ours: Vec<&str> = printed
+        .lines()
+        .filter_map(|l| l.split_whitespace().nth(2))
+        .filter(|n| n.starts_with("bl_"))
+        .collect();
     let mut declared = functions();
     ours.sort();
     declared.sort();
@@ -255,7 +249,14 @@ fn facts() -> String {
     );
     let source = written(&folder, "facts.c", &program);
     let binary = folder.join("facts");
-    good(Command::new("cc").args(["-std=c99", "-Wall", "-Werror"]).arg(include()).arg(source).arg("-o").arg(&binary));
+    good(
+        Command::new("cc")
+            .args(["-std=c99", "-Wall", "-Werror"])
+            .arg(include())
+            .arg(source)
+            .arg("-o")
+            .arg(&binary),
+    );
     let mut facts = good(&mut Command::new(binary));
     for part in code.split("BL_API").skip(1).filter(|p| p.contains("bl_")) {
         let Some((declaration, _)) = part.split_once(';') else { continue };

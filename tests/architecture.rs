@@ -53,9 +53,8 @@ fn none_of(folder: &str, wrong: impl Fn(&str) -> bool) {
 
 /// Whether a line names a module of this crate, in a path or in the braces of a `use crate::{...}`.
 fn names(line: &str, module: &str) -> bool {
-    let word = |text: &str, w: &str| {
-        text.split(|c: char| !c.is_alphanumeric() && c != '_').any(|part| part == w)
-    };
+    let word =
+        |text: &str, w: &str| text.split(|c: char| !c.is_alphanumeric() && c != '_').any(|part| part == w);
     line.contains(&format!("crate::{module}::"))
         || line.contains(&format!("crate::{module};"))
         || line.contains(&format!("crate::{module} "))
@@ -102,9 +101,10 @@ fn every_export_is_guarded() {
         for export in file.text.split("#[unsafe(no_mangle)]").skip(1) {
             let (head, body) = export.split_once('{').unwrap();
             let name = head.split("fn ").nth(1).unwrap().split('(').next().unwrap();
-            let first = body.lines().map(str::trim).find(|l| {
-                !l.is_empty() && !l.starts_with("//") && *l != "unsafe {"
-            });
+            let first = body
+                .lines()
+                .map(str::trim)
+                .find(|l| !l.is_empty() && !l.starts_with("//") && *l != "unsafe {");
             let guarded = first.is_some_and(|l| l.contains("guard("));
             assert!(guarded || cannot_fail.contains(&name), "{name} does not begin with guard()");
         }
