@@ -77,19 +77,46 @@ fn what_is_installed() {
 /// What a distribution's package does: DESTDIR in front, libraries in a folder of the architecture.
 #[test]
 fn destdir_and_libdir() {
-    let destdir = fresh("install-destdir");
-    let (usr, lib) = (Path::new("/usr"), Path::new("lib/some-arch"));
-    install(&[("PREFIX", usr), ("DESTDIR", &destdir), ("LIBDIR", lib)]);
-    assert_eq!(files(&destdir.join("usr")), expected("lib/some-arch"));
-    let pc = std::fs::read_to_string(destdir.join("usr/lib/some-arch/pkgconfig/bitlinear.pc")).unwrap();
-    assert!(
-        pc.contains("prefix=/usr\nlibdir=${prefix}/lib/some-arch\nincludedir=${prefix}/include\n"),
-        "{pc}"
+    let folder = fresh("install-destdir");
+    // A prefix of the test's own: were DESTDIR forgotten, nothing of the machine's would be written.
+    let (destdir, usr) = (folder.join("destdir"), folder.join("usr"));
+    install(&[("PREFIX", &usr), ("DESTDIR", &destdir), ("LIBDIR", Path::new("lib/some-arch"))]);
+    assert!(!usr.exists());
+    let there = destdir.join(usr.strip_prefix("/").unwrap());
+    assert_eq!(files(&there), expected("lib/some-arch"));
+    let pc = std::fs::read_to_string(there.join("lib/some-arch/pkgconfig/bitlinear.pc")).unwrap();
+    let places = format!(
+        "prefix={}\nlibdir=${{prefix}}/lib/some-arch\nincludedir=${{prefix}}/include\n",
+        usr.display()
     );
-    for file in files(&destdir).iter().filter(|f| f.ends_with(".pc") || f.ends_with(".cmake")) {
-        let text = std::fs::read_to_string(destdir.join(file)).unwrap();
+    assert!(pc.contains(&places), "{pc}");
+    for file in files(&there).iter().filter(|f| f.ends_with(".pc") || f.ends_with(".cmake")) {
+        let text = std::fs::read_to_string(there.join(file)).unwrap();
         assert!(!text.contains(destdir.to_str().unwrap()), "{file} names DESTDIR");
     }
+}
+
+/// Today's glibc has them all in one file, so that a program links without them too: rustc is asked what
+/// a Rust library needs.
+#[test]
+fn static_programs_are_told_what_else_to_link() {
+    let folder = fresh("native-static-libs");
+    std::fs::write(folder.join("empty.rs"), "").unwrap();
+    let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    rustc.current_dir(&folder);
+    rustc.args(["--crate-type", "staticlib", "--print", "native-static-libs=libs.txt", "empty.rs"]);
+    good(&mut rustc);
+    let wanted = std::fs::read_to_string(folder.join("libs.txt")).unwrap();
+    let pc = std::fs::read_to_string(prefix().join("lib/pkgconfig/bitlinear.pc")).unwrap();
+    let cmake = prefix().join("lib/cmake/bitlinear/bitlinearConfig.cmake");
+    let cmake = std::fs::read_to_string(cmake).unwrap();
+    let told = pc.lines().find_map(|l| l.strip_prefix("Libs.private:")).unwrap();
+    for library in wanted.split_whitespace().filter(|l| *l != "-lc") {
+        assert!(told.split_whitespace().any(|l| l == library), "{library} is not in {told}");
+        let name = library.strip_prefix("-l").unwrap();
+        assert!(cmake.split(['"', ';']).any(|l| l == name), "{name} is not in the CMake package");
+    }
+    assert!(wanted.contains("-lgcc_s"), "{wanted}");
 }
 
 /// Runs the one-layer program; its answer is that of the program in the tree.
