@@ -67,6 +67,17 @@
 /** `bl_load_memory` only: the bytes are BORROWED and outlive the model and its layers. */
 #define BL_LOAD_BORROW 2
 
+/**
+ * `bl_layer_options.flags`: the tensor (f32, f16 or bf16) is stored [in_features, out_features].
+ */
+#define BL_LAYER_TRANSPOSED 1
+
+/** `bl_run_options.flags`: adds to what is in y instead of replacing it, after everything else. */
+#define BL_RUN_ACCUMULATE 1
+
+/** `bl_rotate`: from rotated rows back to plain ones. */
+#define BL_ROTATE_INVERSE 1
+
 /** Result of every fallible call. Failures are positive; treat an unknown value as a failure. */
 typedef enum {
   /** Done. */
@@ -200,6 +211,30 @@ typedef enum {
   /** Int8 with one scale for each group (or super-block) of the weights. */
   BL_ACTIVATION_INT8_GROUP = 3,
 } bl_activation;
+
+/** What is done to each row of x before anything else. n is in_features; all in f32. */
+typedef enum {
+  BL_NORM_NONE = 0,
+  /** (x - mean) / sqrt(mean of (x - mean)^2 + epsilon) * weight + bias. */
+  BL_NORM_LAYER = 1,
+  /** x / sqrt(mean of x^2 + epsilon) * weight + bias. */
+  BL_NORM_RMS = 2,
+} bl_norm;
+
+/** What is done to each output after the bias. A NaN stays a NaN. */
+typedef enum {
+  BL_EPILOGUE_NONE = 0,
+  /** max(y - epilogue_threshold, 0). */
+  BL_EPILOGUE_RELU = 1,
+  /** max(y, 0)^2. */
+  BL_EPILOGUE_RELU2 = 2,
+  /** y / (1 + exp(-y)). */
+  BL_EPILOGUE_SILU = 3,
+  /** y / 2 * (1 + erf(y / sqrt(2))). */
+  BL_EPILOGUE_GELU_ERF = 4,
+  /** y / 2 * (1 + tanh(sqrt(2 / pi) * (y + 0.044715 y^3))). */
+  BL_EPILOGUE_GELU_TANH = 5,
+} bl_epilogue;
 
 /** What a call computes. */
 typedef enum {
@@ -393,7 +428,10 @@ typedef struct {
   int64_t items;
 } bl_meta_info;
 
-/** How a layer is made. */
+/**
+ * How a layer is made: y = epilogue(rotation(norm(x)) W^T + bias). A value out of its range is
+ * BL_ERROR_INVALID_ARGUMENT.
+ */
 typedef struct {
   uint32_t struct_size;
   /**
@@ -402,10 +440,40 @@ typedef struct {
   bl_type type;
   /** How the layer takes x. */
   bl_activation activation;
-  /** Must be 0. */
+  /** BL_LAYER_TRANSPOSED. */
   uint32_t flags;
   /** out_features values that are added to y; copied. NULL: none. */
   const float *bias;
+  /** Done to each row of x first, once per row. */
+  bl_norm norm;
+  /** Finite and not negative. 0: 1e-5. */
+  float norm_epsilon;
+  /** in_features factors; copied. NULL: none. Only with a norm. */
+  const float *norm_weight;
+  /** in_features values to add; copied. NULL: none. Only with a norm. */
+  const float *norm_bias;
+  /**
+   * Each block of so many columns of the (normed) row goes through the Walsh-Hadamard transform, as
+   * bl_rotate says: a power of two from 2 to 16384 that divides in_features. 0: no rotation, but
+   * where the file itself says that this weight wants one (prism.hadamard.* metadata) it is done
+   * without being asked for, and must not be asked for.
+   */
+  uint32_t rotation_block;
+  /** Done to each output after the bias. */
+  bl_epilogue epilogue;
+  /**
+   * in_features signs, +1 or -1, that the row is multiplied with before the transform; copied.
+   * NULL: all +1. Only with rotation_block.
+   */
+  const float *rotation_signs;
+  /** BL_EPILOGUE_RELU only: finite. */
+  float epilogue_threshold;
+  /**
+   * Integer activations only: one scale for all of x, q = clamp(round(x * (1 / scale)), -127, 127),
+   * instead of one that follows from each segment's largest value. It and its inverse finite and
+   * above 0. 0: none.
+   */
+  float activation_scale;
 } bl_layer_options;
 
 /** What a layer is. */
@@ -423,6 +491,11 @@ typedef struct {
   uint32_t device;
   /** How the layer takes x; BL_ACTIVATION_AUTO has been resolved. */
   bl_activation activation;
+  bl_norm norm;
+  bl_epilogue epilogue;
+  /** Columns of a block of the rotation, asked for or declared by the file; 0: none. */
+  uint32_t rotation_block;
+  uint32_t reserved;
 } bl_layer_info;
 
 /** What a call will do. */
@@ -445,7 +518,7 @@ typedef struct {
 /** How a call runs. */
 typedef struct {
   uint32_t struct_size;
-  /** Must be 0. */
+  /** BL_RUN_ACCUMULATE. */
   uint32_t flags;
   /**
    * NULL: the library allocates. Else at least bl_plan's workspace_size bytes; not shared by calls
@@ -585,6 +658,10 @@ BL_NOEXCEPT;
  * Makes a layer from a tensor of a model, [out_features, in_features] in any format that the library
  * reads. The weights are packed for the CPU, exactly: nothing is quantised again. The layer keeps
  * what it needs of the model alive; the model may be freed. Runs on the model's context.
+ *
+ * A weight that the file names as Hadamard-folded (prism.hadamard.* metadata) gets the rotation of its
+ * input by itself; a version, transform, axis or sign mode of it that this library does not know is
+ * BL_ERROR_UNSUPPORTED for every layer of that file.
  */
 BL_API
 bl_status bl_layer_open(const bl_model *model,
@@ -603,7 +680,7 @@ BL_NOEXCEPT;
 
 /**
  * Writes `rows` rows of the dequantised weights, from first_row on, into dst (f32, f16 or bf16): what
- * float activations are multiplied with.
+ * float activations are multiplied with, after norm and rotation where the layer has them.
  */
 BL_API
 bl_status bl_layer_read(const bl_layer *layer,
@@ -628,7 +705,8 @@ bl_status bl_plan(const bl_layer *layer,
 BL_NOEXCEPT;
 
 /**
- * y[m x out_features] = x[m x in_features] W^T + b. x and y are f32, f16 or bf16, of any alignment,
+ * y[m x out_features] = x[m x in_features] W^T + b, with the norm, rotation and epilogue that the
+ * layer was made with. x and y are f32, f16 or bf16, of any alignment,
  * and do not overlap. m = 0 writes nothing. A row of y does not depend, in any bit, on the other rows,
  * on the number of threads, on alignment or on the CPU (docs/numerics.md). A row of x with a NaN or
  * an infinity gives, with integer activations, a row of NaN.
@@ -644,6 +722,25 @@ bl_status bl_forward(const bl_layer *layer,
                      int64_t y_stride,
                      const bl_run_options *options,
                      bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * Rotates rows of x (f32, f16 or bf16) in place: each block of `block` columns, a power of two from 2
+ * to 16384 that divides `columns`, becomes H (s * x), where s are `columns` signs, +1 or -1 (NULL: all
+ * +1), and H[r][c] = (-1)^popcount(r & c) / sqrt(block). With BL_ROTATE_INVERSE it becomes s * (H x):
+ * plain rows from the rotated ones that some files have in their embedding tables
+ * (prism.hadamard.inverse_weight_names). Runs on the calling thread; rows = 0 does nothing.
+ */
+BL_API
+bl_status bl_rotate(int64_t rows,
+                    int64_t columns,
+                    void *x,
+                    bl_type x_type,
+                    int64_t x_stride,
+                    uint32_t block,
+                    const float *signs,
+                    uint32_t flags,
+                    bl_error *error)
 BL_NOEXCEPT;
 
 #ifdef __cplusplus

@@ -32,6 +32,7 @@ pub mod cpu;
 pub mod exec;
 pub mod kernel;
 
+pub mod hadamard;
 pub mod layer;
 pub mod matrix;
 pub mod model;

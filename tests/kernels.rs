@@ -205,7 +205,7 @@ fn compare(shapes: &[(usize, usize, usize)], every: usize) {
             let x = batch(m, k, &mut random);
             let bias: Vec<f32> = (0..n).map(|_| random.float()).collect();
             for activation in Activation::ALL {
-                let options = Options { activation, bias: Some(&bias) };
+                let options = Options { activation, bias: Some(&bias), ..Options::default() };
                 let Ok(oracle) = Linear::new(&weights, &options, Isa::Scalar, &Heap::default(), &mut |_| {})
                 else {
                     continue; // integer activations on plain floats, groups where there are none

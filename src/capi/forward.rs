@@ -59,7 +59,8 @@ pub unsafe extern "C" fn bl_plan(
     }
 }
 
-/// y[m x out_features] = x[m x in_features] W^T + b. x and y are f32, f16 or bf16, of any alignment,
+/// y[m x out_features] = x[m x in_features] W^T + b, with the norm, rotation and epilogue that the
+/// layer was made with. x and y are f32, f16 or bf16, of any alignment,
 /// and do not overlap. m = 0 writes nothing. A row of y does not depend, in any bit, on the other rows,
 /// on the number of threads, on alignment or on the CPU (docs/numerics.md). A row of x with a NaN or
 /// an infinity gives, with integer activations, a row of NaN.
@@ -89,7 +90,7 @@ pub unsafe extern "C" fn bl_forward(
             let x_stride = row_stride(x_stride, linear.in_features(), x_float, "x")?;
             let y_stride = row_stride(y_stride, linear.out_features(), y_float, "y")?;
             let run = options::read(options)?;
-            if run.flags != 0 {
+            if run.flags & !BL_RUN_ACCUMULATE != 0 {
                 return Err(fail!(InvalidArgument, "run flags {:#x} are unknown", run.flags));
             }
             if m == 0 {
@@ -113,7 +114,8 @@ pub unsafe extern "C" fn bl_forward(
                 false => Some(std::slice::from_raw_parts_mut(run.workspace.cast::<u8>(), run.workspace_size)),
             };
             let x = MatrixRef::new(x.cast(), x_float, x_stride, linear.in_features());
-            let y = MatrixMut::new(y.cast(), y_float, y_stride, linear.out_features());
+            let y = MatrixMut::new(y.cast(), y_float, y_stride, linear.out_features())
+                .accumulating(run.flags & BL_RUN_ACCUMULATE != 0);
             let context = &layer.context;
             let own = workspace.is_none() as u64;
             let begin = context.profile.as_ref().map(|profile| (profile, Instant::now()));

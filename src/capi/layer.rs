@@ -10,11 +10,15 @@ use super::handle::{self, Kind};
 use super::model::{Model, string};
 use super::options;
 use super::types::*;
+use crate::epilogue::Epilogue;
 use crate::error::{Result, fail};
+use crate::hadamard;
 use crate::layer::{Activation, Linear, Options};
 use crate::layout::Float;
 use crate::matrix::MatrixMut;
 use crate::memory::filled;
+use crate::norm;
+use crate::rotation;
 use crate::types::Type;
 
 /// The body of a `bl_layer`.
@@ -75,6 +79,10 @@ pub fn row_stride(stride: i64, columns: usize, float: Float, what: &str) -> Resu
 /// reads. The weights are packed for the CPU, exactly: nothing is quantised again. The layer keeps
 /// what it needs of the model alive; the model may be freed. Runs on the model's context.
 ///
+/// A weight that the file names as Hadamard-folded (prism.hadamard.* metadata) gets the rotation of its
+/// input by itself; a version, transform, axis or sign mode of it that this library does not know is
+/// BL_ERROR_UNSUPPORTED for every layer of that file.
+///
 /// # Safety
 /// As the rules at the top of bitlinear.h say.
 #[unsafe(no_mangle)]
@@ -93,7 +101,7 @@ pub unsafe extern "C" fn bl_layer_open(
             let name = string(tensor, "the tensor's name")?;
             let tensor = model.tensor(name)?;
             let options = options::read(options)?;
-            if options.flags != 0 {
+            if options.flags & !BL_LAYER_TRANSPOSED != 0 {
                 return Err(fail!(InvalidArgument, "layer flags {:#x} are unknown", options.flags));
             }
             if options.r#type.0 != 0 && options.r#type.known()? != tensor.ty {
@@ -109,13 +117,27 @@ pub unsafe extern "C" fn bl_layer_open(
                 .into_iter()
                 .find(|a| *a as u32 == number)
                 .ok_or_else(|| fail!(Unsupported, "activation {number} is unknown to this library"))?;
-            let matrix = crate::model::matrix(&model.files, tensor)?;
-            let bias = match options.bias.is_null() {
-                true => None,
-                false => Some(read_floats(options.bias, matrix.out_features())?),
+            let transposed = options.flags & BL_LAYER_TRANSPOSED != 0;
+            let matrix = match transposed {
+                false => crate::model::matrix(&model.files, tensor)?,
+                true => crate::model::transposed(&model.files, tensor)?,
             };
+            let parameters = Parameters::read(&options, matrix.in_features(), matrix.out_features())?;
+            let declared = hadamard::of(&model.files, tensor, matrix.in_features())?;
+            let mut options = parameters.options(activation)?;
+            if let Some(declared) = &declared {
+                if options.rotation.is_some() {
+                    return Err(fail!(
+                        InvalidArgument,
+                        "rotation_block is set, but the file declares the rotation of tensor {} itself",
+                        name.to_string_lossy()
+                    ));
+                }
+                options.rotation = Some(declared.spec());
+            }
             let source = model.files.source(tensor);
-            let row_bytes = tensor.bytes as usize / matrix.out_features().max(1);
+            // A row of a transposed matrix is all over the tensor, which then stays until the end.
+            let row_bytes = if transposed { 0 } else { tensor.bytes as usize / matrix.out_features().max(1) };
             let mut dropped = tensor.offset as usize;
             // Pages behind the reader are given back, so that the file does not count as resident
             // beside its packed weights.
@@ -128,7 +150,6 @@ pub unsafe extern "C" fn bl_layer_open(
                     dropped = read;
                 }
             };
-            let options = Options { activation, bias: bias.as_deref() };
             let linear = Linear::new(&*matrix, &options, model.context.isa, &model.context.heap, &mut seen)?;
             let kernel = linear.plan(1, &model.context.executor).kernel.name();
             model.context.log(
@@ -148,13 +169,92 @@ pub unsafe extern "C" fn bl_layer_open(
 /// Bytes that a loader leaves mapped behind it before it gives pages back.
 const DROP_BEHIND: usize = 1 << 20;
 
+/// What stands around a product, copied from a caller's options.
+pub struct Parameters {
+    raw: bl_layer_options,
+    bias: Option<Vec<f32>>,
+    norm_weight: Option<Vec<f32>>,
+    norm_bias: Option<Vec<f32>>,
+    rotation_signs: Option<Vec<f32>>,
+}
+
+impl Parameters {
+    /// Reads the vectors that the options point to.
+    ///
+    /// # Safety
+    /// The options' pointers are NULL or valid for as many floats as the header says.
+    pub unsafe fn read(
+        raw: &bl_layer_options,
+        in_features: usize,
+        out_features: usize,
+    ) -> Result<Parameters> {
+        let no_norm = raw.norm.0 == bl_norm::BL_NORM_NONE as u32;
+        if no_norm && !(raw.norm_weight.is_null() && raw.norm_bias.is_null() && raw.norm_epsilon == 0.0) {
+            return Err(fail!(InvalidArgument, "a weight, bias or epsilon of a norm is set, but no norm"));
+        }
+        if raw.rotation_block == 0 && !raw.rotation_signs.is_null() {
+            return Err(fail!(InvalidArgument, "rotation_signs is set, but no rotation_block"));
+        }
+        // SAFETY: the caller's contract.
+        unsafe {
+            Ok(Parameters {
+                raw: *raw,
+                bias: read_floats(raw.bias, out_features, "bias")?,
+                norm_weight: read_floats(raw.norm_weight, in_features, "norm_weight")?,
+                norm_bias: read_floats(raw.norm_bias, in_features, "norm_bias")?,
+                rotation_signs: read_floats(raw.rotation_signs, in_features, "rotation_signs")?,
+            })
+        }
+    }
+
+    /// The same for `Linear::new`, which checks the values.
+    pub fn options(&self, activation: Activation) -> Result<Options<'_>> {
+        let raw = &self.raw;
+        let kind = match raw.norm.0 {
+            0 => None,
+            number => Some(
+                norm::Kind::ALL
+                    .into_iter()
+                    .find(|kind| *kind as u32 == number)
+                    .ok_or_else(|| fail!(Unsupported, "norm {number} is unknown to this library"))?,
+            ),
+        };
+        let norm = kind.map(|kind| norm::Spec {
+            kind,
+            epsilon: if raw.norm_epsilon == 0.0 { EPSILON } else { raw.norm_epsilon },
+            weight: self.norm_weight.as_deref(),
+            bias: self.norm_bias.as_deref(),
+        });
+        let rotation = (raw.rotation_block != 0).then(|| rotation::Spec {
+            block: raw.rotation_block as usize,
+            signs: self.rotation_signs.as_deref(),
+        });
+        Ok(Options {
+            activation,
+            bias: self.bias.as_deref(),
+            norm,
+            rotation,
+            epilogue: Epilogue::from_number(raw.epilogue.0, raw.epilogue_threshold)?,
+            activation_scale: (raw.activation_scale != 0.0).then_some(raw.activation_scale),
+        })
+    }
+}
+
+/// What is added to the mean square where a caller does not say.
+const EPSILON: f32 = 1e-5;
+
+/// `None` for NULL.
+///
 /// # Safety
-/// `from` is valid for reading `count` floats of any alignment.
-unsafe fn read_floats(from: *const f32, count: usize) -> Result<Vec<f32>> {
-    let mut values = filled(count, 0.0f32, "bias")?;
+/// `from` is NULL or valid for reading `count` floats of any alignment.
+pub unsafe fn read_floats(from: *const f32, count: usize, what: &str) -> Result<Option<Vec<f32>>> {
+    if from.is_null() {
+        return Ok(None);
+    }
+    let mut values = filled(count, 0.0f32, what)?;
     // SAFETY: the caller's contract; a byte copy asks for no alignment.
     unsafe { std::ptr::copy_nonoverlapping(from.cast::<u8>(), values.as_mut_ptr().cast(), count * 4) };
-    Ok(values)
+    Ok(Some(values))
 }
 
 /// Shape, format and size of a layer.
@@ -181,6 +281,10 @@ pub unsafe extern "C" fn bl_layer_describe(
                 bytes_mapped: 0,
                 device: 0,
                 activation: ActivationArg(layer.linear.activation() as u32),
+                norm: NormArg(layer.linear.norm().map_or(0, |norm| norm.spec().kind as u32)),
+                epilogue: EpilogueArg(layer.linear.epilogue().number()),
+                rotation_block: layer.linear.rotation().map_or(0, |rotation| rotation.block() as u32),
+                reserved: 0,
             });
             Ok(())
         })
@@ -188,7 +292,7 @@ pub unsafe extern "C" fn bl_layer_describe(
 }
 
 /// Writes `rows` rows of the dequantised weights, from first_row on, into dst (f32, f16 or bf16): what
-/// float activations are multiplied with.
+/// float activations are multiplied with, after norm and rotation where the layer has them.
 ///
 /// # Safety
 /// As the rules at the top of bitlinear.h say.

@@ -16,4 +16,5 @@ pub mod layer;
 pub mod model;
 pub mod options;
 pub mod profile;
+pub mod rotate;
 pub mod types;
