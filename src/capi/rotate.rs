@@ -6,7 +6,7 @@ use super::boundary::guard;
 use super::context;
 use super::layer::{float_type, row_stride};
 use super::types::*;
-use crate::error::{Result, fail};
+use crate::error::fail;
 use crate::limits::{BATCH_MAX, FEATURES_MAX};
 use crate::matrix::{MatrixMut, MatrixRef};
 use crate::memory::filled;
