@@ -1,9 +1,8 @@
 //! What stands around the product: norm, rotation, epilogue, accumulation, at the Rust interface and
 //! at the C one.
 
-#[path = "container_common/gguf_writer.rs"]
-#[allow(dead_code, unreachable_pub)]
-mod gguf_writer;
+#[path = "container_common/mod.rs"]
+mod common;
 
 use std::ffi::{CStr, CString, c_void};
 use std::ptr::{null, null_mut};
@@ -14,7 +13,7 @@ use bitlinear::capi::layer::*;
 use bitlinear::capi::model::*;
 use bitlinear::capi::rotate::*;
 use bitlinear::capi::types::*;
-use bitlinear::codec;
+use bitlinear::codec::{self, Matrix as _};
 use bitlinear::cpu::Isa;
 use bitlinear::epilogue::Epilogue;
 use bitlinear::exec::Executor;
@@ -26,9 +25,12 @@ use bitlinear::memory::Heap;
 use bitlinear::norm::{self, Kind};
 use bitlinear::rotation::{self, Rotation};
 use bitlinear::types::Type;
-use gguf_writer::{File, Kv};
+use common::gguf_writer::{File, Kv};
 use half::{bf16, f16};
 use serde_json::Value;
+
+#[global_allocator]
+static COUNTING: common::Counting = common::Counting;
 
 /// A small generator of our own.
 struct Random(u64);
@@ -351,6 +353,116 @@ fn a_fixed_scale_is_used_for_every_segment() {
     ] {
         let options = Options { activation, activation_scale: Some(scale), ..Options::default() };
         assert!(Linear::new(&weights, &options, Isa::best(), &Heap::default(), &mut |_| {}).is_err());
+    }
+}
+
+/// A matrix whose rows hold their columns in another order than x does (as GPTQ's desc_act).
+struct Permuted(RowMatrix, Vec<u32>);
+
+impl codec::Matrix for Permuted {
+    fn layout(&self) -> Layout {
+        self.0.layout
+    }
+    fn out_features(&self) -> usize {
+        self.0.rows.len()
+    }
+    fn in_features(&self) -> usize {
+        self.0.in_features
+    }
+    fn read_row(&self, index: usize, row: &mut Row) -> bitlinear::error::Result<()> {
+        self.0.read_row(index, row)
+    }
+    fn permutation(&self) -> Option<&[u32]> {
+        Some(&self.1)
+    }
+}
+
+#[test]
+fn norm_and_rotation_come_before_the_order_of_packed_columns() {
+    let mut random = Random(21);
+    let (n, k, m) = (19, 128, 3);
+    let layout = Layout::groups(4, 8, 32, Offset::None);
+    let plain = matrix(layout, n, k, &mut random);
+    let order: Vec<u32> = (0..k as u32).map(|j| j * 37 % k as u32).collect();
+    let (weight, signs) = (random.floats(k), random.signs(k));
+    let x = random.floats(m * k);
+    for norm in
+        [None, Some(norm::Spec { kind: Kind::Layer, epsilon: 1e-5, weight: Some(&weight), bias: None })]
+    {
+        for rotation in [None, Some(rotation::Spec { block: 32, signs: Some(&signs) })] {
+            for activation in [Activation::Auto, Activation::F32] {
+                for isa in Isa::ALL.iter().filter(|isa| isa.detected()) {
+                    let options = Options { activation, norm, rotation, ..Options::default() };
+                    let permuted = Permuted(
+                        RowMatrix { layout, in_features: k, rows: plain.rows.clone() },
+                        order.clone(),
+                    );
+                    let layer =
+                        Linear::new(&permuted, &options, *isa, &Heap::default(), &mut |_| {}).unwrap();
+                    // The same by hand: x normed, rotated and put in order, through the plain matrix.
+                    let mut by_hand = vec![];
+                    for x in x.chunks(k) {
+                        let mut x = x.to_vec();
+                        if let Some(spec) = norm {
+                            norm::Norm::new(&spec, k).unwrap().apply(Isa::Scalar, &mut x);
+                        }
+                        if let Some(spec) = rotation {
+                            Rotation::new(&spec, k).unwrap().apply(Isa::Scalar, &mut x);
+                        }
+                        by_hand.extend(order.iter().map(|&column| x[column as usize]));
+                    }
+                    let options = Options { activation, ..Options::default() };
+                    let same = Linear::new(&plain, &options, *isa, &Heap::default(), &mut |_| {}).unwrap();
+                    let run = |layer, x: &[f32]| {
+                        let x = encode(x, Float::F32);
+                        forward(layer, m, (&x, Float::F32), (&vec![0; m * n * 4], Float::F32), false)
+                    };
+                    assert!(run(&layer, &x) == run(&same, &by_hand), "{}", isa.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_planned_workspace_is_all_the_memory_a_call_takes() {
+    let mut random = Random(22);
+    let (n, k) = (130, 256);
+    let (weight, signs, bias) = (random.floats(k), random.signs(k), random.floats(n));
+    let x = random.floats(9 * k);
+    let mut y = vec![0.0; 9 * n];
+    for layout in [ternary(), Layout::Dense(Float::F32)] {
+        let plain = matrix(layout, n, k, &mut random);
+        let order = (0..k as u32).rev().collect();
+        let permuted = Permuted(plain, order);
+        for isa in Isa::ALL.iter().filter(|isa| isa.detected() && **isa != Isa::Scalar) {
+            let options = Options {
+                bias: Some(&bias),
+                norm: Some(norm::Spec { kind: Kind::Rms, epsilon: 1e-5, weight: Some(&weight), bias: None }),
+                rotation: Some(rotation::Spec { block: 64, signs: Some(&signs) }),
+                epilogue: Epilogue::GeluTanh,
+                ..Options::default()
+            };
+            let heap = Heap::default();
+            let layer = Linear::new(&permuted, &options, *isa, &heap, &mut |_| {}).unwrap();
+            for m in [1, 9] {
+                let need = layer.plan(m, &Executor::Serial).workspace + 64;
+                let mut workspace = vec![0xa5; need];
+                let out = MatrixMut::of(&mut y, n).accumulating(true);
+                let run = || {
+                    layer.forward(
+                        m,
+                        MatrixRef::of(&x, k),
+                        out,
+                        Some(&mut workspace),
+                        &heap,
+                        &Executor::Serial,
+                    )
+                };
+                let (result, bytes) = common::measure(|| common::fail_after(0, run));
+                assert!(result.is_ok() && bytes == 0, "{} bytes on {}", bytes, isa.name());
+            }
+        }
     }
 }
 
@@ -716,8 +828,7 @@ fn a_declaration_that_is_not_understood_is_refused() {
             "{change}"
         );
     }
-    let identity = folded.file("sign_mode");
-    let _ = identity; // "identity" needs no vectors:
+    // "identity" needs no vectors.
     let file = folded
         .file
         .clone()

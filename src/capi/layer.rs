@@ -225,7 +225,7 @@ impl Parameters {
             weight: self.norm_weight.as_deref(),
             bias: self.norm_bias.as_deref(),
         });
-        let rotation = (raw.rotation_block != 0).then(|| rotation::Spec {
+        let rotation = (raw.rotation_block != 0).then_some(rotation::Spec {
             block: raw.rotation_block as usize,
             signs: self.rotation_signs.as_deref(),
         });
