@@ -68,9 +68,31 @@
 #define BL_LOAD_BORROW 2
 
 /**
+ * `bl_layer_options.flags`: BitNet's weight_scale multiplies the weights, whatever config.json says.
+ */
+#define BL_LAYER_SCALE_MULTIPLIES 1
+
+/** BitNet's weight_scale divides the weights, whatever config.json says. */
+#define BL_LAYER_SCALE_DIVIDES 2
+
+/** GPTQ's zero points are stored less 1 ("gptq"), whatever config.json says. */
+#define BL_LAYER_GPTQ_V1 4
+
+/** GPTQ's zero points are stored as they are ("gptq_v2"), whatever config.json says. */
+#define BL_LAYER_GPTQ_V2 8
+
+/** All matrices of a tensor of three dimensions, one below the other, as one layer. */
+#define BL_LAYER_ALL_SLICES 16
+
+/**
+ * The norm that the file has before the layer is left out: the caller applies it, or gives another.
+ */
+#define BL_LAYER_WITHOUT_NORM 32
+
+/**
  * `bl_layer_options.flags`: the tensor (f32, f16 or bf16) is stored [in_features, out_features].
  */
-#define BL_LAYER_TRANSPOSED 1
+#define BL_LAYER_TRANSPOSED 64
 
 /** `bl_run_options.flags`: adds to what is in y instead of replacing it, after everything else. */
 #define BL_RUN_ACCUMULATE 1
@@ -212,7 +234,7 @@ typedef enum {
   BL_ACTIVATION_INT8_GROUP = 3,
 } bl_activation;
 
-/** What is done to each row of x before anything else. n is in_features; all in f32. */
+/** What is done to each row of x before anything else, in f32. */
 typedef enum {
   BL_NORM_NONE = 0,
   /** (x - mean) / sqrt(mean of (x - mean)^2 + epsilon) * weight + bias. */
@@ -391,6 +413,8 @@ typedef struct {
   int64_t metadata;
   /** Bytes of all files of the model. */
   uint64_t bytes;
+  /** See bl_model_layer. */
+  int64_t layers;
 } bl_model_info;
 
 /** One stored tensor. */
@@ -408,6 +432,42 @@ typedef struct {
   const void *data;
   uint64_t bytes;
 } bl_tensor_info;
+
+/**
+ * One layer, as the naming rules of its format make it (docs/formats.md). The names of its tensors are
+ * NULL where it has none in that role; all live as long as the model handle.
+ */
+typedef struct {
+  uint32_t struct_size;
+  /** The format of its weights. */
+  bl_type type;
+  /** What its tensors have in common: `blk.0.attn_q` of `blk.0.attn_q.weight`. */
+  const char *name;
+  /** 0 where they are not known, which `status` tells. Of one matrix, where there are several. */
+  int64_t in_features;
+  int64_t out_features;
+  /** Matrices: more than 1 in tensors of three dimensions (experts). */
+  int64_t slices;
+  /**
+   * BL_OK, or what bl_layer_open without options will answer: a part is missing, an option must
+   * decide, the format is not read. bl_layer_open says it in words.
+   */
+  bl_status status;
+  uint32_t reserved;
+  /** NULL only where the weights are missing. */
+  const char *weight;
+  const char *scales;
+  /** Zero points or minima of groups. */
+  const char *zeros;
+  /** The group of each column. */
+  const char *group_index;
+  const char *shape;
+  /** What x W^T is multiplied with, before the bias. */
+  const char *product_scale;
+  const char *bias;
+  /** The gain of an RMS norm of x before the layer. */
+  const char *norm;
+} bl_model_layer_info;
 
 /** One metadata value. */
 typedef struct {
@@ -429,22 +489,43 @@ typedef struct {
 } bl_meta_info;
 
 /**
- * How a layer is made: y = epilogue(rotation(norm(x)) W^T + bias). A value out of its range is
- * BL_ERROR_INVALID_ARGUMENT.
+ * How a layer is made: y = epilogue(rotation(norm(x)) W^T + bias). Options that say nothing about a format are refused with it, but for flags; a
+ * value out of its range is BL_ERROR_INVALID_ARGUMENT.
  */
 typedef struct {
   uint32_t struct_size;
   /**
-   * What to pack to. BL_TYPE_AUTO or the stored type; another: BL_ERROR_UNSUPPORTED in this version.
+   * BL_TYPE_AUTO: as stored. Else which format it is, where the file does not tell: BL_TYPE_I2_S_ARM or
+   * _ROWS of an I2_S tensor; one of several that a layer is stored in; that of packed bytes whose scales
+   * are given below; BL_TYPE_BITNET_HF of floats that are to be ternarised. A type that needs another
+   * quantisation is BL_ERROR_UNSUPPORTED.
    */
   bl_type type;
   /** How the layer takes x. */
   bl_activation activation;
-  /** BL_LAYER_TRANSPOSED. */
+  /** BL_LAYER_*. */
   uint32_t flags;
-  /** out_features values that are added to y; copied. NULL: none. */
+  /**
+   * out_features values that are added to y, in place of the file's; copied. NULL: the file's (opened
+   * by a tensor's name, there is none).
+   */
   const float *bias;
-  /** Done to each row of x first, once per row. */
+  /**
+   * Scales in place of the file's, for formats that keep them apart (docs/formats.md): read once.
+   */
+  const float *scales;
+  int64_t scale_count;
+  /** Columns of a group; 0: what the file says. */
+  int64_t group_size;
+  /** Which matrix of a tensor of three dimensions, from 0. */
+  int64_t slice;
+  /** Where packed bytes do not tell them (rows or columns of padding, flat arrays); 0: they do. */
+  int64_t in_features;
+  int64_t out_features;
+  /**
+   * Done to each row of x first, once per row. Where the file has a norm before the layer it is done
+   * without being asked for, and must not be asked for (but see BL_LAYER_WITHOUT_NORM).
+   */
   bl_norm norm;
   /** Finite and not negative. 0: 1e-5. */
   float norm_epsilon;
@@ -546,8 +627,9 @@ BL_API bl_status bl_type_describe(bl_type type, bl_type_info *info, bl_error *er
 
 /**
  * Makes a context: threads and settings that layers and calls use. `options` may be NULL.
- * Reads the environment variable BITLINEAR_ISA (scalar, avx2, avx512vnni), which narrows the
- * instruction sets used; an unknown name is BL_ERROR_INVALID_ARGUMENT, one that this CPU lacks
+ * Reads the environment variable BITLINEAR_ISA (scalar, avx2, avxvnni, avx512vnni, or on ARM scalar,
+ * neon, dotprod, i8mm), which narrows the instruction sets used; an unknown name is
+ * BL_ERROR_INVALID_ARGUMENT, one that this CPU lacks
  * BL_ERROR_UNSUPPORTED. The default context reads it at its first use.
  */
 BL_API
@@ -632,6 +714,19 @@ bl_status bl_model_tensor(const bl_model *model,
 BL_NOEXCEPT;
 
 /**
+ * A layer by name, or by index where name is NULL. BL_ERROR_NOT_FOUND where there is none. A layer that
+ * cannot be opened is listed too: see `status`. A name under which weights are stored in several formats
+ * is BL_ERROR_INVALID_ARGUMENT; by index each is listed.
+ */
+BL_API
+bl_status bl_model_layer(const bl_model *model,
+                         const char *name,
+                         int64_t index,
+                         bl_model_layer_info *info,
+                         bl_error *error)
+BL_NOEXCEPT;
+
+/**
  * A metadata value by key, or by index where key is NULL. BL_ERROR_NOT_FOUND where there is none.
  */
 BL_API
@@ -655,17 +750,19 @@ bl_status bl_model_meta_item(const bl_model *model,
 BL_NOEXCEPT;
 
 /**
- * Makes a layer from a tensor of a model, [out_features, in_features] in any format that the library
- * reads. The weights are packed for the CPU, exactly: nothing is quantised again. The layer keeps
- * what it needs of the model alive; the model may be freed. Runs on the model's context.
+ * Makes a layer of a model. `name` is a layer's (bl_model_layer): its weights with scales, bias and what
+ * else its format has beside them. Or it is a tensor's: that matrix alone, [out_features, in_features], as
+ * it is stored; where both have the name, the tensor is meant. The weights are packed for the CPU, exactly:
+ * nothing is quantised again. A layer of which a part is missing is BL_ERROR_BAD_FILE, and what neither
+ * tensors nor config.json tell is BL_ERROR_INVALID_ARGUMENT that names the option which decides. The layer
+ * keeps what it needs of the model alive; the model may be freed. Runs on the model's context.
  *
  * A weight that the file names as Hadamard-folded (prism.hadamard.* metadata) gets the rotation of its
- * input by itself; a version, transform, axis or sign mode of it that this library does not know is
- * BL_ERROR_UNSUPPORTED for every layer of that file.
+ * input by itself; where that metadata is not understood, no layer of the file is opened.
  */
 BL_API
 bl_status bl_layer_open(const bl_model *model,
-                        const char *tensor,
+                        const char *name,
                         const bl_layer_options *options,
                         bl_layer **out,
                         bl_error *error)
@@ -680,7 +777,8 @@ BL_NOEXCEPT;
 
 /**
  * Writes `rows` rows of the dequantised weights, from first_row on, into dst (f32, f16 or bf16): what
- * float activations are multiplied with, after norm and rotation where the layer has them.
+ * float activations are multiplied with, times the factor of the product where the layer has one,
+ * after norm and rotation.
  */
 BL_API
 bl_status bl_layer_read(const bl_layer *layer,
@@ -722,6 +820,28 @@ bl_status bl_forward(const bl_layer *layer,
                      int64_t y_stride,
                      const bl_run_options *options,
                      bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * Several layers on the same x (Q, K and V; gate and up): ys[i] = x W_i^T + b_i, each bit for bit what
+ * bl_forward gives. x is quantised once (and normed and rotated, where all layers do that alike) and all
+ * layers are one parallel region. The layers have the
+ * same in_features and belong to one context; the y's are of one type and do not overlap. y_strides is
+ * NULL (rows touch) or has one stride for each layer. A workspace as large as the layers' planned
+ * ones together is always enough.
+ */
+BL_API
+bl_status bl_forward_many(const bl_layer *const *layers,
+                          size_t count,
+                          int64_t m,
+                          const void *x,
+                          bl_type x_type,
+                          int64_t x_stride,
+                          void *const *ys,
+                          bl_type y_type,
+                          const int64_t *y_strides,
+                          const bl_run_options *options,
+                          bl_error *error)
 BL_NOEXCEPT;
 
 /**

@@ -32,7 +32,6 @@ pub mod cpu;
 pub mod exec;
 pub mod kernel;
 
-pub mod hadamard;
 pub mod layer;
 pub mod matrix;
 pub mod model;

@@ -55,6 +55,24 @@ pub struct Norm {
     bias: Option<Vec<f32>>,
 }
 
+impl PartialEq for Norm {
+    /// Whether both give the same bits.
+    fn eq(&self, other: &Norm) -> bool {
+        let same = |a: &Option<Vec<f32>>, b: &Option<Vec<f32>>| match (a, b) {
+            (None, None) => true,
+            (Some(a), Some(b)) => {
+                a.len() == b.len()
+                    && a.iter().zip(b).fold(0, |d, (a, b)| d | (a.to_bits() ^ b.to_bits())) == 0
+            }
+            _ => false,
+        };
+        self.kind == other.kind
+            && self.epsilon.to_bits() == other.epsilon.to_bits()
+            && same(&self.weight, &other.weight)
+            && same(&self.bias, &other.bias)
+    }
+}
+
 impl Norm {
     /// Checks and copies.
     pub fn new(spec: &Spec<'_>, in_features: usize) -> Result<Norm> {

@@ -31,6 +31,7 @@ pub struct Spec<'a> {
 }
 
 /// A rotation of rows of so many columns.
+#[derive(PartialEq)]
 pub struct Rotation {
     block: usize,
     columns: usize,

@@ -1,6 +1,6 @@
 //! Layers.
 
-use std::ffi::{c_char, c_void};
+use std::ffi::{CStr, c_char, c_void};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -10,16 +10,20 @@ use super::handle::{self, Kind};
 use super::model::{Model, string};
 use super::options;
 use super::types::*;
+use crate::codec::bitnet_hf::WeightScale;
+use crate::codec::gptq::GptqVersion;
+use crate::codec::{Floats, Matrix};
+use crate::container::{self, Quoted};
 use crate::epilogue::Epilogue;
-use crate::error::{Result, fail};
-use crate::hadamard;
+use crate::error::{Error, Result, fail};
 use crate::layer::{Activation, Linear, Options};
 use crate::layout::Float;
+use crate::limits::FEATURES_MAX;
 use crate::matrix::MatrixMut;
 use crate::memory::filled;
-use crate::norm;
-use crate::rotation;
+use crate::model::{Plan, Request};
 use crate::types::Type;
+use crate::{norm, rotation};
 
 /// The body of a `bl_layer`.
 pub struct Layer {
@@ -75,20 +79,33 @@ pub fn row_stride(stride: i64, columns: usize, float: Float, what: &str) -> Resu
     }
 }
 
-/// Makes a layer from a tensor of a model, [out_features, in_features] in any format that the library
-/// reads. The weights are packed for the CPU, exactly: nothing is quantised again. The layer keeps
-/// what it needs of the model alive; the model may be freed. Runs on the model's context.
+/// Refuses rows that end beyond what an address space has: their addresses would wrap.
+pub fn addressable(rows: usize, stride: usize, what: &str) -> Result<()> {
+    match stride.checked_mul(rows) {
+        Some(bytes) if bytes <= isize::MAX as usize => Ok(()),
+        _ => Err(fail!(
+            InvalidArgument,
+            "{rows} rows of {what} at a stride of {stride} bytes are more than an address space"
+        )),
+    }
+}
+
+/// Makes a layer of a model. `name` is a layer's (bl_model_layer): its weights with scales, bias and what
+/// else its format has beside them. Or it is a tensor's: that matrix alone, [out_features, in_features], as
+/// it is stored; where both have the name, the tensor is meant. The weights are packed for the CPU, exactly:
+/// nothing is quantised again. A layer of which a part is missing is BL_ERROR_BAD_FILE, and what neither
+/// tensors nor config.json tell is BL_ERROR_INVALID_ARGUMENT that names the option which decides. The layer
+/// keeps what it needs of the model alive; the model may be freed. Runs on the model's context.
 ///
 /// A weight that the file names as Hadamard-folded (prism.hadamard.* metadata) gets the rotation of its
-/// input by itself; a version, transform, axis or sign mode of it that this library does not know is
-/// BL_ERROR_UNSUPPORTED for every layer of that file.
+/// input by itself; where that metadata is not understood, no layer of the file is opened.
 ///
 /// # Safety
 /// As the rules at the top of bitlinear.h say.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bl_layer_open(
     model: *const bl_model,
-    tensor: *const c_char,
+    name: *const c_char,
     options: *const bl_layer_options,
     out: *mut *mut bl_layer,
     error: *mut bl_error,
@@ -98,79 +115,157 @@ pub unsafe extern "C" fn bl_layer_open(
         guard(error, || {
             let out = out_handle(out)?;
             let model: &Model = handle::get(model)?;
-            let name = string(tensor, "the tensor's name")?;
-            let tensor = model.tensor(name)?;
+            let name = string(name, "the layer's name")?;
             let options = options::read(options)?;
-            if options.flags & !BL_LAYER_TRANSPOSED != 0 {
-                return Err(fail!(InvalidArgument, "layer flags {:#x} are unknown", options.flags));
-            }
-            if options.r#type.0 != 0 && options.r#type.known()? != tensor.ty {
-                return Err(fail!(
-                    Unsupported,
-                    "packing {} weights to {} needs a conversion that this version lacks",
-                    tensor.ty.name(),
-                    options.r#type.known()?.name()
-                ));
-            }
-            let number = options.activation.0;
-            let activation = Activation::ALL
-                .into_iter()
-                .find(|a| *a as u32 == number)
-                .ok_or_else(|| fail!(Unsupported, "activation {number} is unknown to this library"))?;
-            let transposed = options.flags & BL_LAYER_TRANSPOSED != 0;
-            let matrix = match transposed {
-                false => crate::model::matrix(&model.files, tensor)?,
-                true => crate::model::transposed(&model.files, tensor)?,
-            };
-            let parameters = Parameters::read(&options, matrix.in_features(), matrix.out_features())?;
-            let declared = hadamard::of(&model.files, tensor, matrix.in_features())?;
-            let mut options = parameters.options(activation)?;
-            if let Some(declared) = &declared {
-                if options.rotation.is_some() {
-                    return Err(fail!(
-                        InvalidArgument,
-                        "rotation_block is set, but the file declares the rotation of tensor {} itself",
-                        name.to_string_lossy()
-                    ));
-                }
-                options.rotation = Some(declared.spec());
-            }
-            let source = model.files.source(tensor);
-            // A row of a transposed matrix is all over the tensor, which then stays until the end.
-            let row_bytes = if transposed { 0 } else { tensor.bytes as usize / matrix.out_features().max(1) };
-            let mut dropped = tensor.offset as usize;
-            // Pages behind the reader are given back, so that the file does not count as resident
-            // beside its packed weights.
-            let mut seen = |row: usize| {
-                let read = tensor.offset as usize + (row + 1) * row_bytes;
-                if read - dropped >= DROP_BEHIND
-                    && let Some(source) = source
-                {
-                    source.done(dropped..read);
-                    dropped = read;
-                }
-            };
-            let linear = Linear::new(&*matrix, &options, model.context.isa, &model.context.heap, &mut seen)?;
+            let activation = activation(options.activation)?;
+            let scales = scale_bytes(&options)?;
+            let request = request(&options, scales.as_deref())?;
+            let plan = plan(model, name, &request)?;
+            let within = |e: Error| e.within(format_args!("{}", Quoted(name.to_bytes())));
+            // First: it checks what the file says of its size, before a bias of that size is read.
+            let matrix = plan.matrix().map_err(within)?;
+            let parameters = Parameters::read(&options, &plan).map_err(within)?;
+            let options = parameters.options(activation, &plan).map_err(within)?;
+            let linear = pack(model, &plan, &*matrix, &options).map_err(within)?;
             let kernel = linear.plan(1, &model.context.executor).kernel.name();
-            model.context.log(
-                bl_log_level::BL_LOG_DEBUG,
-                format_args!("layer {}: {} packed for {kernel}", name.to_string_lossy(), tensor.ty.name()),
-            );
-            let layer = Layer::new(model.context.clone(), linear, tensor.ty);
+            let (shown, ty) = (Quoted(name.to_bytes()), plan.ty.name());
+            let line = format_args!("layer {shown}: {ty} packed for {kernel}");
+            model.context.log(bl_log_level::BL_LOG_DEBUG, line);
+            let layer = Layer::new(model.context.clone(), linear, plan.ty);
             *out = handle::make::<bl_layer, _>(Arc::new(layer))?;
-            if let Some(source) = source {
-                source.done(dropped..(tensor.offset + tensor.bytes) as usize);
-            }
             Ok(())
         })
     }
+}
+
+fn activation(number: ActivationArg) -> Result<Activation> {
+    Activation::ALL
+        .into_iter()
+        .find(|a| *a as u32 == number.0)
+        .ok_or_else(|| fail!(Unsupported, "activation {} is unknown to this library", number.0))
+}
+
+/// The scales of the options as a tensor's bytes.
+///
+/// # Safety
+/// `options.scales` is NULL or valid for reading `options.scale_count` floats.
+unsafe fn scale_bytes(options: &bl_layer_options) -> Result<Option<Vec<u8>>> {
+    let count = option_size(options.scale_count, "scale_count")?;
+    match (options.scales.is_null(), count) {
+        (true, 0) => Ok(None),
+        (true, _) | (false, 0) => Err(fail!(
+            InvalidArgument,
+            "{count} scales at {:p}: bl_layer_options.scales and scale_count go together",
+            options.scales
+        )),
+        (false, _) => {
+            let bytes = count.checked_mul(4).filter(|n| *n <= isize::MAX as usize);
+            bytes.ok_or_else(|| fail!(InvalidArgument, "{count} scales are more than an address space"))?;
+            // SAFETY: the caller's contract.
+            let floats = unsafe { read_floats(options.scales, count, "scales")? };
+            let mut bytes = filled(count * 4, 0u8, "scales")?;
+            for (float, bytes) in floats.iter().zip(bytes.as_chunks_mut().0) {
+                *bytes = float.to_le_bytes();
+            }
+            Ok(Some(bytes))
+        }
+    }
+}
+
+fn option_size(n: i64, what: &str) -> Result<usize> {
+    let size = usize::try_from(n).ok().filter(|n| *n as u64 <= FEATURES_MAX * FEATURES_MAX);
+    size.ok_or_else(|| fail!(InvalidArgument, "bl_layer_options.{what} is {n}"))
+}
+
+/// What the options ask of the model.
+fn request<'a>(options: &bl_layer_options, scales: Option<&'a [u8]>) -> Result<Request<'a>> {
+    const ALL: u32 = BL_LAYER_SCALE_MULTIPLIES
+        | BL_LAYER_SCALE_DIVIDES
+        | BL_LAYER_GPTQ_V1
+        | BL_LAYER_GPTQ_V2
+        | BL_LAYER_ALL_SLICES
+        | BL_LAYER_WITHOUT_NORM
+        | BL_LAYER_TRANSPOSED;
+    let flags = options.flags;
+    if flags & !ALL != 0 {
+        return Err(fail!(InvalidArgument, "layer flags {:#x} are unknown", flags & !ALL));
+    }
+    let has = |flag: u32| flags & flag != 0;
+    let weight_scale = match (has(BL_LAYER_SCALE_MULTIPLIES), has(BL_LAYER_SCALE_DIVIDES)) {
+        (false, false) => None,
+        (true, false) => Some(WeightScale::Multiplies),
+        (false, true) => Some(WeightScale::Divides),
+        (true, true) => return Err(fail!(InvalidArgument, "a scale that multiplies and divides")),
+    };
+    let gptq = match (has(BL_LAYER_GPTQ_V1), has(BL_LAYER_GPTQ_V2)) {
+        (false, false) => None,
+        (true, false) => Some(GptqVersion::V1),
+        (false, true) => Some(GptqVersion::V2),
+        (true, true) => return Err(fail!(InvalidArgument, "GPTQ of both versions")),
+    };
+    let slice = option_size(options.slice, "slice")?;
+    if has(BL_LAYER_ALL_SLICES) && slice != 0 {
+        return Err(fail!(InvalidArgument, "slice {slice} and BL_LAYER_ALL_SLICES"));
+    }
+    Ok(Request {
+        ty: if options.r#type.0 == 0 { None } else { Some(options.r#type.known()?) },
+        weight_scale,
+        gptq,
+        group_size: option_size(options.group_size, "group_size")?,
+        slice,
+        all_slices: has(BL_LAYER_ALL_SLICES),
+        without_norm: has(BL_LAYER_WITHOUT_NORM),
+        transposed: has(BL_LAYER_TRANSPOSED),
+        in_features: option_size(options.in_features, "in_features")?,
+        out_features: option_size(options.out_features, "out_features")?,
+        scales: scales.map(|bytes| Floats::new(Type::F32, bytes)).transpose()?,
+        has_bias: !options.bias.is_null(),
+    })
+}
+
+/// The layer or the tensor of that name.
+fn plan<'a>(model: &'a Model, name: &CStr, request: &Request<'a>) -> Result<Plan<'a>> {
+    let (layers, directory) = (model.layers()?, &model.files.directory);
+    // The artifacts' tensors have the names of their layers, and are none without their scales.
+    let tensor = directory.tensor(name.to_bytes()).filter(|_| directory.kind != container::Kind::Artifact);
+    if let Some(tensor) = tensor {
+        return layers.plan_tensor(&model.files, tensor, request);
+    }
+    match layers.find(name.to_bytes(), request.ty)? {
+        Some(layer) => layers.plan(&model.files, layer, request),
+        None => Err(fail!(NotFound, "no layer or tensor is named `{}`", name.to_string_lossy())),
+    }
+}
+
+/// Packs the matrix of a plan. Pages of the file behind the reader are given back, so that it does not
+/// count as resident beside its packed weights.
+fn pack(model: &Model, plan: &Plan<'_>, matrix: &dyn Matrix, options: &Options<'_>) -> Result<Linear> {
+    let Some((tensor, start, row_bytes)) = plan.rows else {
+        // Rows are spread over their tensors: what one reads, the next needs.
+        return Linear::new(matrix, options, model.context.isa, &model.context.heap, &mut |_| {});
+    };
+    let Some(source) = model.files.source(tensor) else {
+        return Err(fail!(Internal, "a tensor of no file"));
+    };
+    let first = tensor.offset as usize + start;
+    let mut dropped = first;
+    let mut seen = |row: usize| {
+        let read = first + (row + 1) * row_bytes;
+        if read - dropped >= DROP_BEHIND {
+            source.done(dropped..read);
+            dropped = read;
+        }
+    };
+    let linear = Linear::new(matrix, options, model.context.isa, &model.context.heap, &mut seen)?;
+    source.done(dropped..first + plan.out_features * row_bytes);
+    Ok(linear)
 }
 
 /// Bytes that a loader leaves mapped behind it before it gives pages back.
 const DROP_BEHIND: usize = 1 << 20;
 
 /// What stands around a product, copied from a caller's options.
-pub struct Parameters {
+struct Parameters {
     raw: bl_layer_options,
     bias: Option<Vec<f32>>,
     norm_weight: Option<Vec<f32>>,
@@ -179,15 +274,12 @@ pub struct Parameters {
 }
 
 impl Parameters {
-    /// Reads the vectors that the options point to.
+    /// Reads the vectors that the options point to, and the file's.
     ///
     /// # Safety
     /// The options' pointers are NULL or valid for as many floats as the header says.
-    pub unsafe fn read(
-        raw: &bl_layer_options,
-        in_features: usize,
-        out_features: usize,
-    ) -> Result<Parameters> {
+    unsafe fn read(raw: &bl_layer_options, plan: &Plan<'_>) -> Result<Parameters> {
+        let (in_features, out_features) = (plan.in_features, plan.out_features);
         let no_norm = raw.norm.0 == bl_norm::BL_NORM_NONE as u32;
         if no_norm && !(raw.norm_weight.is_null() && raw.norm_bias.is_null() && raw.norm_epsilon == 0.0) {
             return Err(fail!(InvalidArgument, "a weight, bias or epsilon of a norm is set, but no norm"));
@@ -195,23 +287,33 @@ impl Parameters {
         if raw.rotation_block == 0 && !raw.rotation_signs.is_null() {
             return Err(fail!(InvalidArgument, "rotation_signs is set, but no rotation_block"));
         }
+        let (file_norm, file_bias) = (plan.norm()?, plan.bias()?);
+        if !no_norm && file_norm.is_some() {
+            return Err(fail!(
+                InvalidArgument,
+                "a norm is set, but the file has one: BL_LAYER_WITHOUT_NORM leaves that out"
+            ));
+        }
+        if raw.rotation_block != 0 && plan.rotation.is_some() {
+            return Err(fail!(InvalidArgument, "rotation_block is set, but the file declares a rotation"));
+        }
         // SAFETY: the caller's contract.
         unsafe {
             Ok(Parameters {
                 raw: *raw,
-                bias: read_floats(raw.bias, out_features, "bias")?,
-                norm_weight: read_floats(raw.norm_weight, in_features, "norm_weight")?,
-                norm_bias: read_floats(raw.norm_bias, in_features, "norm_bias")?,
-                rotation_signs: read_floats(raw.rotation_signs, in_features, "rotation_signs")?,
+                bias: read_some(raw.bias, out_features, "bias")?.or(file_bias),
+                norm_weight: read_some(raw.norm_weight, in_features, "norm_weight")?.or(file_norm),
+                norm_bias: read_some(raw.norm_bias, in_features, "norm_bias")?,
+                rotation_signs: read_some(raw.rotation_signs, in_features, "rotation_signs")?,
             })
         }
     }
 
     /// The same for `Linear::new`, which checks the values.
-    pub fn options(&self, activation: Activation) -> Result<Options<'_>> {
+    fn options<'a>(&'a self, activation: Activation, plan: &'a Plan<'_>) -> Result<Options<'a>> {
         let raw = &self.raw;
         let kind = match raw.norm.0 {
-            0 => None,
+            0 => plan.norm_epsilon().map(|_| norm::Kind::Rms),
             number => Some(
                 norm::Kind::ALL
                     .into_iter()
@@ -221,7 +323,11 @@ impl Parameters {
         };
         let norm = kind.map(|kind| norm::Spec {
             kind,
-            epsilon: if raw.norm_epsilon == 0.0 { EPSILON } else { raw.norm_epsilon },
+            epsilon: match plan.norm_epsilon() {
+                Some(epsilon) => epsilon,
+                None if raw.norm_epsilon == 0.0 => EPSILON,
+                None => raw.norm_epsilon,
+            },
             weight: self.norm_weight.as_deref(),
             bias: self.norm_bias.as_deref(),
         });
@@ -231,9 +337,10 @@ impl Parameters {
         });
         Ok(Options {
             activation,
+            product_scale: plan.product_scale,
             bias: self.bias.as_deref(),
             norm,
-            rotation,
+            rotation: rotation.or(plan.rotation.as_ref().map(|declared| declared.spec())),
             epilogue: Epilogue::from_number(raw.epilogue.0, raw.epilogue_threshold)?,
             activation_scale: (raw.activation_scale != 0.0).then_some(raw.activation_scale),
         })
@@ -247,14 +354,18 @@ const EPSILON: f32 = 1e-5;
 ///
 /// # Safety
 /// `from` is NULL or valid for reading `count` floats of any alignment.
-pub unsafe fn read_floats(from: *const f32, count: usize, what: &str) -> Result<Option<Vec<f32>>> {
-    if from.is_null() {
-        return Ok(None);
-    }
+pub unsafe fn read_some(from: *const f32, count: usize, what: &str) -> Result<Option<Vec<f32>>> {
+    // SAFETY: the caller's contract.
+    if from.is_null() { Ok(None) } else { unsafe { read_floats(from, count, what).map(Some) } }
+}
+
+/// # Safety
+/// `from` is valid for reading `count` floats of any alignment.
+unsafe fn read_floats(from: *const f32, count: usize, what: &str) -> Result<Vec<f32>> {
     let mut values = filled(count, 0.0f32, what)?;
     // SAFETY: the caller's contract; a byte copy asks for no alignment.
     unsafe { std::ptr::copy_nonoverlapping(from.cast::<u8>(), values.as_mut_ptr().cast(), count * 4) };
-    Ok(Some(values))
+    Ok(values)
 }
 
 /// Shape, format and size of a layer.
@@ -292,7 +403,8 @@ pub unsafe extern "C" fn bl_layer_describe(
 }
 
 /// Writes `rows` rows of the dequantised weights, from first_row on, into dst (f32, f16 or bf16): what
-/// float activations are multiplied with, after norm and rotation where the layer has them.
+/// float activations are multiplied with, times the factor of the product where the layer has one,
+/// after norm and rotation.
 ///
 /// # Safety
 /// As the rules at the top of bitlinear.h say.
@@ -326,11 +438,12 @@ pub unsafe extern "C" fn bl_layer_read(
             if dst.is_null() {
                 return Err(fail!(InvalidArgument, "dst is NULL"));
             }
+            addressable(rows as usize, stride, "dst")?;
             let dst = MatrixMut::new(dst.cast(), float, stride, columns);
             let mut row = packed.row()?;
             let mut weights = filled(columns, 0.0, "a row of weights")?;
             for r in 0..rows as usize {
-                packed.read_weights(first_row as usize + r, &mut row, &mut weights);
+                layer.linear.read_weights(first_row as usize + r, &mut row, &mut weights);
                 dst.write(r, 0, &weights);
             }
             Ok(())

@@ -17,4 +17,6 @@ pub mod model;
 pub mod options;
 pub mod profile;
 pub mod rotate;
+#[cfg(feature = "test-hooks")]
+pub mod test_hooks;
 pub mod types;

@@ -370,6 +370,8 @@ pub struct bl_model_info {
     pub metadata: i64,
     /// Bytes of all files of the model.
     pub bytes: u64,
+    /// See bl_model_layer.
+    pub layers: i64,
 }
 
 /// One stored tensor.
@@ -388,6 +390,40 @@ pub struct bl_tensor_info {
     /// The stored bytes, of any alignment.
     pub data: *const c_void,
     pub bytes: u64,
+}
+
+/// One layer, as the naming rules of its format make it (docs/formats.md). The names of its tensors are
+/// NULL where it has none in that role; all live as long as the model handle.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct bl_model_layer_info {
+    pub struct_size: u32,
+    /// The format of its weights.
+    pub r#type: TypeArg,
+    /// What its tensors have in common: `blk.0.attn_q` of `blk.0.attn_q.weight`.
+    pub name: *const c_char,
+    /// 0 where they are not known, which `status` tells. Of one matrix, where there are several.
+    pub in_features: i64,
+    pub out_features: i64,
+    /// Matrices: more than 1 in tensors of three dimensions (experts).
+    pub slices: i64,
+    /// BL_OK, or what bl_layer_open without options will answer: a part is missing, an option must
+    /// decide, the format is not read. bl_layer_open says it in words.
+    pub status: StatusArg,
+    pub reserved: u32,
+    /// NULL only where the weights are missing.
+    pub weight: *const c_char,
+    pub scales: *const c_char,
+    /// Zero points or minima of groups.
+    pub zeros: *const c_char,
+    /// The group of each column.
+    pub group_index: *const c_char,
+    pub shape: *const c_char,
+    /// What x W^T is multiplied with, before the bias.
+    pub product_scale: *const c_char,
+    pub bias: *const c_char,
+    /// The gain of an RMS norm of x before the layer.
+    pub norm: *const c_char,
 }
 
 /// One metadata value.
@@ -411,21 +447,36 @@ pub struct bl_meta_info {
     pub items: i64,
 }
 
-/// How a layer is made: y = epilogue(rotation(norm(x)) W^T + bias). A value out of its range is
-/// BL_ERROR_INVALID_ARGUMENT.
+/// How a layer is made: y = epilogue(rotation(norm(x)) W^T + bias). Options that say nothing about a format are refused with it, but for flags; a
+/// value out of its range is BL_ERROR_INVALID_ARGUMENT.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct bl_layer_options {
     pub struct_size: u32,
-    /// What to pack to. BL_TYPE_AUTO or the stored type; another: BL_ERROR_UNSUPPORTED in this version.
+    /// BL_TYPE_AUTO: as stored. Else which format it is, where the file does not tell: BL_TYPE_I2_S_ARM or
+    /// _ROWS of an I2_S tensor; one of several that a layer is stored in; that of packed bytes whose scales
+    /// are given below; BL_TYPE_BITNET_HF of floats that are to be ternarised. A type that needs another
+    /// quantisation is BL_ERROR_UNSUPPORTED.
     pub r#type: TypeArg,
     /// How the layer takes x.
     pub activation: ActivationArg,
-    /// BL_LAYER_TRANSPOSED.
+    /// BL_LAYER_*.
     pub flags: u32,
-    /// out_features values that are added to y; copied. NULL: none.
+    /// out_features values that are added to y, in place of the file's; copied. NULL: the file's (opened
+    /// by a tensor's name, there is none).
     pub bias: *const f32,
-    /// Done to each row of x first, once per row.
+    /// Scales in place of the file's, for formats that keep them apart (docs/formats.md): read once.
+    pub scales: *const f32,
+    pub scale_count: i64,
+    /// Columns of a group; 0: what the file says.
+    pub group_size: i64,
+    /// Which matrix of a tensor of three dimensions, from 0.
+    pub slice: i64,
+    /// Where packed bytes do not tell them (rows or columns of padding, flat arrays); 0: they do.
+    pub in_features: i64,
+    pub out_features: i64,
+    /// Done to each row of x first, once per row. Where the file has a norm before the layer it is done
+    /// without being asked for, and must not be asked for (but see BL_LAYER_WITHOUT_NORM).
     pub norm: NormArg,
     /// Finite and not negative. 0: 1e-5.
     pub norm_epsilon: f32,
@@ -528,8 +579,21 @@ pub const BL_CONTEXT_PROFILE: u32 = 1;
 pub const BL_LOAD_COPY: u32 = 1;
 /// `bl_load_memory` only: the bytes are BORROWED and outlive the model and its layers.
 pub const BL_LOAD_BORROW: u32 = 2;
+
+/// `bl_layer_options.flags`: BitNet's weight_scale multiplies the weights, whatever config.json says.
+pub const BL_LAYER_SCALE_MULTIPLIES: u32 = 1;
+/// BitNet's weight_scale divides the weights, whatever config.json says.
+pub const BL_LAYER_SCALE_DIVIDES: u32 = 2;
+/// GPTQ's zero points are stored less 1 ("gptq"), whatever config.json says.
+pub const BL_LAYER_GPTQ_V1: u32 = 4;
+/// GPTQ's zero points are stored as they are ("gptq_v2"), whatever config.json says.
+pub const BL_LAYER_GPTQ_V2: u32 = 8;
+/// All matrices of a tensor of three dimensions, one below the other, as one layer.
+pub const BL_LAYER_ALL_SLICES: u32 = 16;
+/// The norm that the file has before the layer is left out: the caller applies it, or gives another.
+pub const BL_LAYER_WITHOUT_NORM: u32 = 32;
 /// `bl_layer_options.flags`: the tensor (f32, f16 or bf16) is stored [in_features, out_features].
-pub const BL_LAYER_TRANSPOSED: u32 = 1;
+pub const BL_LAYER_TRANSPOSED: u32 = 64;
 /// `bl_run_options.flags`: adds to what is in y instead of replacing it, after everything else.
 pub const BL_RUN_ACCUMULATE: u32 = 1;
 /// `bl_rotate`: from rotated rows back to plain ones.
@@ -552,6 +616,7 @@ sized!(
     bl_load_options,
     bl_model_info,
     bl_tensor_info,
+    bl_model_layer_info,
     bl_meta_info,
     bl_layer_options,
     bl_layer_info,

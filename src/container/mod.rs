@@ -140,9 +140,14 @@ impl Directory {
 
     /// The tensor of that name.
     pub fn tensor(&self, name: impl AsRef<[u8]>) -> Option<&Tensor> {
+        self.tensors.get(self.index(name)? as usize)
+    }
+
+    /// The index in `tensors` of the tensor of that name.
+    pub fn index(&self, name: impl AsRef<[u8]>) -> Option<u32> {
         let at = |&i: &u32| self.texts.get(self.tensors[i as usize].name).cmp(name.as_ref());
         let found = self.by_name.binary_search_by(at).ok()?;
-        self.tensors.get(self.by_name[found] as usize)
+        self.by_name.get(found).copied()
     }
 
     /// The tensor at `index` in the file's order.
