@@ -168,7 +168,7 @@ static void opening(void) {
   EXPECT(bl_layer_open(other, "a.weight_packed", NULL, &made, &error), BL_ERROR_UNSUPPORTED,
          "tensor \"a.weight_packed\": u8 elements are no weights by themselves; it is a part of layer \"a\"");
   bl_free(other);
-  for (bit = BL_LAYER_WITHOUT_NORM << 1; bit != 0; bit <<= 1) {
+  for (bit = BL_LAYER_TRANSPOSED << 1; bit != 0; bit <<= 1) {
     options.flags = bit;
     EXPECT(bl_layer_open(model, WEIGHT, &options, &made, &error), BL_ERROR_INVALID_ARGUMENT, "flags");
   }
@@ -255,7 +255,7 @@ static void running(void) {
   EXPECT(RUN(1, BL_TYPE_F32, 0, BL_TYPE_F32, INT64_MIN), BL_ERROR_INVALID_ARGUMENT, "row stride of y");
   EXPECT(RUN(2, BL_TYPE_F32, INT64_MAX, BL_TYPE_F32, 0), BL_ERROR_INVALID_ARGUMENT, "address space");
   EXPECT(RUN(2, BL_TYPE_F32, 0, BL_TYPE_F32, INT64_MAX), BL_ERROR_INVALID_ARGUMENT, "address space");
-  for (bit = 1; bit != 0; bit <<= 1) {
+  for (bit = BL_RUN_ACCUMULATE << 1; bit != 0; bit <<= 1) {
     options.flags = bit;
     EXPECT(bl_forward(layer, 1, x, BL_TYPE_F32, 0, y, BL_TYPE_F32, 0, &options, &error),
            BL_ERROR_INVALID_ARGUMENT, "flags");

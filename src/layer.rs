@@ -1,17 +1,25 @@
 //! `Linear`: packed weights, the kernels chosen for them, and what stands around the product. The noun
 //! of the ABI.
+//!
+//! ```text
+//! row of x --f32--> norm --> rotation --> columns in packed order --> codes + scales   once a row
+//! product * its scale + bias --> epilogue --> y, or y + it                             tile by tile
+//! ```
 
 use std::mem::MaybeUninit;
 
 use crate::activation::{Activations, Codes, Floats, Kind, RowCodes, Rule, Segment, Shape};
 use crate::codec::Matrix;
 use crate::cpu::Isa;
+use crate::epilogue::Epilogue;
 use crate::error::{Result, fail};
 use crate::exec::Executor;
 use crate::kernel::{self, Choice, Job, Kernel};
 use crate::layout::{Layout, Packed, QUAD, Row, Scales, TILE};
 use crate::matrix::{MatrixMut, MatrixRef};
-use crate::memory::{ALIGNMENT, Heap};
+use crate::memory::{ALIGNMENT, Heap, copied};
+use crate::norm::{self, Norm};
+use crate::rotation::{self, Rotation};
 
 /// What the kernels multiply the weights with; the numbers are those of `bl_activation`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,8 +43,8 @@ impl Activation {
         [Activation::Auto, Activation::F32, Activation::Int8Row, Activation::Int8Group];
 
     /// What it means for weights of that layout: `None` is float.
-    fn resolve(self, layout: &Layout) -> Result<Option<Rule>> {
-        let int8 = |segment| Some(Rule { limit: 127.0, segment, fixed_scale: None });
+    fn resolve(self, layout: &Layout, fixed_scale: Option<f32>) -> Result<Option<Rule>> {
+        let int8 = |segment| Some(Rule { limit: 127.0, segment, fixed_scale });
         let Layout::Coded(coded) = layout else {
             return match self {
                 Activation::Auto | Activation::F32 => Ok(None),
@@ -68,9 +76,19 @@ pub struct Options<'a> {
     pub product_scale: Option<f32>,
     /// `out_features` values to add, copied.
     pub bias: Option<&'a [f32]>,
+    /// Done to each row of x first.
+    pub norm: Option<norm::Spec<'a>>,
+    /// Done to each row of x after the norm.
+    pub rotation: Option<rotation::Spec<'a>>,
+    /// Done to each output after the bias.
+    pub epilogue: Epilogue,
+    /// Integer activations: a scale for every segment, instead of each segment's own. Finite and above
+    /// 0, and so is 1 / it.
+    pub activation_scale: Option<f32>,
 }
 
-/// One linear layer, `y = x Wᵀ + b` or `y = (x Wᵀ) s + b`. Immutable: any number of threads may use it at a time.
+/// One linear layer, `y = epilogue((R norm(x) Wᵀ) s + b)`, of which all but the product may be missing.
+/// Immutable: any number of threads may use it at a time.
 pub struct Linear {
     packed: Packed,
     rule: Option<Rule>,
@@ -79,6 +97,9 @@ pub struct Linear {
     choice: Choice,
     product_scale: Option<f32>,
     bias: Option<Vec<f32>>,
+    norm: Option<Norm>,
+    rotation: Option<Rotation>,
+    epilogue: Epilogue,
 }
 
 /// Rows of x that are taken at a time: more would only enlarge the workspace.
@@ -103,6 +124,7 @@ struct Plan {
     /// The first slot, and its parts relative to it.
     slots: usize,
     staged: usize,
+    permuted: usize,
     row_codes: usize,
     out: usize,
     scratch: usize,
@@ -139,33 +161,43 @@ impl Linear {
         seen: &mut dyn FnMut(usize),
     ) -> Result<Linear> {
         let layout = matrix.layout();
-        let rule = options.activation.resolve(&layout)?;
-        let mut packed = Packed::room_for(matrix, heap)?;
-        let mut row = Row::new(layout, matrix.in_features())?;
-        for tile in 0..packed.tiles() {
-            packed.fill_tile(tile, matrix, &mut row, seen)?;
-        }
-        let bias = match options.bias {
-            None => None,
-            Some(bias) if bias.len() == packed.out_features() => {
-                let mut copy = crate::memory::filled(bias.len(), 0.0, "bias")?;
-                copy.copy_from_slice(bias);
-                Some(copy)
+        let rule = options.activation.resolve(&layout, options.activation_scale)?;
+        if let Some(s) = options.activation_scale {
+            if rule.is_none() {
+                return Err(fail!(InvalidArgument, "activation_scale is set, but x is taken as floats"));
             }
-            Some(bias) => {
-                let out = packed.out_features();
+            if !(s > 0.0 && s.is_finite() && (1.0 / s).is_finite()) {
+                return Err(fail!(
+                    InvalidArgument,
+                    "activation_scale is {s}: it and its inverse above 0 and finite expected"
+                ));
+            }
+        }
+        // Before the weights are packed: a wrong parameter should not take seconds to find.
+        let columns = matrix.in_features();
+        let norm = options.norm.map(|spec| Norm::new(&spec, columns)).transpose()?;
+        let rotation = options.rotation.map(|spec| Rotation::new(&spec, columns)).transpose()?;
+        let bias = match options.bias {
+            Some(bias) if bias.len() != matrix.out_features() => {
+                let out = matrix.out_features();
                 return Err(fail!(
                     InvalidArgument,
                     "bias has {} values, the layer {out} outputs",
                     bias.len()
                 ));
             }
+            bias => bias.map(|bias| copied(bias, "bias")).transpose()?,
         };
+        let mut packed = Packed::room_for(matrix, heap)?;
+        let mut row = Row::new(layout, matrix.in_features())?;
+        for tile in 0..packed.tiles() {
+            packed.fill_tile(tile, matrix, &mut row, seen)?;
+        }
         let kind = if rule.is_some() { Kind::Integer } else { Kind::Float };
         let shape = Shape::new(&layout, *packed.geometry());
         let choice = kernel::select(&layout, packed.in_features(), kind, isa);
-        let product_scale = options.product_scale;
-        Ok(Linear { packed, rule, shape, isa, choice, product_scale, bias })
+        let (product_scale, epilogue) = (options.product_scale, options.epilogue);
+        Ok(Linear { packed, rule, shape, isa, choice, product_scale, bias, norm, rotation, epilogue })
     }
 
     /// Rows of W: values of a row of y.
@@ -201,9 +233,47 @@ impl Linear {
         }
     }
 
+    /// What the product is multiplied with.
+    pub fn product_scale(&self) -> Option<f32> {
+        self.product_scale
+    }
+
+    /// The values added to an output.
+    pub fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
+    }
+
+    /// The norm in front.
+    pub fn norm(&self) -> Option<&Norm> {
+        self.norm.as_ref()
+    }
+
+    /// The rotation in front.
+    pub fn rotation(&self) -> Option<&Rotation> {
+        self.rotation.as_ref()
+    }
+
+    /// What is done to outputs.
+    pub fn epilogue(&self) -> Epilogue {
+        self.epilogue
+    }
+
+    /// The scale that a caller fixed for the activations.
+    pub fn activation_scale(&self) -> Option<f32> {
+        self.rule.and_then(|rule| rule.fixed_scale)
+    }
+
+    /// Whether rows of x are changed before they are taken.
+    fn has_front(&self) -> bool {
+        self.norm.is_some() || self.rotation.is_some()
+    }
+
     /// Bytes that the layer owns.
     pub fn bytes(&self) -> usize {
-        self.packed.bytes() + self.bias.as_ref().map_or(0, |b| b.len() * 4)
+        self.packed.bytes()
+            + self.bias.as_ref().map_or(0, |b| b.len() * 4)
+            + self.norm.as_ref().map_or(0, Norm::bytes)
+            + self.rotation.as_ref().map_or(0, Rotation::bytes)
     }
 
     /// What a forward call on `m` rows will do and need.
@@ -231,9 +301,12 @@ impl Linear {
             && self.rule == other.rule
             && (self.rule.is_none() || cut(a) == cut(b))
             && self.packed.permutation() == other.packed.permutation()
+            && self.norm == other.norm
+            && self.rotation == other.rotation
     }
 
-    /// `y = x Wᵀ + b` for `m` rows. `workspace`, where given, has at least the planned bytes from its
+    /// `y = epilogue((R norm(x) Wᵀ) s + b)` for `m` rows, added to y where its view says so
+    /// ([`MatrixMut::accumulating`]). `workspace`, where given, has at least the planned bytes from its
     /// first 64-byte boundary on; then nothing is allocated here.
     pub fn forward(
         &self,
@@ -269,6 +342,28 @@ impl Linear {
             let row = if index >= rows {
                 staged.fill(0.0); // past the batch: computed and not stored
                 &*staged
+            } else if self.has_front() {
+                match x.row(index) {
+                    Some(row) => staged.copy_from_slice(row),
+                    None => x.read_row(index, staged),
+                }
+                if let Some(norm) = &self.norm {
+                    norm.apply(self.isa, staged);
+                }
+                if let Some(rotation) = &self.rotation {
+                    rotation.apply(self.isa, staged);
+                }
+                match self.packed.permutation() {
+                    None => &*staged,
+                    Some(columns) => {
+                        // SAFETY: as above; the plan has this part where a layer has both.
+                        let out: &mut [f32] = unsafe { space.part_mut(at + plan.permuted, in_features) };
+                        for (out, &k) in out.iter_mut().zip(columns) {
+                            *out = staged[k as usize];
+                        }
+                        &*out
+                    }
+                }
             } else {
                 match (self.packed.permutation(), x.row(index)) {
                     (None, Some(row)) => row,
@@ -335,7 +430,7 @@ impl Linear {
         }
     }
 
-    /// The product's scale, the bias, and the way into y.
+    /// The product's scale, the bias, the epilogue, and the way into y.
     fn finish(&self, tile: usize, rows: usize, finite: &[u8], out: &mut [f32], y: MatrixMut) {
         let first = tile * TILE;
         let lanes = TILE.min(self.out_features() - first);
@@ -351,6 +446,7 @@ impl Linear {
                     row.iter_mut().zip(&bias[first..]).for_each(|(v, b)| *v += b);
                 }
             }
+            self.epilogue.apply(self.isa, row);
             y.write(i, first, row);
         }
     }
@@ -449,6 +545,8 @@ fn lay_out(targets: &[Target<'_>], m: usize, slots: usize) -> Plan {
     let finite = take(padded_rows);
     let slots_at = take(0);
     let staged = take(in_features * 4) - slots_at;
+    let both = layer.has_front() && layer.packed.permutation().is_some();
+    let permuted = take(if both { in_features * 4 } else { 0 }) - slots_at;
     // A row of codes, its scales and its sums, before they are interleaved.
     let row_codes =
         take(if mr > 1 && layer.rule.is_some() { code_bytes + scales + sums } else { 0 }) - slots_at;
@@ -465,6 +563,7 @@ fn lay_out(targets: &[Target<'_>], m: usize, slots: usize) -> Plan {
         finite,
         slots: slots_at,
         staged,
+        permuted,
         row_codes,
         out,
         scratch,

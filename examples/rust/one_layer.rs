@@ -11,6 +11,7 @@ use bitlinear::exec::Executor;
 use bitlinear::layer::{Linear, Options};
 use bitlinear::matrix::{MatrixMut, MatrixRef};
 use bitlinear::memory::Heap;
+use bitlinear::model::{Layers, Request};
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().collect();
@@ -38,7 +39,8 @@ fn one_layer(file: &Path, tensor: &str) -> Result<String> {
             format_args!("no tensor is named `{tensor}`"),
         ));
     };
-    let matrix = bitlinear::model::matrix(&files, found)?;
+    let plan = Layers::of(&files)?.plan_tensor(&files, found, &Request::default())?;
+    let matrix = plan.matrix()?;
     let heap = Heap::default();
     let isa = Isa::from_environment()?;
     let layer = Linear::new(&*matrix, &Options::default(), isa, &heap, &mut |_| {})?;

@@ -14,6 +14,7 @@ use crate::codec::bitnet_hf::WeightScale;
 use crate::codec::gptq::GptqVersion;
 use crate::codec::{Floats, Matrix};
 use crate::container::{self, Quoted};
+use crate::epilogue::Epilogue;
 use crate::error::{Error, Result, fail};
 use crate::layer::{Activation, Linear, Options};
 use crate::layout::Float;
@@ -22,6 +23,7 @@ use crate::matrix::MatrixMut;
 use crate::memory::filled;
 use crate::model::{Plan, Request};
 use crate::types::Type;
+use crate::{norm, rotation};
 
 /// The body of a `bl_layer`.
 pub struct Layer {
@@ -95,6 +97,9 @@ pub fn addressable(rows: usize, stride: usize, what: &str) -> Result<()> {
 /// tensors nor config.json tell is BL_ERROR_INVALID_ARGUMENT that names the option which decides. The layer
 /// keeps what it needs of the model alive; the model may be freed. Runs on the model's context.
 ///
+/// A weight that the file names as Hadamard-folded (prism.hadamard.* metadata) gets the rotation of its
+/// input by itself; where that metadata is not understood, no layer of the file is opened.
+///
 /// # Safety
 /// As the rules at the top of bitlinear.h say.
 #[unsafe(no_mangle)]
@@ -119,12 +124,8 @@ pub unsafe extern "C" fn bl_layer_open(
             let within = |e: Error| e.within(format_args!("{}", Quoted(name.to_bytes())));
             // First: it checks what the file says of its size, before a bias of that size is read.
             let matrix = plan.matrix().map_err(within)?;
-            let file_bias = plan.bias()?;
-            let bias = match options.bias.is_null() {
-                true => file_bias,
-                false => Some(read_floats(options.bias, plan.out_features, "bias")?),
-            };
-            let options = Options { activation, product_scale: plan.product_scale, bias: bias.as_deref() };
+            let parameters = Parameters::read(&options, &plan).map_err(within)?;
+            let options = parameters.options(activation, &plan).map_err(within)?;
             let linear = pack(model, &plan, &*matrix, &options).map_err(within)?;
             let kernel = linear.plan(1, &model.context.executor).kernel.name();
             let (shown, ty) = (Quoted(name.to_bytes()), plan.ty.name());
@@ -183,7 +184,8 @@ fn request<'a>(options: &bl_layer_options, scales: Option<&'a [u8]>) -> Result<R
         | BL_LAYER_GPTQ_V1
         | BL_LAYER_GPTQ_V2
         | BL_LAYER_ALL_SLICES
-        | BL_LAYER_WITHOUT_NORM;
+        | BL_LAYER_WITHOUT_NORM
+        | BL_LAYER_TRANSPOSED;
     let flags = options.flags;
     if flags & !ALL != 0 {
         return Err(fail!(InvalidArgument, "layer flags {:#x} are unknown", flags & !ALL));
@@ -213,6 +215,7 @@ fn request<'a>(options: &bl_layer_options, scales: Option<&'a [u8]>) -> Result<R
         slice,
         all_slices: has(BL_LAYER_ALL_SLICES),
         without_norm: has(BL_LAYER_WITHOUT_NORM),
+        transposed: has(BL_LAYER_TRANSPOSED),
         in_features: option_size(options.in_features, "in_features")?,
         out_features: option_size(options.out_features, "out_features")?,
         scales: scales.map(|bytes| Floats::new(Type::F32, bytes)).transpose()?,
@@ -261,6 +264,101 @@ fn pack(model: &Model, plan: &Plan<'_>, matrix: &dyn Matrix, options: &Options<'
 /// Bytes that a loader leaves mapped behind it before it gives pages back.
 const DROP_BEHIND: usize = 1 << 20;
 
+/// What stands around a product, copied from a caller's options.
+struct Parameters {
+    raw: bl_layer_options,
+    bias: Option<Vec<f32>>,
+    norm_weight: Option<Vec<f32>>,
+    norm_bias: Option<Vec<f32>>,
+    rotation_signs: Option<Vec<f32>>,
+}
+
+impl Parameters {
+    /// Reads the vectors that the options point to, and the file's.
+    ///
+    /// # Safety
+    /// The options' pointers are NULL or valid for as many floats as the header says.
+    unsafe fn read(raw: &bl_layer_options, plan: &Plan<'_>) -> Result<Parameters> {
+        let (in_features, out_features) = (plan.in_features, plan.out_features);
+        let no_norm = raw.norm.0 == bl_norm::BL_NORM_NONE as u32;
+        if no_norm && !(raw.norm_weight.is_null() && raw.norm_bias.is_null() && raw.norm_epsilon == 0.0) {
+            return Err(fail!(InvalidArgument, "a weight, bias or epsilon of a norm is set, but no norm"));
+        }
+        if raw.rotation_block == 0 && !raw.rotation_signs.is_null() {
+            return Err(fail!(InvalidArgument, "rotation_signs is set, but no rotation_block"));
+        }
+        let (file_norm, file_bias) = (plan.norm()?, plan.bias()?);
+        if !no_norm && file_norm.is_some() {
+            return Err(fail!(
+                InvalidArgument,
+                "a norm is set, but the file has one: BL_LAYER_WITHOUT_NORM leaves that out"
+            ));
+        }
+        if raw.rotation_block != 0 && plan.rotation.is_some() {
+            return Err(fail!(InvalidArgument, "rotation_block is set, but the file declares a rotation"));
+        }
+        // SAFETY: the caller's contract.
+        unsafe {
+            Ok(Parameters {
+                raw: *raw,
+                bias: read_some(raw.bias, out_features, "bias")?.or(file_bias),
+                norm_weight: read_some(raw.norm_weight, in_features, "norm_weight")?.or(file_norm),
+                norm_bias: read_some(raw.norm_bias, in_features, "norm_bias")?,
+                rotation_signs: read_some(raw.rotation_signs, in_features, "rotation_signs")?,
+            })
+        }
+    }
+
+    /// The same for `Linear::new`, which checks the values.
+    fn options<'a>(&'a self, activation: Activation, plan: &'a Plan<'_>) -> Result<Options<'a>> {
+        let raw = &self.raw;
+        let kind = match raw.norm.0 {
+            0 => plan.norm_epsilon().map(|_| norm::Kind::Rms),
+            number => Some(
+                norm::Kind::ALL
+                    .into_iter()
+                    .find(|kind| *kind as u32 == number)
+                    .ok_or_else(|| fail!(Unsupported, "norm {number} is unknown to this library"))?,
+            ),
+        };
+        let norm = kind.map(|kind| norm::Spec {
+            kind,
+            epsilon: match plan.norm_epsilon() {
+                Some(epsilon) => epsilon,
+                None if raw.norm_epsilon == 0.0 => EPSILON,
+                None => raw.norm_epsilon,
+            },
+            weight: self.norm_weight.as_deref(),
+            bias: self.norm_bias.as_deref(),
+        });
+        let rotation = (raw.rotation_block != 0).then_some(rotation::Spec {
+            block: raw.rotation_block as usize,
+            signs: self.rotation_signs.as_deref(),
+        });
+        Ok(Options {
+            activation,
+            product_scale: plan.product_scale,
+            bias: self.bias.as_deref(),
+            norm,
+            rotation: rotation.or(plan.rotation.as_ref().map(|declared| declared.spec())),
+            epilogue: Epilogue::from_number(raw.epilogue.0, raw.epilogue_threshold)?,
+            activation_scale: (raw.activation_scale != 0.0).then_some(raw.activation_scale),
+        })
+    }
+}
+
+/// What is added to the mean square where a caller does not say.
+const EPSILON: f32 = 1e-5;
+
+/// `None` for NULL.
+///
+/// # Safety
+/// `from` is NULL or valid for reading `count` floats of any alignment.
+pub unsafe fn read_some(from: *const f32, count: usize, what: &str) -> Result<Option<Vec<f32>>> {
+    // SAFETY: the caller's contract.
+    if from.is_null() { Ok(None) } else { unsafe { read_floats(from, count, what).map(Some) } }
+}
+
 /// # Safety
 /// `from` is valid for reading `count` floats of any alignment.
 unsafe fn read_floats(from: *const f32, count: usize, what: &str) -> Result<Vec<f32>> {
@@ -294,6 +392,10 @@ pub unsafe extern "C" fn bl_layer_describe(
                 bytes_mapped: 0,
                 device: 0,
                 activation: ActivationArg(layer.linear.activation() as u32),
+                norm: NormArg(layer.linear.norm().map_or(0, |norm| norm.spec().kind as u32)),
+                epilogue: EpilogueArg(layer.linear.epilogue().number()),
+                rotation_block: layer.linear.rotation().map_or(0, |rotation| rotation.block() as u32),
+                reserved: 0,
             });
             Ok(())
         })
@@ -301,7 +403,8 @@ pub unsafe extern "C" fn bl_layer_describe(
 }
 
 /// Writes `rows` rows of the dequantised weights, from first_row on, into dst (f32, f16 or bf16): what
-/// float activations are multiplied with, times the factor of the product where the layer has one.
+/// float activations are multiplied with, times the factor of the product where the layer has one,
+/// after norm and rotation.
 ///
 /// # Safety
 /// As the rules at the top of bitlinear.h say.

@@ -16,6 +16,7 @@ pub mod layer;
 pub mod model;
 pub mod options;
 pub mod profile;
+pub mod rotate;
 #[cfg(feature = "test-hooks")]
 pub mod test_hooks;
 pub mod types;

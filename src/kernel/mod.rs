@@ -234,6 +234,30 @@ pub fn panel_rows(kernel: &Kernel, m: usize) -> usize {
     m.div_ceil(m.div_ceil(kernel.mr).max(1)).max(1)
 }
 
+/// Plain Rust that is worth compiling for each instruction set, because compilers vectorise it. Its
+/// operations are exact or elementwise (or in an order that the text fixes), so that every compilation
+/// gives the same bits.
+pub trait Portable {
+    /// What it gives.
+    type Output;
+    /// Does it. Write `#[inline(always)]` here and on what it calls: only code that is inlined gets
+    /// the instructions.
+    fn run(self) -> Self::Output;
+}
+
+/// Runs that instruction set's compilation.
+pub fn compiled<P: Portable>(isa: Isa, work: P) -> P::Output {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a layer's instruction set was detected when it was chosen (`Isa::detected`).
+        Isa::Avx512Vnni => unsafe { x86_64::avx512vnni::compiled(work) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx2 | Isa::AvxVnni => unsafe { x86_64::avx2::compiled(work) },
+        _ => work.run(),
+    }
+}
+
 /// Quantises one row of x with the instruction set's compilation of `activation::quantize_row`.
 pub fn quantize_row(isa: Isa, x: &[f32], shape: &Shape, rule: &Rule, out: &mut RowCodes<'_>) -> bool {
     assert!(x.len() == shape.geometry.in_features);

@@ -34,6 +34,7 @@ mod rotation;
 mod whole;
 
 pub use plan::{Plan, Request};
+pub use rotation::Declared;
 
 use crate::container::{Files, Kind, Quoted, Str, Tensor, Texts};
 use crate::error::{Error, Result, fail};
@@ -241,9 +242,7 @@ impl Layers {
         let within = |e: Error| e.within(format_args!("layer {}", Quoted(name)));
         let parts = Parts { files, name, tensors: &layer.tensors };
         let plan = || {
-            if let Some(index) = layer.tensors[Role::Weight as usize] {
-                self.rotation.refuse(index)?;
-            }
+            self.rotation.check()?;
             let mut plan = match layer.family {
                 Family::Whole => whole::gguf(&parts, request)?,
                 Family::Floats => bitnet::floats(&parts, request)?,
@@ -260,7 +259,11 @@ impl Layers {
                 }
             };
             plan.add_bias(&parts, request)?;
-            plan.check(&parts, request)?;
+            plan.add_norm(&parts, request)?;
+            plan.check_request(request)?;
+            if let Some(index) = layer.tensors[Role::Weight as usize] {
+                plan.rotation = self.rotation.of_tensor(files, index, plan.in_features)?;
+            }
             Ok(plan)
         };
         plan().map_err(within)
@@ -276,16 +279,17 @@ impl Layers {
         let name = files.directory.name(tensor);
         let within = |e: Error| e.within(format_args!("tensor {}", Quoted(name)));
         let plan = || {
-            if let Some(index) = files.directory.index(name) {
-                self.rotation.refuse(index)?;
-            }
-            let plan = match request.ty {
+            self.rotation.check()?;
+            let mut plan = match request.ty {
                 Some(ty) if tensor.ty != ty && flat::is_apart(ty) => {
                     flat::tensor(files, tensor, ty, request)?
                 }
                 _ => whole::tensor(files, tensor, request).map_err(|e| self.hint(files, tensor, e))?,
             };
             plan.check_request(request)?;
+            if let Some(index) = files.directory.index(name) {
+                plan.rotation = self.rotation.of_tensor(files, index, plan.in_features)?;
+            }
             Ok(plan)
         };
         plan().map_err(within)

@@ -4,7 +4,7 @@ use super::ymm as vector;
 use crate::activation::{self, Kind, RowCodes, Rule, Shape};
 use crate::cpu::Isa;
 use crate::kernel::narrow::{self, coded_kernels, dense_kernels};
-use crate::kernel::{Kernel, LayoutKey, Scheme};
+use crate::kernel::{Kernel, LayoutKey, Portable, Scheme};
 use crate::layout::Float;
 
 mod float {
@@ -86,4 +86,10 @@ pub(in crate::kernel) static KERNELS: &[&[Kernel]] =
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(in crate::kernel) fn quantize_row(x: &[f32], shape: &Shape, rule: &Rule, out: &mut RowCodes<'_>) -> bool {
     activation::quantize_row(x, shape, rule, out)
+}
+
+/// `kernel::Portable`, compiled for this instruction set.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(in crate::kernel) fn compiled<P: Portable>(work: P) -> P::Output {
+    work.run()
 }

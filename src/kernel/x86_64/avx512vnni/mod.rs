@@ -8,7 +8,7 @@ mod vector;
 use crate::activation::{self, Kind, RowCodes, Rule, Shape};
 use crate::cpu::Isa;
 use crate::kernel::narrow::{coded_kernels, dense_kernels};
-use crate::kernel::{Kernel, LayoutKey, Scheme};
+use crate::kernel::{Kernel, LayoutKey, Portable, Scheme};
 use crate::layout::Float;
 
 static GEMV: [[Kernel; 6]; 8] =
@@ -39,4 +39,10 @@ pub(in crate::kernel) static KERNELS: &[&[Kernel]] =
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(in crate::kernel) fn quantize_row(x: &[f32], shape: &Shape, rule: &Rule, out: &mut RowCodes<'_>) -> bool {
     activation::quantize_row(x, shape, rule, out)
+}
+
+/// `kernel::Portable`, compiled for this instruction set.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
+pub(in crate::kernel) fn compiled<P: Portable>(work: P) -> P::Output {
+    work.run()
 }
