@@ -12,6 +12,9 @@ static void refused_everywhere(const void *context, const void *model, const voi
   STRUCT(bl_meta_info, meta);
   STRUCT(bl_layer_info, info);
   STRUCT(bl_plan_info, plan);
+  STRUCT(bl_memory_info, held);
+  STRUCT(bl_device_info, device);
+  size_t counted = 0;
   static float x[1024], y[1024];
   const bl_context *c = (const bl_context *)context;
   const bl_model *m = (const bl_model *)model;
@@ -20,6 +23,9 @@ static void refused_everywhere(const void *context, const void *model, const voi
   if (c != NULL) {
     REFUSED(bl_load(c, golden(ALL_TYPES), NULL, &made, &error));
     REFUSED(bl_load_memory(c, "GGUF", 4, NULL, &made, &error));
+    REFUSED(bl_memory(c, &held, &error));
+    REFUSED(bl_profile(c, NULL, 0, &counted, 0, &error));
+    REFUSED(bl_device_describe(c, 0, &device, &error));
     CHECK(made == NULL);
   }
   if (m != NULL) {
