@@ -43,5 +43,9 @@ test: build
 install:
 	$(CARGO) xtask install --prefix '$(PREFIX)' --destdir '$(DESTDIR)' --libdir '$(LIBDIR)' --includedir '$(INCLUDEDIR)'
 
+# The limits of this machine, then every layout against them: one thread, minutes.
+bench:
+	$(CARGO) bench --bench roofline
+
 clean:
 	$(CARGO) clean
