@@ -1,4 +1,4 @@
-//! `one_layer FILE TENSOR`: y = x Wᵀ for one layer of a GGUF or safetensors file, x all ones. Uses the
+//! `one_layer FILE NAME`: y = x Wᵀ for one layer of a GGUF or safetensors file, x all ones. Uses the
 //! crate itself; the C boundary is not involved.
 
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use bitlinear::container::{Access, Files};
 use bitlinear::cpu::Isa;
-use bitlinear::error::{Result, Status};
+use bitlinear::error::Result;
 use bitlinear::exec::Executor;
 use bitlinear::layer::{Linear, Options};
 use bitlinear::matrix::{MatrixMut, MatrixRef};
@@ -15,11 +15,11 @@ use bitlinear::model::{Layers, Request};
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().collect();
-    let [_, file, tensor] = &words[..] else {
-        eprintln!("usage: one_layer FILE TENSOR");
+    let [_, file, name] = &words[..] else {
+        eprintln!("usage: one_layer FILE NAME");
         return ExitCode::from(2);
     };
-    match one_layer(Path::new(file), tensor) {
+    match one_layer(Path::new(file), name) {
         Ok(text) => {
             println!("{text}");
             ExitCode::SUCCESS
@@ -31,19 +31,15 @@ fn main() -> ExitCode {
     }
 }
 
-fn one_layer(file: &Path, tensor: &str) -> Result<String> {
+fn one_layer(file: &Path, name: &str) -> Result<String> {
     let files = Files::open(file, Access::Map)?;
-    let Some(found) = files.directory.tensor(tensor.as_bytes()) else {
-        return Err(bitlinear::error::Error::new(
-            Status::NotFound,
-            format_args!("no tensor is named `{tensor}`"),
-        ));
-    };
-    let plan = Layers::of(&files)?.plan_tensor(&files, found, &Request::default())?;
+    let plan = Layers::of(&files)?.plan_named(&files, name.as_bytes(), &Request::default())?;
     let matrix = plan.matrix()?;
     let heap = Heap::default();
     let isa = Isa::from_environment()?;
-    let layer = Linear::new(&*matrix, &Options::default(), isa, &heap, &mut |_| {})?;
+    let bias = plan.bias()?;
+    let options = Options { product_scale: plan.product_scale, bias: bias.as_deref(), ..Options::default() };
+    let layer = Linear::new(&*matrix, &options, isa, &heap, &mut |_| {})?;
 
     let x = vec![1.0; layer.in_features()];
     let mut y = vec![0.0; layer.out_features()];

@@ -1,6 +1,6 @@
 //! Layers.
 
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{c_char, c_void};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -13,7 +13,7 @@ use super::types::*;
 use crate::codec::bitnet_hf::WeightScale;
 use crate::codec::gptq::GptqVersion;
 use crate::codec::{Floats, Matrix};
-use crate::container::{self, Quoted};
+use crate::container::Quoted;
 use crate::epilogue::Epilogue;
 use crate::error::{Error, Result, fail};
 use crate::layer::{Activation, Linear, Options};
@@ -120,7 +120,7 @@ pub unsafe extern "C" fn bl_layer_open(
             let activation = activation(options.activation)?;
             let scales = scale_bytes(&options)?;
             let request = request(&options, scales.as_deref())?;
-            let plan = plan(model, name, &request)?;
+            let plan = model.layers()?.plan_named(&model.files, name.to_bytes(), &request)?;
             let within = |e: Error| e.within(format_args!("{}", Quoted(name.to_bytes())));
             // First: it checks what the file says of its size, before a bias of that size is read.
             let matrix = plan.matrix().map_err(within)?;
@@ -221,20 +221,6 @@ fn request<'a>(options: &bl_layer_options, scales: Option<&'a [u8]>) -> Result<R
         scales: scales.map(|bytes| Floats::new(Type::F32, bytes)).transpose()?,
         has_bias: !options.bias.is_null(),
     })
-}
-
-/// The layer or the tensor of that name.
-fn plan<'a>(model: &'a Model, name: &CStr, request: &Request<'a>) -> Result<Plan<'a>> {
-    let (layers, directory) = (model.layers()?, &model.files.directory);
-    // The artifacts' tensors have the names of their layers, and are none without their scales.
-    let tensor = directory.tensor(name.to_bytes()).filter(|_| directory.kind != container::Kind::Artifact);
-    if let Some(tensor) = tensor {
-        return layers.plan_tensor(&model.files, tensor, request);
-    }
-    match layers.find(name.to_bytes(), request.ty)? {
-        Some(layer) => layers.plan(&model.files, layer, request),
-        None => Err(fail!(NotFound, "no layer or tensor is named `{}`", name.to_string_lossy())),
-    }
 }
 
 /// Packs the matrix of a plan. Pages of the file behind the reader are given back, so that it does not

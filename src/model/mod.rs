@@ -236,6 +236,22 @@ impl Layers {
         }
     }
 
+    /// How to make the matrix of the tensor or, where there is none, of the layer of that name.
+    pub fn plan_named<'a>(&self, files: &'a Files, name: &[u8], request: &Request<'a>) -> Result<Plan<'a>> {
+        // Artifacts' tensors have the names of their layers, and are nothing without their scales.
+        let tensor = files.directory.tensor(name).filter(|_| files.directory.kind != Kind::Artifact);
+        if let Some(tensor) = tensor {
+            return self.plan_tensor(files, tensor, request);
+        }
+        match self.find(name, request.ty)? {
+            Some(layer) => self.plan(files, layer, request),
+            None => {
+                let name = String::from_utf8_lossy(name);
+                Err(fail!(NotFound, "no layer or tensor is named `{name}`"))
+            }
+        }
+    }
+
     /// How to make the matrix of a layer.
     pub fn plan<'a>(&self, files: &'a Files, layer: &Layer, request: &Request<'a>) -> Result<Plan<'a>> {
         let name = self.name(layer);
