@@ -449,8 +449,9 @@ typedef struct {
   /** Matrices: more than 1 in tensors of three dimensions (experts). */
   int64_t slices;
   /**
-   * BL_OK, or what bl_layer_open without options will answer: a part is missing, an option must
-   * decide, the format is not read. bl_layer_open says it in words.
+   * BL_OK, or what bl_layer_open without options will answer, as far as that shows without reading the
+   * weights: a part is missing, an option must decide, the format is not read. bl_layer_open says it
+   * in words.
    */
   bl_status status;
   uint32_t reserved;

@@ -407,8 +407,9 @@ pub struct bl_model_layer_info {
     pub out_features: i64,
     /// Matrices: more than 1 in tensors of three dimensions (experts).
     pub slices: i64,
-    /// BL_OK, or what bl_layer_open without options will answer: a part is missing, an option must
-    /// decide, the format is not read. bl_layer_open says it in words.
+    /// BL_OK, or what bl_layer_open without options will answer, as far as that shows without reading the
+    /// weights: a part is missing, an option must decide, the format is not read. bl_layer_open says it
+    /// in words.
     pub status: StatusArg,
     pub reserved: u32,
     /// NULL only where the weights are missing.

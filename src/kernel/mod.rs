@@ -19,6 +19,8 @@ use crate::error::Result;
 use crate::layout::{Coded, Float, Layout, Offset, Packed, Scales, TILE, Values};
 use crate::limits::INT32_COLUMNS;
 
+#[cfg(target_arch = "aarch64")]
+pub mod aarch64;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod narrow;
 pub mod scalar;
@@ -136,6 +138,12 @@ static TABLES: &[&[&[Kernel]]] = &[
     x86_64::avxvnni::KERNELS,
     #[cfg(target_arch = "x86_64")]
     x86_64::avx2::KERNELS,
+    #[cfg(target_arch = "aarch64")]
+    aarch64::i8mm::KERNELS,
+    #[cfg(target_arch = "aarch64")]
+    aarch64::dotprod::KERNELS,
+    #[cfg(target_arch = "aarch64")]
+    aarch64::neon::KERNELS,
     scalar::KERNELS,
 ];
 
@@ -176,9 +184,17 @@ pub fn select(layout: &Layout, in_features: usize, activation: Kind, isa: Isa) -
                 || !(long_group || several_sums && k.mr > 1))
     };
     let first = |several: bool| {
-        // A better instruction set beats a better shape: one that only takes many rows serves one.
-        let best = all().find(fits).unwrap_or(&scalar::KERNELS[0][(activation == Kind::Integer) as usize]);
-        all().filter(fits).find(|k| k.isa == best.isa && (k.mr > 1) == several).unwrap_or(best)
+        let best = all().filter(fits).find(|k| (k.mr > 1) == several);
+        let other = all().filter(fits).find(|k| (k.mr > 1) != several);
+        // A better instruction set beats a kernel made for so many rows; but for one row, a vector
+        // kernel that decodes in registers is best (i8mm has none).
+        match (best, other) {
+            (Some(best), Some(other)) if best.isa >= other.isa || !several && best.isa != Isa::Scalar => best,
+            (_, Some(other)) => other,
+            (Some(best), None) => best,
+            // The scalar table has `Any` for both kinds.
+            (None, None) => &scalar::KERNELS[0][(activation == Kind::Integer) as usize],
+        }
     };
     Choice { gemv: first(false), gemm: first(true) }
 }
@@ -254,6 +270,7 @@ pub fn quantize_row(isa: Isa, x: &[f32], shape: &Shape, rule: &Rule, out: &mut R
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Isa::Avx2 | Isa::AvxVnni => unsafe { x86_64::avx2::quantize_row(x, shape, rule, out) },
+        // NEON is in every compilation for AArch64.
         _ => crate::activation::quantize_row(x, shape, rule, out),
     }
 }

@@ -298,7 +298,8 @@ impl Layers {
     /// Says, where a tensor cannot be opened alone, which layer it belongs to.
     fn hint(&self, files: &Files, tensor: &Tensor, error: Error) -> Error {
         let index = files.directory.index(files.directory.name(tensor));
-        let of = |layer: &&Layer| layer.family != Family::Whole && layer.tensors.contains(&index);
+        let whole = |layer: &Layer| matches!(layer.family, Family::Whole | Family::Floats);
+        let of = |layer: &&Layer| !whole(layer) && layer.tensors.contains(&index);
         match self.list.iter().find(of) {
             Some(layer) if index.is_some() => {
                 let name = Quoted(self.name(layer));

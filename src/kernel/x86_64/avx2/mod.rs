@@ -59,11 +59,23 @@ pub(super) mod step {
     }
 }
 
-static GEMV: [[Kernel; 6]; 8] = coded_kernels!(Avx2, "_i8_avx2_1x64\0", Integer, 1, |_, _| 0, gemv::run);
-static GEMM: [[Kernel; 6]; 8] =
-    coded_kernels!(Avx2, "_i8_avx2_mx16\0", Integer, multiply::ROWS, narrow::gemm::scratch, gemm::run);
-static FLOAT: [[Kernel; 6]; 8] =
-    coded_kernels!(Avx2, "_f32_avx2_mx16\0", Float, narrow::float::ROWS, narrow::float::scratch, float::run);
+static GEMV: [[Kernel; 6]; 8] = coded_kernels!(Avx2, "_i8_avx2_1x64\0", Integer, (1, 1), |_, _| 0, gemv::run);
+static GEMM: [[Kernel; 6]; 8] = coded_kernels!(
+    Avx2,
+    "_i8_avx2_mx16\0",
+    Integer,
+    (multiply::ROWS, multiply::ROWS),
+    narrow::gemm::scratch,
+    gemm::run
+);
+static FLOAT: [[Kernel; 6]; 8] = coded_kernels!(
+    Avx2,
+    "_f32_avx2_mx16\0",
+    Float,
+    (narrow::float::ROWS, narrow::float::ROWS),
+    narrow::float::scratch,
+    float::run
+);
 static DENSE: [Kernel; 3] =
     dense_kernels!(Avx2, "_f32_avx2_mx16\0", narrow::float::ROWS, narrow::float::scratch, float::run);
 
