@@ -1,4 +1,4 @@
-//! What happens to an output after product and bias: the text of `docs/numerics.md`, section 6.
+//! What happens to an output after product and bias: the text of `docs/numerics.md`, section 5.
 //!
 //! ```text
 //! RELU       v = y - threshold;  v where v > 0, else 0

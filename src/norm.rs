@@ -1,4 +1,4 @@
-//! Norms in front of a layer: the text of `docs/numerics.md`, section 6.
+//! Norms in front of a layer: the text of `docs/numerics.md`, section 7.
 //!
 //! ```text
 //! sum(v)   16 partial sums, column k into p[k mod 16] in ascending order; then p[i] += p[i + 8] for

@@ -1,4 +1,4 @@
-//! Block Walsh-Hadamard rotation of a row of x: the text of `docs/numerics.md`, section 6.
+//! Block Walsh-Hadamard rotation of a row of x: the text of `docs/numerics.md`, section 7.
 //!
 //! ```text
 //! R x     each block of n columns: x[i] = -x[i] where the sign of column i is -1; then for the strides
