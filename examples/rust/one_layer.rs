@@ -6,11 +6,12 @@ use std::process::ExitCode;
 
 use bitlinear::container::{Access, Files};
 use bitlinear::cpu::Isa;
-use bitlinear::error::{Result, Status};
+use bitlinear::error::{Error, Result, Status};
 use bitlinear::exec::Executor;
 use bitlinear::layer::{Linear, Options};
 use bitlinear::matrix::{MatrixMut, MatrixRef};
 use bitlinear::memory::Heap;
+use bitlinear::model::{Layers, Request};
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().collect();
@@ -33,12 +34,10 @@ fn main() -> ExitCode {
 fn one_layer(file: &Path, tensor: &str) -> Result<String> {
     let files = Files::open(file, Access::Map)?;
     let Some(found) = files.directory.tensor(tensor.as_bytes()) else {
-        return Err(bitlinear::error::Error::new(
-            Status::NotFound,
-            format_args!("no tensor is named `{tensor}`"),
-        ));
+        return Err(Error::new(Status::NotFound, format_args!("no tensor is named `{tensor}`")));
     };
-    let matrix = bitlinear::model::matrix(&files, found)?;
+    // One matrix as it is stored; `Layers::find` and `plan` put scales and bias of other tensors to it.
+    let matrix = Layers::of(&files)?.plan_tensor(&files, found, &Request::default())?.matrix()?;
     let heap = Heap::default();
     let isa = Isa::from_environment()?;
     let layer = Linear::new(&*matrix, &Options::default(), isa, &heap, &mut |_| {})?;

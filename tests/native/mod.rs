@@ -83,7 +83,7 @@ pub fn tool(name: &str, for_what: &str) -> Option<PathBuf> {
     if let Some(found) = find(name) {
         return Some(found);
     }
-    let wanted = |variable: &str| std::env::var_os(variable).is_some_and(|v| v != "" && v != "0");
+    let wanted = |variable: &str| std::env::var_os(variable).is_some_and(|v| !v.is_empty() && v != "0");
     if wanted("CI") || wanted("BITLINEAR_INSTALL_TOOLS") {
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
         let _lock = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
@@ -96,11 +96,16 @@ pub fn tool(name: &str, for_what: &str) -> Option<PathBuf> {
     None
 }
 
-/// Says that something is not run. Past the test harness's capture, so that it is seen.
+/// Says that something is not run.
 #[track_caller]
 pub fn not_run(what: &str) {
     assert!(std::env::var_os("BITLINEAR_REQUIRE_TOOLS").is_none_or(|v| v != "1"), "not run: {what}");
-    let _ = writeln!(std::io::stderr(), "not run: {what}");
+    say(&format!("not run: {what}"));
+}
+
+/// A line for whoever reads the tests' output, past the harness's capture.
+pub fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 fn find(name: &str) -> Option<PathBuf> {
