@@ -109,6 +109,7 @@ static void models(void) {
   STRUCT(bl_model_info, about);
   STRUCT(bl_tensor_info, tensor);
   STRUCT(bl_meta_info, meta);
+  STRUCT(bl_model_layer_info, listed);
   size_t i;
   GOOD(bl_model_describe(model, &about, &error));
   CHECK(about.container == 2 && about.tensors > 10 && about.metadata > 10 && about.bytes > 1000);
@@ -116,11 +117,15 @@ static void models(void) {
     EXPECT(bl_model_tensor(model, NULL, none[i], &tensor, &error), BL_ERROR_NOT_FOUND, "tensor");
     CHECK(tensor.name == NULL && tensor.data == NULL && tensor.bytes == 0);
     EXPECT(bl_model_meta(model, NULL, none[i], &meta, &error), BL_ERROR_NOT_FOUND, "metadata");
+    EXPECT(bl_model_layer(model, NULL, none[i], &listed, &error), BL_ERROR_NOT_FOUND, "layer");
+    CHECK(listed.name == NULL && listed.weight == NULL);
     CHECK(meta.key == NULL && meta.string == NULL);
     EXPECT(bl_model_meta_item(model, "t.arr_i32", none[i], &meta, &error), BL_ERROR_NOT_FOUND, "t.arr_i32");
   }
   EXPECT(bl_model_tensor(model, NULL, about.tensors, &tensor, &error), BL_ERROR_NOT_FOUND, "tensor");
   EXPECT(bl_model_meta(model, NULL, about.metadata, &meta, &error), BL_ERROR_NOT_FOUND, "metadata");
+  EXPECT(bl_model_layer(model, NULL, about.layers, &listed, &error), BL_ERROR_NOT_FOUND, "layer");
+  EXPECT(bl_model_layer(model, "nothing", 0, &listed, &error), BL_ERROR_NOT_FOUND, "`nothing`");
   EXPECT(bl_model_tensor(model, "", 0, &tensor, &error), BL_ERROR_NOT_FOUND, "``");
   EXPECT(bl_model_tensor(model, "blk.0", 0, &tensor, &error), BL_ERROR_NOT_FOUND, "`blk.0`");
   EXPECT(bl_model_meta(model, "nothing", 0, &meta, &error), BL_ERROR_NOT_FOUND, "`nothing`");
@@ -157,6 +162,19 @@ static void layers(void) {
   EXPECT(bl_model_layer(model, "blk.0.bias", 0, &listed, &error), BL_ERROR_NOT_FOUND, "`blk.0.bias`");
 }
 
+/* A size that is negative, or larger than any. */
+static void wrong_size(bl_layer_options *options, int64_t *field, const char *name) {
+  static const int64_t sizes[] = {-1, INT64_MIN, INT64_MAX};
+  bl_layer *made = NULL;
+  size_t i;
+  for (i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+    *field = sizes[i];
+    EXPECT(bl_layer_open(model, WEIGHT, options, &made, &error), BL_ERROR_INVALID_ARGUMENT, name);
+  }
+  *field = 0;
+  CHECK(made == NULL);
+}
+
 static void opening(void) {
   bl_layer *made = NULL;
   bl_model *other;
@@ -172,7 +190,21 @@ static void opening(void) {
     options.flags = bit;
     EXPECT(bl_layer_open(model, WEIGHT, &options, &made, &error), BL_ERROR_INVALID_ARGUMENT, "flags");
   }
+  options.flags = BL_LAYER_SCALE_MULTIPLIES | BL_LAYER_SCALE_DIVIDES;
+  EXPECT(bl_layer_open(model, WEIGHT, &options, &made, &error), BL_ERROR_INVALID_ARGUMENT, "multiplies");
+  options.flags = BL_LAYER_GPTQ_V1 | BL_LAYER_GPTQ_V2;
+  EXPECT(bl_layer_open(model, WEIGHT, &options, &made, &error), BL_ERROR_INVALID_ARGUMENT, "GPTQ");
+  options.flags = BL_LAYER_ALL_SLICES;
+  options.slice = 1;
+  EXPECT(bl_layer_open(model, WEIGHT, &options, &made, &error), BL_ERROR_INVALID_ARGUMENT, "slice");
   options.flags = 0;
+  EXPECT(bl_layer_open(model, WEIGHT, &options, &made, &error), BL_ERROR_INVALID_ARGUMENT, "slice");
+  options.slice = 0;
+  wrong_size(&options, &options.slice, "slice");
+  wrong_size(&options, &options.group_size, "group_size");
+  wrong_size(&options, &options.in_features, "in_features");
+  wrong_size(&options, &options.out_features, "out_features");
+  wrong_size(&options, &options.scale_count, "scale");
   options.type = BL_TYPE_Q4_0; /* what is stored */
   GOOD(bl_layer_open(model, WEIGHT, &options, &made, &error));
   bl_free(made);
@@ -265,6 +297,64 @@ static void running(void) {
   CHECK(y[0] == 0.0f && y[64] == 7.0f);
 }
 
+static void running_many(void) {
+  static const uint64_t counts[] = {0, 1u << 20, (uint64_t)-1};
+  static float x[2 * 512], y[2][2 * 64];
+  const bl_layer *layers[2];
+  bl_layer *other;
+  bl_context *context = NULL;
+  bl_model *loaded = NULL;
+  void *ys[2];
+  int64_t strides[2] = {0, 255};
+  STRUCT(bl_run_options, options);
+  size_t i;
+  uint32_t bit;
+  layers[0] = layers[1] = layer;
+  ys[0] = y[0], ys[1] = y[1];
+#define MANY(m, xt, xs, yt, strides) \
+  bl_forward_many(layers, 2, m, x, xt, xs, ys, yt, strides, NULL, &error)
+  for (i = 0; i < 2 * 64; i++) y[0][i] = y[1][i] = 7;
+  for (i = 0; i < sizeof counts / sizeof *counts; i++)
+    EXPECT(bl_forward_many(layers, (size_t)counts[i], 1, x, BL_TYPE_F32, 0, ys, BL_TYPE_F32, NULL, NULL, &error),
+           BL_ERROR_INVALID_ARGUMENT, "layers");
+  EXPECT(MANY(-1, BL_TYPE_F32, 0, BL_TYPE_F32, NULL), BL_ERROR_INVALID_ARGUMENT, "m = ");
+  EXPECT(MANY(INT64_MAX, BL_TYPE_F32, 0, BL_TYPE_F32, NULL), BL_ERROR_INVALID_ARGUMENT, "m = ");
+  EXPECT(MANY(1, BL_TYPE_I32, 0, BL_TYPE_F32, NULL), BL_ERROR_UNSUPPORTED, "x of type i32");
+  EXPECT(MANY(1, BL_TYPE_F32, 0, BL_TYPE_I32, NULL), BL_ERROR_UNSUPPORTED, "y of type i32");
+  EXPECT(MANY(1, ANY(bl_type, 777), 0, BL_TYPE_F32, NULL), BL_ERROR_UNSUPPORTED, "type 777");
+  EXPECT(MANY(1, BL_TYPE_F32, 0, ANY(bl_type, 777), NULL), BL_ERROR_UNSUPPORTED, "type 777");
+  EXPECT(MANY(1, BL_TYPE_F32, 2047, BL_TYPE_F32, NULL), BL_ERROR_INVALID_ARGUMENT, "row stride of x");
+  EXPECT(MANY(1, BL_TYPE_F32, 0, BL_TYPE_F32, strides), BL_ERROR_INVALID_ARGUMENT, "row stride of y");
+  EXPECT(MANY(2, BL_TYPE_F32, INT64_MAX, BL_TYPE_F32, NULL), BL_ERROR_INVALID_ARGUMENT, "address space");
+  strides[1] = INT64_MAX;
+  EXPECT(MANY(2, BL_TYPE_F32, 0, BL_TYPE_F32, strides), BL_ERROR_INVALID_ARGUMENT, "address space");
+  for (bit = 1; bit != 0; bit <<= 1) {
+    options.flags = bit;
+    EXPECT(bl_forward_many(layers, 2, 1, x, BL_TYPE_F32, 0, ys, BL_TYPE_F32, NULL, &options, &error),
+           BL_ERROR_INVALID_ARGUMENT, "flags");
+  }
+  options.flags = 0;
+  options.workspace = x;
+  options.workspace_size = 1;
+  EXPECT(bl_forward_many(layers, 2, 1, x, BL_TYPE_F32, 0, ys, BL_TYPE_F32, NULL, &options, &error),
+         BL_ERROR_BUFFER_TOO_SMALL, "workspace");
+
+  other = open_layer(model, "blk.0.f32.weight", BL_ACTIVATION_AUTO, NULL); /* floats beside int8: fine */
+  layers[1] = other;
+  GOOD(bl_forward_many(layers, 2, 0, x, BL_TYPE_F32, 0, ys, BL_TYPE_F32, NULL, NULL, &error));
+  bl_free(other);
+  other = large_layer(NULL, 64, 256);
+  layers[1] = other;
+  EXPECT(MANY(1, BL_TYPE_F32, 0, BL_TYPE_F32, NULL), BL_ERROR_INVALID_ARGUMENT, "layer 1 takes 256");
+  bl_free(other);
+  GOOD(bl_context_create(NULL, &context, &error));
+  GOOD(bl_load(context, golden(ALL_TYPES), NULL, &loaded, &error));
+  layers[1] = other = open_layer(loaded, WEIGHT, BL_ACTIVATION_AUTO, NULL);
+  EXPECT(MANY(1, BL_TYPE_F32, 0, BL_TYPE_F32, NULL), BL_ERROR_INVALID_ARGUMENT, "another context");
+  bl_free(other), bl_free(loaded), bl_free(context);
+  for (i = 0; i < 2 * 64; i++) CHECK(y[0][i] == 7.0f && y[1][i] == 7.0f); /* nothing was written */
+}
+
 int main(int count, char **words) {
   start(count, words);
   model = open_model(ALL_TYPES);
@@ -279,6 +369,7 @@ int main(int count, char **words) {
   reading();
   planning();
   running();
+  running_many();
   bl_free(model), bl_free(layer);
   return done();
 }

@@ -67,6 +67,7 @@ static void models(void) {
   STRUCT(bl_tensor_info, tensor);
   STRUCT(bl_model_layer_info, listed);
   STRUCT(bl_meta_info, meta);
+  STRUCT(bl_model_layer_info, listed);
   EXPECT(bl_model_describe(NULL, &info, &error), BL_ERROR_INVALID_HANDLE, "NULL");
   EXPECT(bl_model_describe(model, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "bl_model_info");
   CHECK(bl_model_describe(NULL, NULL, NULL) != BL_OK);
@@ -88,6 +89,12 @@ static void models(void) {
   EXPECT(bl_model_meta(NULL, "x", 0, &meta, &error), BL_ERROR_INVALID_HANDLE, "NULL");
   EXPECT(bl_model_meta(model, "x", 0, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "bl_meta_info");
   CHECK(bl_model_meta(NULL, NULL, 0, NULL, NULL) != BL_OK);
+
+  GOOD(bl_model_layer(model, NULL, 0, &listed, &error));
+  EXPECT(bl_model_layer(NULL, "x", 0, &listed, &error), BL_ERROR_INVALID_HANDLE, "NULL");
+  CHECK(listed.name == NULL && listed.weight == NULL);
+  EXPECT(bl_model_layer(model, "x", 0, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "bl_model_layer_info");
+  CHECK(bl_model_layer(NULL, NULL, 0, NULL, NULL) != BL_OK);
 
   EXPECT(bl_model_meta_item(NULL, "x", 0, &meta, &error), BL_ERROR_INVALID_HANDLE, "NULL");
   EXPECT(bl_model_meta_item(model, NULL, 0, &meta, &error), BL_ERROR_INVALID_ARGUMENT, "key");
@@ -140,6 +147,32 @@ static void running(void) {
   CHECK(FORWARD(NULL, 1, NULL, NULL, NULL, NULL) == BL_ERROR_INVALID_HANDLE);
 }
 
+static void running_many(void) {
+  static float x[512], y[2][64];
+  const bl_layer *layers[2], *holes[2];
+  void *ys[2], *no_ys[2];
+  int64_t strides[2] = {0, 0};
+  STRUCT(bl_run_options, options);
+  layers[0] = layers[1] = layer;
+  holes[0] = layer, holes[1] = NULL;
+  ys[0] = y[0], ys[1] = y[1];
+  no_ys[0] = y[0], no_ys[1] = NULL;
+#define MANY(layers, m, x, ys, strides, options, error) \
+  bl_forward_many(layers, 2, m, x, BL_TYPE_F32, 0, ys, BL_TYPE_F32, strides, options, error)
+  GOOD(MANY(layers, 1, x, ys, NULL, NULL, &error));
+  GOOD(MANY(layers, 1, x, ys, strides, &options, &error));
+  CHECK(MANY(layers, 1, x, ys, NULL, NULL, NULL) == BL_OK);
+  CHECK(MANY(layers, 0, NULL, no_ys, NULL, NULL, NULL) == BL_OK); /* no rows */
+  EXPECT(MANY(NULL, 1, x, ys, NULL, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "layers is NULL");
+  EXPECT(MANY(holes, 1, x, ys, NULL, NULL, &error), BL_ERROR_INVALID_HANDLE, "NULL");
+  EXPECT(MANY(layers, 1, NULL, ys, NULL, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "x is NULL");
+  EXPECT(MANY(layers, 1, x, NULL, NULL, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "ys is NULL");
+  EXPECT(MANY(layers, 1, x, no_ys, NULL, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "y is NULL");
+  options.workspace_size = 64;
+  EXPECT(MANY(layers, 1, x, ys, NULL, &options, &error), BL_ERROR_INVALID_ARGUMENT, "workspace is NULL");
+  CHECK(MANY(NULL, 1, NULL, NULL, NULL, NULL, NULL) == BL_ERROR_INVALID_ARGUMENT);
+}
+
 int main(int count, char **words) {
   start(count, words);
   CHECK(bl_version() != 0 && bl_build_info() != NULL && bl_status_name(BL_OK) != NULL);
@@ -153,6 +186,7 @@ int main(int count, char **words) {
   models();
   layers();
   running();
+  running_many();
   bl_free(context);
   bl_free(model);
   bl_free(layer);

@@ -55,6 +55,7 @@ static bl_status meta_item(void *s) {
   return bl_model_meta_item(model, "t.arr_i32", 1, (bl_meta_info *)s, &error);
 }
 static bl_status about_layer(void *s) { return bl_layer_describe(layer, (bl_layer_info *)s, &error); }
+static bl_status model_layer(void *s) { return bl_model_layer(model, NULL, 1, (bl_model_layer_info *)s, &error); }
 static bl_status memory_info(void *s) { return bl_memory(context, (bl_memory_info *)s, &error); }
 static bl_status device_info(void *s) {
   bl_status status = bl_device_describe(context, 0, (bl_device_info *)s, &error);
@@ -88,6 +89,7 @@ static const case_of infos[] = {
     {"bl_meta_info", sizeof(bl_meta_info), meta_info},
     {"bl_meta_info", sizeof(bl_meta_info), meta_item},
     {"bl_layer_info", sizeof(bl_layer_info), about_layer},
+    {"bl_model_layer_info", sizeof(bl_model_layer_info), model_layer},
     {"bl_memory_info", sizeof(bl_memory_info), memory_info},
     {"bl_device_info", sizeof(bl_device_info), device_info},
     {"bl_plan_info", sizeof(bl_plan_info), plan_info},

@@ -113,7 +113,7 @@ fn rust_example() {
     let run = |arguments: &[&std::ffi::OsStr]| {
         let mut cargo = Command::new(env!("CARGO"));
         cargo.current_dir(root()).env("CARGO_TARGET_DIR", target());
-        cargo.args(["run", "--quiet", "--release", "--example", "one_layer", "--"]).args(arguments);
+        cargo.args(["run", "--quiet", "--profile", "test", "--example", "one_layer", "--"]).args(arguments);
         cargo
     };
     same_as_c(&good(&mut run(&[FILE.as_ref(), TENSOR.as_ref()])));

@@ -96,11 +96,16 @@ pub fn tool(name: &str, for_what: &str) -> Option<PathBuf> {
     None
 }
 
-/// Says that something is not run. Past the test harness's capture, so that it is seen.
+/// Says that something is not run.
 #[track_caller]
 pub fn not_run(what: &str) {
     assert!(std::env::var_os("BITLINEAR_REQUIRE_TOOLS").is_none_or(|v| v != "1"), "not run: {what}");
-    let _ = writeln!(std::io::stderr(), "not run: {what}");
+    say(&format!("not run: {what}"));
+}
+
+/// A line for whoever reads the tests' output, past the harness's capture.
+pub fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 fn find(name: &str) -> Option<PathBuf> {
