@@ -22,11 +22,12 @@
  *            A `const char *` or `const void *` from a handle lives as long as that handle.
  *            It reads and writes no byte outside the matrices it is given.
  * Threads.   Any thread may make any call. Calls that take a handle as `const` may run at the same
- *            time on one handle. bl_free must be the only call on its handle.
+ *            time on one handle. bl_layer_update and bl_free must be the only call on their handle.
  * Strings.   UTF-8, NUL-terminated.
  * Structs.   Where a struct begins with `struct_size`: zero it, set struct_size = sizeof it, then
  *            the fields you need; zero always means the default. Later versions only add fields at
- *            its end: older programs go on working. bl_error has none and is frozen.
+ *            its end: older programs go on working. bl_error and the items of arrays
+ *            (bl_named_layer, bl_named_text, bl_profile_entry) have none and are frozen.
  * Matrices.  Always three arguments: address, bl_type, row stride in bytes (0: rows touch); the
  *            elements of a row are adjacent and need no alignment. The shape comes before them.
  * Enums.     Values are never renumbered; later versions add some. Any unknown value passed in is
@@ -66,6 +67,12 @@
 
 /** `bl_load_memory` only: the bytes are BORROWED and outlive the model and its layers. */
 #define BL_LOAD_BORROW 2
+
+/**
+ * `bl_load`, `bl_load_memory`: compare what bl_save wrote with the sums in it. Files of other tools
+ * have none.
+ */
+#define BL_LOAD_VERIFY 4
 
 /** Result of every fallible call. Failures are positive; treat an unknown value as a failure. */
 typedef enum {
@@ -153,6 +160,10 @@ typedef enum {
   BL_TYPE_Q2_0_LEGACY = 30,
   /** An element type that has a size but no name here; listed, not read. */
   BL_TYPE_OTHER = 31,
+  /**
+   * A layer of a file that bl_save wrote; bl_layer_describe tells what its weights were stored in.
+   */
+  BL_TYPE_PANELS = 32,
   BL_TYPE_Q4_0 = 102,
   BL_TYPE_Q4_1 = 103,
   BL_TYPE_Q5_0 = 106,
@@ -200,6 +211,16 @@ typedef enum {
   /** Int8 with one scale for each group (or super-block) of the weights. */
   BL_ACTIVATION_INT8_GROUP = 3,
 } bl_activation;
+
+/** Which part of the weights a layer has. */
+typedef enum {
+  /** All of them. */
+  BL_SHARD_NONE = 0,
+  /** Some rows: the parts' y, one after another, are the whole y, bit for bit. */
+  BL_SHARD_ROWS = 1,
+  /** Some columns, on which x is given: the sum of the parts' y is the whole y. */
+  BL_SHARD_COLUMNS = 2,
+} bl_shard;
 
 /** What a call computes. */
 typedef enum {
@@ -343,7 +364,7 @@ typedef struct {
 /** How a file is opened. */
 typedef struct {
   uint32_t struct_size;
-  /** BL_LOAD_COPY, BL_LOAD_BORROW. */
+  /** BL_LOAD_COPY, BL_LOAD_BORROW, BL_LOAD_VERIFY. */
   uint32_t flags;
 } bl_load_options;
 
@@ -397,15 +418,41 @@ typedef struct {
 typedef struct {
   uint32_t struct_size;
   /**
-   * What to pack to. BL_TYPE_AUTO or the stored type; another: BL_ERROR_UNSUPPORTED in this version.
+   * What to pack to. BL_TYPE_AUTO: what is stored; for bl_layer_create from floats: ternary. Floats are
+   * rounded to f32, f16, bf16, ternary (BitNet: mean |w| of the matrix), binary (mean |w| of the
+   * row), int8 (max |w| / 127 of the row), int4 (max |w| / 7 of the group), and to q4_0, q4_1, q5_0,
+   * q5_1, q8_0, tq1_0, tq2_0, q1_0, q2_0, pq2_0 and ptq1_0 as the tools of these formats do. Packed
+   * weights are not rounded again: BL_ERROR_UNSUPPORTED.
    */
   bl_type type;
   /** How the layer takes x. */
   bl_activation activation;
   /** Must be 0. */
   uint32_t flags;
-  /** out_features values that are added to y; copied. NULL: none. */
+  /**
+   * out_features values that are added to y; copied. NULL: none. With shards it is the whole
+   * layer's: of rows each takes its own part, of columns the one of rank 0 takes it.
+   */
   const float *bias;
+  /**
+   * bl_layer_create: the scales of packed weights that have none in their bytes; copied. Ternary: one
+   * for each base. Binary, ternary2, int8: one, or one for each row. int4, compressed-tensors: one
+   * for each group of each row. bitnet-hf: one, which multiplies. ternary-block: one for each block.
+   */
+  const float *scales;
+  int64_t scale_count;
+  /**
+   * Columns of a group where the type leaves it open. 0: int4 from floats 128; packed: what the
+   * number of scales says.
+   */
+  uint32_t group_size;
+  /**
+   * Make the layer of a part of the weights: part shard_rank (from 0) of shard_count. Parts are as
+   * even as rows, or whole groups of columns, allow; bl_layer_describe tells where a part begins.
+   */
+  bl_shard shard;
+  uint32_t shard_rank;
+  uint32_t shard_count;
 } bl_layer_options;
 
 /** What a layer is. */
@@ -423,6 +470,11 @@ typedef struct {
   uint32_t device;
   /** How the layer takes x; BL_ACTIVATION_AUTO has been resolved. */
   bl_activation activation;
+  /**
+   * Of the whole weights, the row and the column that the layer begins with: 0 where it is no shard.
+   */
+  int64_t first_row;
+  int64_t first_column;
 } bl_layer_info;
 
 /** What a call will do. */
@@ -520,9 +572,11 @@ BL_NOEXCEPT;
 
 /**
  * Opens a model: a GGUF file (or the first part of a split one), a safetensors file, an index of
- * shards or the folder they are in. Only headers are read; tensors are mapped. The file must not be
+ * shards or the folder they are in, a file that bl_save wrote. Only headers are read; tensors are
+ * mapped. The file must not be
  * cut or rewritten while it is mapped: reading a missing page would stop the process with SIGBUS.
- * BL_LOAD_COPY reads it into memory instead, and then it may change.
+ * BL_LOAD_COPY reads it into memory instead, and then it may change. BL_LOAD_VERIFY reads all of a file
+ * that bl_save wrote and compares it with the sums in it.
  */
 BL_API
 bl_status bl_load(const bl_context *context,
@@ -583,7 +637,8 @@ BL_NOEXCEPT;
 
 /**
  * Makes a layer from a tensor of a model, [out_features, in_features] in any format that the library
- * reads. The weights are packed for the CPU, exactly: nothing is quantised again. The layer keeps
+ * reads. The weights are packed for the CPU, exactly: nothing is quantised again, save plain floats where
+ * options.type asks for it. A layer of a file that bl_save wrote is used in place. The layer keeps
  * what it needs of the model alive; the model may be freed. Runs on the model's context.
  */
 BL_API
@@ -592,6 +647,36 @@ bl_status bl_layer_open(const bl_model *model,
                         const bl_layer_options *options,
                         bl_layer **out,
                         bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * Makes a layer from weights [out_features, in_features] in memory: floats, which are rounded to
+ * options.type (BL_TYPE_AUTO: ternary), or any packed format whose weights are one tensor, which is kept
+ * exactly. Formats whose scales stand apart take them from the options. The weights are copied.
+ */
+BL_API
+bl_status bl_layer_create(const bl_context *context,
+                          int64_t out_features,
+                          int64_t in_features,
+                          const void *weights,
+                          bl_type type,
+                          int64_t stride,
+                          const bl_layer_options *options,
+                          bl_layer **out,
+                          bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * Packs new weights of the same shape into a layer that bl_layer_create made, by the same rule and into
+ * the same format; bias and the rest stay. Must be the only call on the layer. After a failure the
+ * layer is as it was.
+ */
+BL_API
+bl_status bl_layer_update(bl_layer *layer,
+                          const void *weights,
+                          bl_type type,
+                          int64_t stride,
+                          bl_error *error)
 BL_NOEXCEPT;
 
 /** Shape, format and size of a layer. */

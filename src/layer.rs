@@ -136,13 +136,24 @@ impl Linear {
         heap: &Heap,
         seen: &mut dyn FnMut(usize),
     ) -> Result<Linear> {
-        let layout = matrix.layout();
-        let rule = options.activation.resolve(&layout)?;
+        options.activation.resolve(&matrix.layout())?; // refused before the work
+        Linear::of(Linear::pack(matrix, heap, seen)?, options, isa)
+    }
+
+    /// The panels of a matrix. `seen` is told each row of it that has been read.
+    pub fn pack(matrix: &dyn Matrix, heap: &Heap, seen: &mut dyn FnMut(usize)) -> Result<Packed> {
         let mut packed = Packed::room_for(matrix, heap)?;
-        let mut row = Row::new(layout, matrix.in_features())?;
+        let mut row = Row::new(matrix.layout(), matrix.in_features())?;
         for tile in 0..packed.tiles() {
             packed.fill_tile(tile, matrix, &mut row, seen)?;
         }
+        Ok(packed)
+    }
+
+    /// The layer of panels that are there already.
+    pub fn of(packed: Packed, options: &Options<'_>, isa: Isa) -> Result<Linear> {
+        let layout = *packed.layout();
+        let rule = options.activation.resolve(&layout)?;
         let bias = match options.bias {
             None => None,
             Some(bias) if bias.len() == packed.out_features() => {
@@ -163,6 +174,23 @@ impl Linear {
         let shape = Shape::new(&layout, *packed.geometry());
         let choice = kernel::select(&layout, packed.in_features(), kind, isa);
         Ok(Linear { packed, rule, shape, isa, choice, bias })
+    }
+
+    /// Takes other weights of the same shape and layout.
+    pub fn replace(&mut self, packed: Packed) -> Result<()> {
+        let same = packed.layout() == self.packed.layout()
+            && packed.geometry() == self.packed.geometry()
+            && packed.out_features() == self.packed.out_features();
+        if !same {
+            return Err(fail!(InvalidArgument, "weights of another shape or layout than the layer's"));
+        }
+        self.packed = packed;
+        Ok(())
+    }
+
+    /// What is added to y.
+    pub fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
     }
 
     /// Rows of W: values of a row of y.
@@ -191,7 +219,13 @@ impl Linear {
 
     /// Bytes that the layer owns.
     pub fn bytes(&self) -> usize {
-        self.packed.bytes() + self.bias.as_ref().map_or(0, |b| b.len() * 4)
+        let panels = if self.packed.is_kept() { 0 } else { self.packed.bytes() };
+        panels + self.bias.as_ref().map_or(0, |b| b.len() * 4)
+    }
+
+    /// Bytes that it reads in place from a file.
+    pub fn bytes_mapped(&self) -> usize {
+        if self.packed.is_kept() { self.packed.bytes() } else { 0 }
     }
 
     /// What a forward call on `m` rows will do and need.
@@ -201,7 +235,7 @@ impl Linear {
         PlanInfo {
             kernel: plan.kernel,
             workspace: plan.bytes,
-            bytes_read: self.bytes() as u64 * blocks,
+            bytes_read: (self.bytes() + self.bytes_mapped()) as u64 * blocks,
             operations: 2 * m as u64 * self.in_features() as u64 * self.out_features() as u64,
         }
     }

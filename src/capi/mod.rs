@@ -9,6 +9,7 @@
 
 pub mod boundary;
 pub mod context;
+pub mod convert;
 pub mod diagnostics;
 pub mod forward;
 pub mod handle;
@@ -16,4 +17,6 @@ pub mod layer;
 pub mod model;
 pub mod options;
 pub mod profile;
+pub mod save;
 pub mod types;
+pub mod weights;
