@@ -74,6 +74,26 @@
  */
 #define BL_LOAD_VERIFY 4
 
+/**
+ * `bl_layer_options.flags`: BitNet's weight_scale multiplies the weights, whatever config.json says.
+ */
+#define BL_LAYER_SCALE_MULTIPLIES 1
+
+/** BitNet's weight_scale divides the weights, whatever config.json says. */
+#define BL_LAYER_SCALE_DIVIDES 2
+
+/** GPTQ's zero points are stored less 1 ("gptq"), whatever config.json says. */
+#define BL_LAYER_GPTQ_V1 4
+
+/** GPTQ's zero points are stored as they are ("gptq_v2"), whatever config.json says. */
+#define BL_LAYER_GPTQ_V2 8
+
+/** All matrices of a tensor of three dimensions, one below the other, as one layer. */
+#define BL_LAYER_ALL_SLICES 16
+
+/** The caller applies the norm that the file has before the layer. */
+#define BL_LAYER_WITHOUT_NORM 32
+
 /** Result of every fallible call. Failures are positive; treat an unknown value as a failure. */
 typedef enum {
   /** Done. */
@@ -377,6 +397,8 @@ typedef struct {
   int64_t metadata;
   /** Bytes of all files of the model. */
   uint64_t bytes;
+  /** See bl_model_layer. */
+  int64_t layers;
 } bl_model_info;
 
 /** One stored tensor. */
@@ -394,6 +416,42 @@ typedef struct {
   const void *data;
   uint64_t bytes;
 } bl_tensor_info;
+
+/**
+ * One layer, as the naming rules of its format make it (docs/formats.md). The names of its tensors are
+ * NULL where it has none in that role; all live as long as the model handle.
+ */
+typedef struct {
+  uint32_t struct_size;
+  /** The format of its weights. */
+  bl_type type;
+  /** What its tensors have in common: `blk.0.attn_q` of `blk.0.attn_q.weight`. */
+  const char *name;
+  /** 0 where they are not known, which `status` tells. Of one matrix, where there are several. */
+  int64_t in_features;
+  int64_t out_features;
+  /** Matrices: more than 1 in tensors of three dimensions (experts). */
+  int64_t slices;
+  /**
+   * BL_OK, or what bl_layer_open without options will answer: a part is missing, an option must
+   * decide, the format is not read. bl_layer_open says it in words.
+   */
+  bl_status status;
+  uint32_t reserved;
+  /** NULL only where the weights are missing. */
+  const char *weight;
+  const char *scales;
+  /** Zero points or minima of groups. */
+  const char *zeros;
+  /** The group of each column. */
+  const char *group_index;
+  const char *shape;
+  /** What x W^T is multiplied with, before the bias. */
+  const char *product_scale;
+  const char *bias;
+  /** The gain of an RMS norm of x before the layer. */
+  const char *norm;
+} bl_model_layer_info;
 
 /** One metadata value. */
 typedef struct {
@@ -414,38 +472,47 @@ typedef struct {
   int64_t items;
 } bl_meta_info;
 
-/** How a layer is made. */
+/**
+ * How a layer is made. Options that say nothing about a format are refused with it, but for flags.
+ */
 typedef struct {
   uint32_t struct_size;
   /**
-   * What to pack to. BL_TYPE_AUTO: what is stored; for bl_layer_create from floats: ternary. Floats are
-   * rounded to f32, f16, bf16, ternary (BitNet: mean |w| of the matrix), binary (mean |w| of the
-   * row), int8 (max |w| / 127 of the row), int4 (max |w| / 7 of the group), and to q4_0, q4_1, q5_0,
-   * q5_1, q8_0, tq1_0, tq2_0, q1_0, q2_0, pq2_0 and ptq1_0 as the tools of these formats do. Packed
-   * weights are not rounded again: BL_ERROR_UNSUPPORTED.
+   * BL_TYPE_AUTO: as stored; bl_layer_create from floats: ternary. Else which format it is, where the
+   * file does not tell: BL_TYPE_I2_S_ARM or _ROWS of an I2_S tensor; one of several that a layer is
+   * stored in; that of packed bytes whose scales are given below; BL_TYPE_BITNET_HF of floats that are
+   * to be ternarised as transformers does. Or what plain floats are rounded to: f32, f16, bf16; ternary
+   * (one scale, mean |w| of the matrix), binary (mean |w| of the row), int8 (max |w| / 127 of the
+   * row), int4 (max |w| / 7 of the group); q4_0, q4_1, q5_0, q5_1, q8_0, tq1_0, tq2_0, q1_0, q2_0,
+   * pq2_0 and ptq1_0 as their own tools do. Packed weights are not rounded again:
+   * BL_ERROR_UNSUPPORTED.
    */
   bl_type type;
   /** How the layer takes x. */
   bl_activation activation;
-  /** Must be 0. */
+  /** BL_LAYER_*. */
   uint32_t flags;
   /**
-   * out_features values that are added to y; copied. NULL: none. With shards it is the whole
-   * layer's: of rows each takes its own part, of columns the one of rank 0 takes it.
+   * out_features values that are added to y, in place of the file's; copied. NULL: the file's (opened
+   * by a tensor's name, there is none). With shards it is the whole layer's: of rows each takes its own
+   * part, of columns the one of rank 0 takes it.
    */
   const float *bias;
   /**
-   * bl_layer_create: the scales of packed weights that have none in their bytes; copied. Ternary: one
-   * for each base. Binary, ternary2, int8: one, or one for each row. int4, compressed-tensors: one
-   * for each group of each row. bitnet-hf: one, which multiplies. ternary-block: one for each block.
+   * Scales in place of the file's, for formats that keep them apart (docs/formats.md): read once.
+   * bl_layer_create needs them there. Ternary: one for each base; binary, ternary2, int8: one, or one
+   * for each row; int4, compressed-tensors: one for each group of each row; bitnet-hf: one, which
+   * multiplies; ternary-block: one for each block.
    */
   const float *scales;
   int64_t scale_count;
-  /**
-   * Columns of a group where the type leaves it open. 0: int4 from floats 128; packed: what the
-   * number of scales says.
-   */
-  uint32_t group_size;
+  /** Columns of a group; 0: what the file or the number of scales says; int4 from floats: 128. */
+  int64_t group_size;
+  /** Which matrix of a tensor of three dimensions, from 0. */
+  int64_t slice;
+  /** Where packed bytes do not tell them (rows or columns of padding, flat arrays); 0: they do. */
+  int64_t in_features;
+  int64_t out_features;
   /**
    * Make the layer of a part of the weights: part shard_rank (from 0) of shard_count. Parts are as
    * even as rows, or whole groups of columns, allow; bl_layer_describe tells where a part begins.
@@ -453,6 +520,8 @@ typedef struct {
   bl_shard shard;
   uint32_t shard_rank;
   uint32_t shard_count;
+  /** Must be 0. */
+  uint32_t reserved;
 } bl_layer_options;
 
 /** What a layer is. */
@@ -525,8 +594,9 @@ BL_API bl_status bl_type_describe(bl_type type, bl_type_info *info, bl_error *er
 
 /**
  * Makes a context: threads and settings that layers and calls use. `options` may be NULL.
- * Reads the environment variable BITLINEAR_ISA (scalar, avx2, avx512vnni), which narrows the
- * instruction sets used; an unknown name is BL_ERROR_INVALID_ARGUMENT, one that this CPU lacks
+ * Reads the environment variable BITLINEAR_ISA (scalar, avx2, avxvnni, avx512vnni, or on ARM scalar,
+ * neon, dotprod, i8mm), which narrows the instruction sets used; an unknown name is
+ * BL_ERROR_INVALID_ARGUMENT, one that this CPU lacks
  * BL_ERROR_UNSUPPORTED. The default context reads it at its first use.
  */
 BL_API
@@ -573,10 +643,9 @@ BL_NOEXCEPT;
 /**
  * Opens a model: a GGUF file (or the first part of a split one), a safetensors file, an index of
  * shards or the folder they are in, a file that bl_save wrote. Only headers are read; tensors are
- * mapped. The file must not be
- * cut or rewritten while it is mapped: reading a missing page would stop the process with SIGBUS.
- * BL_LOAD_COPY reads it into memory instead, and then it may change. BL_LOAD_VERIFY reads all of a file
- * that bl_save wrote and compares it with the sums in it.
+ * mapped. The file must not be cut or rewritten while it is mapped: reading a missing page would stop
+ * the process with SIGBUS. BL_LOAD_COPY reads it into memory instead, and then it may change.
+ * BL_LOAD_VERIFY reads all of a file that bl_save wrote and compares it with the sums in it.
  */
 BL_API
 bl_status bl_load(const bl_context *context,
@@ -613,6 +682,19 @@ bl_status bl_model_tensor(const bl_model *model,
 BL_NOEXCEPT;
 
 /**
+ * A layer by name, or by index where name is NULL. BL_ERROR_NOT_FOUND where there is none. A layer that
+ * cannot be opened is listed too: see `status`. A name under which weights are stored in several formats
+ * is BL_ERROR_INVALID_ARGUMENT; by index each is listed.
+ */
+BL_API
+bl_status bl_model_layer(const bl_model *model,
+                         const char *name,
+                         int64_t index,
+                         bl_model_layer_info *info,
+                         bl_error *error)
+BL_NOEXCEPT;
+
+/**
  * A metadata value by key, or by index where key is NULL. BL_ERROR_NOT_FOUND where there is none.
  */
 BL_API
@@ -636,14 +718,17 @@ bl_status bl_model_meta_item(const bl_model *model,
 BL_NOEXCEPT;
 
 /**
- * Makes a layer from a tensor of a model, [out_features, in_features] in any format that the library
- * reads. The weights are packed for the CPU, exactly: nothing is quantised again, save plain floats where
- * options.type asks for it. A layer of a file that bl_save wrote is used in place. The layer keeps
- * what it needs of the model alive; the model may be freed. Runs on the model's context.
+ * Makes a layer of a model. `name` is a layer's (bl_model_layer): its weights with scales, bias and what
+ * else its format has beside them. Or it is a tensor's: that matrix alone, [out_features, in_features], as
+ * it is stored; where both have the name, the tensor is meant. The weights are packed for the CPU, exactly:
+ * nothing is quantised again, save plain floats where options.type asks for it. A layer of a file that
+ * bl_save wrote is used in place. A layer of which a part is missing is BL_ERROR_BAD_FILE, and what neither
+ * tensors nor config.json tell is BL_ERROR_INVALID_ARGUMENT that names the option which decides. The layer
+ * keeps what it needs of the model alive; the model may be freed. Runs on the model's context.
  */
 BL_API
 bl_status bl_layer_open(const bl_model *model,
-                        const char *tensor,
+                        const char *name,
                         const bl_layer_options *options,
                         bl_layer **out,
                         bl_error *error)
@@ -688,7 +773,7 @@ BL_NOEXCEPT;
 
 /**
  * Writes `rows` rows of the dequantised weights, from first_row on, into dst (f32, f16 or bf16): what
- * float activations are multiplied with.
+ * float activations are multiplied with, times the factor of the product where the layer has one.
  */
 BL_API
 bl_status bl_layer_read(const bl_layer *layer,
@@ -729,6 +814,27 @@ bl_status bl_forward(const bl_layer *layer,
                      int64_t y_stride,
                      const bl_run_options *options,
                      bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * Several layers on the same x (Q, K and V; gate and up): ys[i] = x W_i^T + b_i, each bit for bit what
+ * bl_forward gives. x is quantised once and all layers are one parallel region. The layers have the
+ * same in_features and belong to one context; the y's are of one type and do not overlap. y_strides is
+ * NULL (rows touch) or has one stride for each layer. A workspace as large as the layers' planned
+ * ones together is always enough.
+ */
+BL_API
+bl_status bl_forward_many(const bl_layer *const *layers,
+                          size_t count,
+                          int64_t m,
+                          const void *x,
+                          bl_type x_type,
+                          int64_t x_stride,
+                          void *const *ys,
+                          bl_type y_type,
+                          const int64_t *y_strides,
+                          const bl_run_options *options,
+                          bl_error *error)
 BL_NOEXCEPT;
 
 #ifdef __cplusplus

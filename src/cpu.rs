@@ -2,28 +2,68 @@
 
 use crate::error::{Result, fail};
 
-/// An instruction set that kernels are written for. Later ones contain the earlier ones of the same
-/// architecture, so that a kernel table can be walked from the best down.
+/// An instruction set that kernels are written for. Those of one architecture stand in the order of
+/// their speed; a later one need not contain an earlier one, so that each is detected by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
     /// Plain Rust; everywhere.
     Scalar,
-    /// AVX2 with FMA and F16C.
+    /// x86-64: AVX2 with FMA and F16C.
     Avx2,
-    /// AVX-512 F, BW, DQ, VL and VNNI.
+    /// x86-64: AVX2 and its own VNNI.
+    AvxVnni,
+    /// x86-64: AVX-512 F, BW, DQ, VL and VNNI.
     Avx512Vnni,
+    /// AArch64: its base.
+    Neon,
+    /// AArch64: the dot products of Armv8.2.
+    DotProd,
+    /// AArch64: those and the matrix products of Armv8.6.
+    I8mm,
+}
+
+/// Evaluates to whether the CPU has all of the features.
+#[cfg(target_arch = "x86_64")]
+macro_rules! has {
+    ($($feature:tt)*) => { $(std::arch::is_x86_feature_detected!($feature))&&* };
+}
+/// As above.
+#[cfg(target_arch = "aarch64")]
+macro_rules! has {
+    ($($feature:tt)*) => { $(std::arch::is_aarch64_feature_detected!($feature))&&* };
 }
 
 impl Isa {
-    /// All of them, best first.
-    pub const ALL: &'static [Isa] = &[Isa::Avx512Vnni, Isa::Avx2, Isa::Scalar];
+    /// Those of this architecture, best first.
+    #[cfg(target_arch = "x86_64")]
+    pub const ALL: &'static [Isa] = &[Isa::Avx512Vnni, Isa::AvxVnni, Isa::Avx2, Isa::Scalar];
+    /// Those of this architecture, best first.
+    #[cfg(target_arch = "aarch64")]
+    pub const ALL: &'static [Isa] = &[Isa::I8mm, Isa::DotProd, Isa::Neon, Isa::Scalar];
+    /// Those of this architecture, best first.
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    pub const ALL: &'static [Isa] = &[Isa::Scalar];
 
     /// The name in kernel names and in `BITLINEAR_ISA`.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avxvnni",
             Isa::Avx512Vnni => "avx512vnni",
+            Isa::Neon => "neon",
+            Isa::DotProd => "dotprod",
+            Isa::I8mm => "i8mm",
+        }
+    }
+
+    /// The one whose kernels it uses for float activations: those that only add integer dot products
+    /// have none of their own.
+    pub const fn float(self) -> Isa {
+        match self {
+            Isa::AvxVnni => Isa::Avx2,
+            Isa::DotProd | Isa::I8mm => Isa::Neon,
+            isa => isa,
         }
     }
 
@@ -32,21 +72,19 @@ impl Isa {
         match self {
             Isa::Scalar => true,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => {
-                is_x86_feature_detected!("avx2")
-                    && is_x86_feature_detected!("fma")
-                    && is_x86_feature_detected!("f16c")
-            }
+            Isa::Avx2 => has!("avx2" "fma" "f16c"),
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => Isa::Avx2.detected() && has!("avxvnni"),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => {
-                Isa::Avx2.detected()
-                    && is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512dq")
-                    && is_x86_feature_detected!("avx512vl")
-                    && is_x86_feature_detected!("avx512vnni")
+                Isa::Avx2.detected() && has!("avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vnni")
             }
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => has!("neon"),
+            #[cfg(target_arch = "aarch64")]
+            Isa::DotProd => Isa::Neon.detected() && has!("dotprod"),
+            #[cfg(target_arch = "aarch64")]
+            Isa::I8mm => Isa::DotProd.detected() && has!("i8mm"),
             _ => false,
         }
     }
@@ -69,7 +107,8 @@ impl Isa {
     /// The one of that name, if this CPU has it.
     pub fn named(name: &str) -> Result<Isa> {
         let isa = Isa::ALL.iter().copied().find(|isa| isa.name() == name).ok_or_else(|| {
-            fail!(InvalidArgument, "BITLINEAR_ISA: `{name}` is none of scalar, avx2, avx512vnni")
+            let names: Vec<&str> = Isa::ALL.iter().rev().map(|isa| isa.name()).collect();
+            fail!(InvalidArgument, "BITLINEAR_ISA: `{name}` is none of {}", names.join(", "))
         })?;
         if !isa.detected() {
             return Err(fail!(Unsupported, "BITLINEAR_ISA: this CPU does not have {name}"));
@@ -122,7 +161,7 @@ mod tests {
     #[test]
     fn names_are_checked() {
         assert_eq!(Isa::named("scalar").ok(), Some(Isa::Scalar));
-        assert!(Isa::named("avx9").is_err_and(|e| e.text().contains("avx9")));
+        assert!(Isa::named("avx9").is_err_and(|e| e.text().contains("`avx9` is none of scalar")));
         assert!(Isa::named("").is_err());
     }
 }

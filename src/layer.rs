@@ -64,17 +64,20 @@ impl Activation {
 pub struct Options<'a> {
     /// How x is taken.
     pub activation: Activation,
+    /// What the product is multiplied with before the bias is added: one f32 rounding.
+    pub product_scale: Option<f32>,
     /// `out_features` values to add, copied.
     pub bias: Option<&'a [f32]>,
 }
 
-/// One linear layer, `y = x Wᵀ + b`. Immutable: any number of threads may use it at a time.
+/// One linear layer, `y = x Wᵀ + b` or `y = (x Wᵀ) s + b`. Immutable: any number of threads may use it at a time.
 pub struct Linear {
     packed: Packed,
     rule: Option<Rule>,
     shape: Shape,
     isa: Isa,
     choice: Choice,
+    product_scale: Option<f32>,
     bias: Option<Vec<f32>>,
 }
 
@@ -90,7 +93,6 @@ const SHARE_FROM: usize = 1 << 19;
 /// Where everything lies in a workspace.
 #[derive(Clone, Copy, Debug)]
 struct Plan {
-    kernel: &'static Kernel,
     /// Rows of a block of the batch, and of a panel.
     rows: usize,
     mr: usize,
@@ -173,7 +175,8 @@ impl Linear {
         let kind = if rule.is_some() { Kind::Integer } else { Kind::Float };
         let shape = Shape::new(&layout, *packed.geometry());
         let choice = kernel::select(&layout, packed.in_features(), kind, isa);
-        Ok(Linear { packed, rule, shape, isa, choice, bias })
+        let product_scale = options.product_scale;
+        Ok(Linear { packed, rule, shape, isa, choice, product_scale, bias })
     }
 
     /// Takes other weights of the same shape and layout.
@@ -186,6 +189,11 @@ impl Linear {
         }
         self.packed = packed;
         Ok(())
+    }
+
+    /// What the product is multiplied with before the bias is added.
+    pub fn product_scale(&self) -> Option<f32> {
+        self.product_scale
     }
 
     /// What is added to y.
@@ -206,6 +214,15 @@ impl Linear {
     /// The packed weights.
     pub fn packed(&self) -> &Packed {
         &self.packed
+    }
+
+    /// Dequantises one row into `weights`, columns in the order of x: times the product's scale, if there
+    /// is one. `row` is of [`Packed::row`].
+    pub fn read_weights(&self, index: usize, row: &mut Row, weights: &mut [f32]) {
+        self.packed.read_weights(index, row, weights);
+        if let Some(scale) = self.product_scale {
+            weights.iter_mut().for_each(|w| *w *= scale);
+        }
     }
 
     /// How x is taken, resolved: never `Auto`.
@@ -230,61 +247,29 @@ impl Linear {
 
     /// What a forward call on `m` rows will do and need.
     pub fn plan(&self, m: usize, executor: &Executor) -> PlanInfo {
-        let plan = self.lay_out(m, executor.width());
+        let plan = lay_out(&[Target { layer: self, y: MatrixMut::of(&mut [], 0) }], m, executor.width());
         let blocks = m.div_ceil(plan.rows.max(1)).max(1) as u64;
         PlanInfo {
-            kernel: plan.kernel,
+            kernel: self.kernel(plan.rows),
             workspace: plan.bytes,
             bytes_read: (self.bytes() + self.bytes_mapped()) as u64 * blocks,
             operations: 2 * m as u64 * self.in_features() as u64 * self.out_features() as u64,
         }
     }
 
-    fn lay_out(&self, m: usize, slots: usize) -> Plan {
-        let rows = m.clamp(1, BATCH);
-        let kernel = if rows == 1 { self.choice.gemv } else { self.choice.gemm };
-        let mr = kernel::panel_rows(kernel, rows);
-        let padded_rows = rows.next_multiple_of(mr);
-        let in_features = self.in_features();
-        let mut at = 0;
-        let mut take = |bytes: usize| {
-            let start = at;
-            at += bytes.next_multiple_of(ALIGNMENT);
-            start
-        };
-        let (code_bytes, scales, sums, row_codes) = match self.rule {
-            None => (in_features * 4, 0, 0, 0),
-            Some(_) => {
-                let shape = &self.shape;
-                (shape.quads * QUAD, shape.geometry.records * 4, shape.groups * 4, shape.quads * QUAD)
-            }
-        };
-        let codes = take(padded_rows * code_bytes);
-        let (scales_at, sums_at) = (take(padded_rows * scales), take(padded_rows * sums));
-        let finite = take(padded_rows);
-        let slots_at = take(0);
-        let staged = take(in_features * 4) - slots_at;
-        // A row of codes, its scales and its sums, before they are interleaved.
-        let row_codes = take(row_codes + if mr > 1 { scales + sums } else { 0 }) - slots_at;
-        let out = take(padded_rows * TILE * 4) - slots_at;
-        let scratch = take((kernel.scratch)(&self.packed, rows)) - slots_at;
-        let slot_bytes = take(0) - slots_at;
-        Plan {
-            kernel,
-            rows,
-            mr,
-            codes,
-            scales: scales_at,
-            sums: sums_at,
-            finite,
-            slots: slots_at,
-            staged,
-            row_codes,
-            out,
-            scratch,
-            slot_bytes,
-            bytes: slots_at + slot_bytes * slots,
-        }
+    /// The kernel for that many rows of x.
+    fn kernel(&self, rows: usize) -> &'static Kernel {
+        if rows == 1 { self.choice.gemv } else { self.choice.gemm }
+    }
+
+    /// Whether both take the same x in the same form, so that it is staged and quantised once.
+    fn shares_activations(&self, other: &Linear) -> bool {
+        let (a, b) = (&self.shape, &other.shape);
+        let cut = |s: &Shape| (s.group, s.groups, s.quads, s.geometry.record, s.geometry.record_padded());
+        self.in_features() == other.in_features()
+            && self.rule == other.rule
+            && (self.rule.is_none() || cut(a) == cut(b))
+            && self.packed.permutation() == other.packed.permutation()
     }
 
     /// `y = x Wᵀ + b` for `m` rows. `workspace`, where given, has at least the planned bytes from its
@@ -298,93 +283,7 @@ impl Linear {
         heap: &Heap,
         executor: &Executor,
     ) -> Result<()> {
-        if m == 0 {
-            return Ok(());
-        }
-        let plan = self.lay_out(m, executor.width());
-        let need = plan.bytes + ALIGNMENT;
-        let mut stack = MaybeUninit::<[u8; STACK]>::uninit();
-        let mut own = None;
-        let space: &mut [u8] = match workspace {
-            Some(space) => space,
-            None if need <= STACK => {
-                // SAFETY: the slice is of exactly the array's bytes; they are initialised here.
-                unsafe {
-                    let start = stack.as_mut_ptr().cast::<u8>();
-                    start.write_bytes(0, need);
-                    std::slice::from_raw_parts_mut(start, need)
-                }
-            }
-            None => own.insert(heap.buffer(need, "workspace")?).bytes_mut(),
-        };
-        let skip = space.as_ptr().align_offset(ALIGNMENT);
-        if space.len() < skip || space.len() - skip < plan.bytes {
-            return Err(fail!(
-                BufferTooSmall,
-                "workspace of {} bytes, {} needed (see bl_plan)",
-                space.len(),
-                plan.bytes
-            ));
-        }
-        let space = Space { start: space[skip..].as_mut_ptr() };
-        for at in (0..m).step_by(plan.rows) {
-            let rows = plan.rows.min(m - at);
-            self.block(rows, x.skip(at), y.skip(at), &plan, space, executor)?;
-        }
-        Ok(())
-    }
-
-    /// One block of the batch: first the activations of all its rows, then tile by tile.
-    fn block(
-        &self,
-        rows: usize,
-        x: MatrixRef,
-        y: MatrixMut,
-        plan: &Plan,
-        space: Space,
-        executor: &Executor,
-    ) -> Result<()> {
-        let panels = rows.div_ceil(plan.mr);
-        // Waking threads costs microseconds: what one thread does sooner, one thread does.
-        let operations = rows.saturating_mul(self.in_features()).saturating_mul(self.out_features());
-        let executor = if operations < SHARE_FROM { &Executor::Serial } else { executor };
-        executor.run(panels, &|slot, panel| {
-            // SAFETY: each piece writes the parts of its own panel and of its own slot.
-            unsafe { self.activate(panel, rows, x, plan, space, slot) };
-            Ok(())
-        })?;
-        let count = panels * plan.mr;
-        // SAFETY: within the plan's bytes, checked in `forward`; only read from here on.
-        let (batch, finite) = unsafe {
-            let batch = match self.rule {
-                None => Activations::Float(Floats {
-                    mr: plan.mr,
-                    values: space.part(plan.codes, count * self.in_features()),
-                }),
-                Some(_) => Activations::Integer(Codes {
-                    mr: plan.mr,
-                    shape: &self.shape,
-                    codes: space.part(plan.codes, count * self.shape.quads * QUAD),
-                    scales: space.part(plan.scales, count * self.shape.geometry.records),
-                    sums: space.part(plan.sums, count * self.shape.groups),
-                }),
-            };
-            (batch, space.part::<u8>(plan.finite, count))
-        };
-        executor.run(self.packed.tiles(), &|slot, tile| {
-            let at = plan.slots + slot * plan.slot_bytes;
-            // SAFETY: within the plan's bytes; a slot is one piece's at a time (`Executor::run`).
-            let (out, scratch) = unsafe {
-                (
-                    space.part_mut::<f32>(at + plan.out, count * TILE),
-                    space.part_mut::<u8>(at + plan.scratch, plan.slot_bytes - plan.scratch),
-                )
-            };
-            let mut job = Job { packed: &self.packed, tile, x: batch, rows, out, scratch };
-            kernel::run(plan.kernel, &mut job)?;
-            self.finish(tile, rows, finite, out, y);
-            Ok(())
-        })
+        forward(&[Target { layer: self, y }], m, x, workspace, heap, executor)
     }
 
     /// Stages, and where integers are asked for quantises, the rows of one panel of x.
@@ -475,7 +374,7 @@ impl Linear {
         }
     }
 
-    /// Bias, and the way into y.
+    /// The product's scale, the bias, and the way into y.
     fn finish(&self, tile: usize, rows: usize, finite: &[u8], out: &mut [f32], y: MatrixMut) {
         let first = tile * TILE;
         let lanes = TILE.min(self.out_features() - first);
@@ -483,14 +382,202 @@ impl Linear {
             let row = &mut row[..lanes];
             if finite[i] == 0 {
                 row.fill(f32::NAN);
-            } else if let Some(bias) = &self.bias {
-                for (v, b) in row.iter_mut().zip(&bias[first..]) {
-                    *v += b;
+            } else {
+                if let Some(scale) = self.product_scale {
+                    row.iter_mut().for_each(|v| *v *= scale);
+                }
+                if let Some(bias) = &self.bias {
+                    row.iter_mut().zip(&bias[first..]).for_each(|(v, b)| *v += b);
                 }
             }
             y.write(i, first, row);
         }
     }
+}
+
+/// One layer of a call and where its rows go.
+#[derive(Clone, Copy)]
+pub struct Target<'a> {
+    /// The layer.
+    pub layer: &'a Linear,
+    /// `m` rows of its `out_features`.
+    pub y: MatrixMut,
+}
+
+/// `y_i = x W_iᵀ + b_i` for several layers on the same `m` rows of x. Neighbours that take x in the same
+/// form share it: it is staged and quantised once, and their tiles are one parallel region. Every y is
+/// bit for bit what a call of its own would give. A workspace as large as the layers' planned ones
+/// together is always enough.
+pub fn forward(
+    targets: &[Target<'_>],
+    m: usize,
+    x: MatrixRef,
+    mut workspace: Option<&mut [u8]>,
+    heap: &Heap,
+    executor: &Executor,
+) -> Result<()> {
+    if m == 0 {
+        return Ok(());
+    }
+    for targets in targets.chunk_by(|a, b| a.layer.shares_activations(b.layer)) {
+        forward_sharing(targets, m, x, workspace.as_deref_mut(), heap, executor)?;
+    }
+    Ok(())
+}
+
+/// The same for layers that share their activations; at least one.
+fn forward_sharing(
+    targets: &[Target<'_>],
+    m: usize,
+    x: MatrixRef,
+    workspace: Option<&mut [u8]>,
+    heap: &Heap,
+    executor: &Executor,
+) -> Result<()> {
+    let plan = lay_out(targets, m, executor.width());
+    let need = plan.bytes + ALIGNMENT;
+    let mut stack = MaybeUninit::<[u8; STACK]>::uninit();
+    let mut own = None;
+    let space: &mut [u8] = match workspace {
+        Some(space) => space,
+        None if need <= STACK => {
+            // SAFETY: the slice is of exactly the array's bytes; they are initialised here.
+            unsafe {
+                let start = stack.as_mut_ptr().cast::<u8>();
+                start.write_bytes(0, need);
+                std::slice::from_raw_parts_mut(start, need)
+            }
+        }
+        None => own.insert(heap.buffer(need, "workspace")?).bytes_mut(),
+    };
+    let skip = space.as_ptr().align_offset(ALIGNMENT);
+    if space.len() < skip || space.len() - skip < plan.bytes {
+        let have = space.len();
+        return Err(fail!(BufferTooSmall, "workspace of {have} bytes, {need} needed (see bl_plan)"));
+    }
+    let space = Space { start: space[skip..].as_mut_ptr() };
+    for at in (0..m).step_by(plan.rows) {
+        let rows = plan.rows.min(m - at);
+        block(targets, at, rows, x.skip(at), &plan, space, executor)?;
+    }
+    Ok(())
+}
+
+fn lay_out(targets: &[Target<'_>], m: usize, slots: usize) -> Plan {
+    let rows = m.clamp(1, BATCH);
+    let layer = targets[0].layer;
+    // The panels of x suit every kernel: as many rows as the one that takes fewest.
+    let mr = targets.iter().map(|t| kernel::panel_rows(t.layer.kernel(rows), rows)).min().unwrap_or(1);
+    let padded_rows = rows.next_multiple_of(mr);
+    let in_features = layer.in_features();
+    let mut at = 0;
+    let mut take = |bytes: usize| {
+        let start = at;
+        at += bytes.next_multiple_of(ALIGNMENT);
+        start
+    };
+    let (code_bytes, scales, sums) = match layer.rule {
+        None => (in_features * 4, 0, 0),
+        Some(_) => {
+            let shape = &layer.shape;
+            (shape.quads * QUAD, shape.geometry.records * 4, shape.groups * 4)
+        }
+    };
+    let codes = take(padded_rows * code_bytes);
+    let (scales_at, sums_at) = (take(padded_rows * scales), take(padded_rows * sums));
+    let finite = take(padded_rows);
+    let slots_at = take(0);
+    let staged = take(in_features * 4) - slots_at;
+    // A row of codes, its scales and its sums, before they are interleaved.
+    let row_codes =
+        take(if mr > 1 && layer.rule.is_some() { code_bytes + scales + sums } else { 0 }) - slots_at;
+    let out = take(padded_rows * TILE * 4) - slots_at;
+    let scratch_bytes = |t: &Target<'_>| (t.layer.kernel(rows).scratch)(&t.layer.packed, rows);
+    let scratch = take(targets.iter().map(scratch_bytes).max().unwrap_or(0)) - slots_at;
+    let slot_bytes = take(0) - slots_at;
+    Plan {
+        rows,
+        mr,
+        codes,
+        scales: scales_at,
+        sums: sums_at,
+        finite,
+        slots: slots_at,
+        staged,
+        row_codes,
+        out,
+        scratch,
+        slot_bytes,
+        bytes: slots_at + slot_bytes * slots,
+    }
+}
+
+/// One block of the batch, from row `first` on: the activations of all its rows, then tile by tile.
+fn block(
+    targets: &[Target<'_>],
+    first: usize,
+    rows: usize,
+    x: MatrixRef,
+    plan: &Plan,
+    space: Space,
+    executor: &Executor,
+) -> Result<()> {
+    let layer = targets[0].layer;
+    let panels = rows.div_ceil(plan.mr);
+    // Waking threads costs microseconds: what one thread does sooner, one thread does.
+    let outputs: usize = targets.iter().map(|t| t.layer.out_features()).sum();
+    let operations = rows.saturating_mul(layer.in_features()).saturating_mul(outputs);
+    let executor = if operations < SHARE_FROM { &Executor::Serial } else { executor };
+    executor.run(panels, &|slot, panel| {
+        // SAFETY: each piece writes the parts of its own panel and of its own slot.
+        unsafe { layer.activate(panel, rows, x, plan, space, slot) };
+        Ok(())
+    })?;
+    let count = panels * plan.mr;
+    // SAFETY: within the plan's bytes, checked in `forward_sharing`; a byte is read after the region
+    // above has written it.
+    let finite = unsafe { space.part::<u8>(plan.finite, count) };
+    let tiles: usize = targets.iter().map(|t| t.layer.packed.tiles()).sum();
+    executor.run(tiles, &|slot, piece| {
+        let mut tile = piece;
+        let mut targets = targets.iter();
+        let target = loop {
+            match targets.next() {
+                Some(target) if tile < target.layer.packed.tiles() => break target,
+                Some(target) => tile -= target.layer.packed.tiles(),
+                None => return Ok(()), // no such piece
+            }
+        };
+        let layer = target.layer;
+        // SAFETY: within the plan's bytes; only read in this region.
+        let batch = unsafe {
+            match layer.rule {
+                None => Activations::Float(Floats {
+                    mr: plan.mr,
+                    values: space.part(plan.codes, count * layer.in_features()),
+                }),
+                Some(_) => Activations::Integer(Codes {
+                    mr: plan.mr,
+                    shape: &layer.shape,
+                    codes: space.part(plan.codes, count * layer.shape.quads * QUAD),
+                    scales: space.part(plan.scales, count * layer.shape.geometry.records),
+                    sums: space.part(plan.sums, count * layer.shape.groups),
+                }),
+            }
+        };
+        let at = plan.slots + slot * plan.slot_bytes;
+        // SAFETY: within the plan's bytes; a slot is one piece's at a time (`Executor::run`).
+        let (out, scratch) = unsafe {
+            (
+                space.part_mut::<f32>(at + plan.out, count * TILE),
+                space.part_mut::<u8>(at + plan.scratch, plan.slot_bytes - plan.scratch),
+            )
+        };
+        let mut job = Job { packed: &layer.packed, tile, x: batch, rows, out, scratch };
+        kernel::run(layer.kernel(plan.rows), &mut job)?;
+        layer.finish(tile, rows, finite, out, target.y.skip(first));
+        Ok(())
+    })
 }
 
 /// The start of a workspace, shared by the pieces of a call.
@@ -499,7 +586,7 @@ struct Space {
     start: *mut u8,
 }
 
-// SAFETY: pieces use disjoint parts of it (see `Linear::block`).
+// SAFETY: pieces use disjoint parts of it (see `block`).
 unsafe impl Send for Space {}
 // SAFETY: as above.
 unsafe impl Sync for Space {}

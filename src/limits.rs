@@ -35,3 +35,5 @@ pub const INT32_COLUMNS: usize = 65_536;
 pub const STRUCT_SIZE_MAX: u32 = 4096;
 /// Most threads of a context.
 pub const THREADS_MAX: usize = 1024;
+/// Most layers of one bl_forward_many.
+pub const LAYERS_MAX: usize = 16;

@@ -224,6 +224,7 @@ fn header<'a>(layers: &[Named<'a>], texts: &[(&str, &str)], pieces: &mut Vec<Pie
             in_features: packed.in_features(),
             layout: *packed.layout(),
             activation: linear.activation() as u32,
+            product_scale: linear.product_scale(),
             sum: panels.sum(),
             bias_sum: bias.as_ref().map(Piece::sum),
             permutation_sum: permutation.as_ref().map(Piece::sum),

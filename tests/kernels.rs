@@ -1,13 +1,14 @@
 //! Every kernel equals the scalar one, bit for bit: layouts x activations x instruction sets x shapes.
 //!
 //! `BITLINEAR_TEST_REQUIRE=avx2,avx512vnni` makes the tests fail where a listed instruction set was
-//! not exercised, so that nothing is skipped silently.
+//! not exercised, so that nothing is skipped silently. `BITLINEAR_TEST_EVERY=N` takes one in N of the
+//! usual shapes, for emulators.
 
 use std::collections::BTreeMap;
 
 use bitlinear::cpu::Isa;
 use bitlinear::exec::Executor;
-use bitlinear::layer::{Activation, Linear, Options};
+use bitlinear::layer::{Activation, Linear, Options, Target};
 use bitlinear::layout::packed::RowMatrix;
 use bitlinear::layout::{Coded, Float, Layout, Offset, Row, SUPER_BLOCK, ScaleType, Scales, Values};
 use bitlinear::matrix::{MatrixMut, MatrixRef};
@@ -83,6 +84,7 @@ fn layouts() -> Vec<(String, Layout)> {
             for minimum in [false, true] {
                 let name = format!("two-level {len} minimum {minimum}");
                 push(&name, Scales::TwoLevel { len, minimum }, ScaleType::F16, 1, values);
+                push(&name, Scales::TwoLevel { len, minimum }, ScaleType::F32, 1, values);
             }
         }
     }
@@ -205,7 +207,7 @@ fn compare(shapes: &[(usize, usize, usize)], every: usize) {
             let x = batch(m, k, &mut random);
             let bias: Vec<f32> = (0..n).map(|_| random.float()).collect();
             for activation in Activation::ALL {
-                let options = Options { activation, bias: Some(&bias) };
+                let options = Options { activation, bias: Some(&bias), ..Options::default() };
                 let Ok(oracle) = Linear::new(&weights, &options, Isa::Scalar, &Heap::default(), &mut |_| {})
                 else {
                     continue; // integer activations on plain floats, groups where there are none
@@ -249,9 +251,79 @@ fn compare(shapes: &[(usize, usize, usize)], every: usize) {
     }
 }
 
+/// Which share of the usual shapes is taken: one in so many.
+fn share() -> usize {
+    std::env::var("BITLINEAR_TEST_EVERY").map_or(1, |n| n.parse().expect("BITLINEAR_TEST_EVERY is a number"))
+}
+
+/// No layout falls back to another instruction set, which equal results would not show.
+#[test]
+fn every_instruction_set_has_its_kernels() {
+    let mut random = Random(88_172_645_463_325_252);
+    for (name, layout) in layouts() {
+        let weights = matrix(layout, 3, 512, &mut random);
+        for activation in [Activation::F32, Activation::Auto] {
+            for &isa in Isa::ALL.iter().filter(|isa| isa.detected()) {
+                let options = Options { activation, bias: None };
+                let layer = Linear::new(&weights, &options, isa, &mut |_| {}).unwrap();
+                for m in [1, 2] {
+                    let kernel = layer.plan(m, &Executor::Serial).kernel;
+                    let float = activation == Activation::F32 || matches!(layout, Layout::Dense(_));
+                    let own = if float { isa.float() } else { isa };
+                    assert_eq!(kernel.isa, own, "{name}, m={m}: {}", kernel.name());
+                }
+            }
+        }
+    }
+}
+
+/// Rows and groups longer than an int32 sum can hold, with the largest products of either sign.
+#[test]
+fn sums_longer_than_int32() {
+    let row = |bits, values, bases| {
+        Layout::Coded(Coded { bits, values, scales: Scales::Row, scale_type: ScaleType::F32, bases })
+    };
+    let group = |bits, values, len, offset| {
+        let scales = Scales::Group { len, offset };
+        Layout::Coded(Coded { bits, values, scales, scale_type: ScaleType::F32, bases: 1 })
+    };
+    let cases = [
+        (row(8, Values::Offset(128), 1), 65_505),
+        (row(8, Values::Offset(128), 1), 65_536),
+        (row(8, Values::Offset(128), 1), 65_537),
+        (row(8, Values::Offset(0), 1), 200_003),
+        (row(4, Values::Table(&TABLE), 1), 131_072),
+        (row(2, Values::Offset(1), 3), 70_000),
+        (row(1, Values::Sign, 1), 66_000),
+        (group(8, Values::Offset(128), 65_536, Offset::None), 131_080),
+        (group(8, Values::Offset(0), 70_000, Offset::Zero), 140_001),
+        (group(6, Values::Offset(32), 66_000, Offset::Minimum), 66_000),
+    ];
+    let mut random = Random(88_172_645_463_325_252);
+    for (layout, k) in cases {
+        let weights = matrix(layout, 19, k, &mut random);
+        for m in [1, 3] {
+            let mut x = batch(m, k, &mut random);
+            x[..k].fill(1.0);
+            if m > 1 {
+                x[k..2 * k].fill(-1.0);
+            }
+            for activation in [Activation::Auto, Activation::F32] {
+                let options = Options { activation, bias: None };
+                let layer = |isa| Linear::new(&weights, &options, isa, &mut |_| {}).unwrap();
+                let want = forward(&layer(Isa::Scalar), m, &x);
+                for &isa in Isa::ALL.iter().filter(|isa| isa.detected()) {
+                    let got = forward(&layer(isa), m, &x);
+                    assert_eq!(got, want, "{layout:?}, {activation:?}, k={k}, m={m}, {}", isa.name());
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn every_kernel_equals_the_scalar_one() {
-    compare(&shapes(false), 12);
+    compare(&shapes(false), 12 * share());
 }
 
 #[test]
@@ -264,4 +336,38 @@ fn every_kernel_equals_the_scalar_one_in_every_pair_of_sizes() {
 #[ignore = "the full product of sizes takes an hour"]
 fn every_kernel_equals_the_scalar_one_in_every_shape() {
     compare(&shapes(true), 1);
+}
+
+#[test]
+fn several_layers_at_once_give_what_each_gives_alone() {
+    let mut random = Random(77);
+    let heap = Heap::default();
+    let pick = ["w4 group 32 F16", "w4 group 32 minimum F16", "w8 group 32 F16"];
+    let layers: Vec<Linear> = layouts()
+        .into_iter()
+        .filter(|(name, _)| pick.iter().any(|p| name.contains(&p[1..])) || name.starts_with("w2 row"))
+        .flat_map(|(_, layout)| [(layout, 96), (layout, 33)])
+        .map(|(layout, n)| {
+            let weights = matrix(layout, n, 320, &mut random);
+            Linear::new(&weights, &Options::default(), Isa::best(), &heap, &mut |_| {}).unwrap()
+        })
+        .collect();
+    assert!(layers.len() >= 8);
+    for threads in [1, 2, 5] {
+        let executor = Executor::with_threads(threads).unwrap();
+        for m in [1, 2, 7, 65] {
+            let x = batch(m, 320, &mut random);
+            let mut ys: Vec<Vec<f32>> = layers.iter().map(|l| vec![0.0; m * l.out_features()]).collect();
+            let targets: Vec<Target> = layers
+                .iter()
+                .zip(&mut ys)
+                .map(|(layer, y)| Target { layer, y: MatrixMut::of(y, layer.out_features()) })
+                .collect();
+            bitlinear::layer::forward(&targets, m, MatrixRef::of(&x, 320), None, &heap, &executor).unwrap();
+            for (layer, y) in layers.iter().zip(&ys) {
+                let together: Vec<u32> = y.iter().map(|v| v.to_bits()).collect();
+                assert_eq!(together, forward(layer, m, &x), "m={m}, {threads} threads");
+            }
+        }
+    }
 }

@@ -111,8 +111,9 @@ pub unsafe fn of(context: *const bl_context) -> Result<Arc<Context>> {
 }
 
 /// Makes a context: threads and settings that layers and calls use. `options` may be NULL.
-/// Reads the environment variable BITLINEAR_ISA (scalar, avx2, avx512vnni), which narrows the
-/// instruction sets used; an unknown name is BL_ERROR_INVALID_ARGUMENT, one that this CPU lacks
+/// Reads the environment variable BITLINEAR_ISA (scalar, avx2, avxvnni, avx512vnni, or on ARM scalar,
+/// neon, dotprod, i8mm), which narrows the instruction sets used; an unknown name is
+/// BL_ERROR_INVALID_ARGUMENT, one that this CPU lacks
 /// BL_ERROR_UNSUPPORTED. The default context reads it at its first use.
 ///
 /// # Safety

@@ -5,12 +5,14 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::boundary::guard;
+use super::context::Context;
 use super::handle;
-use super::layer::{Layer, float_type, row_stride};
+use super::layer::{Layer, addressable, float_type, row_stride};
 use super::options;
 use super::types::*;
 use crate::error::{Result, fail};
-use crate::limits::BATCH_MAX;
+use crate::layer::{self, Target};
+use crate::limits::{BATCH_MAX, LAYERS_MAX};
 use crate::matrix::{MatrixMut, MatrixRef};
 use crate::memory::ALIGNMENT;
 
@@ -98,37 +100,136 @@ pub unsafe extern "C" fn bl_forward(
             if x.is_null() || y.is_null() {
                 return Err(fail!(InvalidArgument, "{} is NULL", if x.is_null() { "x" } else { "y" }));
             }
-            let fits = |stride: usize| stride.checked_mul(m).is_some_and(|n| n <= isize::MAX as usize);
-            if !fits(x_stride) || !fits(y_stride) {
-                return Err(fail!(
-                    InvalidArgument,
-                    "{m} rows of such strides are more than an address space"
-                ));
-            }
-            let workspace = match run.workspace.is_null() {
-                true if run.workspace_size > 0 => {
-                    return Err(fail!(InvalidArgument, "workspace is NULL, workspace_size is not 0"));
-                }
-                true => None,
-                false => Some(std::slice::from_raw_parts_mut(run.workspace.cast::<u8>(), run.workspace_size)),
-            };
+            addressable(m, x_stride, "x")?;
+            addressable(m, y_stride, "y")?;
+            let workspace = workspace(&run)?;
             let x = MatrixRef::new(x.cast(), x_float, x_stride, linear.in_features());
             let y = MatrixMut::new(y.cast(), y_float, y_stride, linear.out_features());
-            let context = &layer.context;
-            let own = workspace.is_none() as u64;
-            let begin = context.profile.as_ref().map(|profile| (profile, Instant::now()));
-            if own == 0 && begin.is_none() {
-                return linear.forward(m, x, y, workspace, &context.heap, &context.executor);
+            run_counted(&layer.context, &[Target { layer: linear, y }], m, x, workspace)
+        })
+    }
+}
+
+/// The caller's workspace, if there is one.
+///
+/// # Safety
+/// It is as long as it says, and no other call uses it meanwhile.
+unsafe fn workspace<'a>(run: &bl_run_options) -> Result<Option<&'a mut [u8]>> {
+    match run.workspace.is_null() {
+        true if run.workspace_size > 0 => {
+            Err(fail!(InvalidArgument, "workspace is NULL, workspace_size is not 0"))
+        }
+        true => Ok(None),
+        // SAFETY: the caller's contract.
+        false => Ok(Some(unsafe {
+            std::slice::from_raw_parts_mut(run.workspace.cast::<u8>(), run.workspace_size)
+        })),
+    }
+}
+
+/// Runs a call and counts it, where the context counts.
+fn run_counted(
+    context: &Context,
+    targets: &[Target<'_>],
+    m: usize,
+    x: MatrixRef,
+    workspace: Option<&mut [u8]>,
+) -> Result<()> {
+    let run = |workspace| layer::forward(targets, m, x, workspace, &context.heap, &context.executor);
+    let begin = context.profile.as_ref().map(|profile| (profile, Instant::now()));
+    if workspace.is_some() && begin.is_none() {
+        return run(workspace);
+    }
+    let plans = || targets.iter().map(|t| t.layer.plan(m, &context.executor));
+    let bytes = if workspace.is_some() { 0 } else { plans().map(|p| p.workspace as u64).max().unwrap_or(0) };
+    context.usage.workspace.fetch_add(bytes, Ordering::Relaxed);
+    let result = run(workspace);
+    context.usage.workspace.fetch_sub(bytes, Ordering::Relaxed);
+    if let Some((profile, begin)) = begin {
+        // The time of a joint call is shared out by the work.
+        let total = plans().map(|p| p.operations).sum::<u64>().max(1);
+        let nanoseconds = begin.elapsed().as_nanos() as u64;
+        for plan in plans() {
+            let part = (nanoseconds as u128 * plan.operations as u128 / total as u128) as u64;
+            profile.add(plan.kernel, part, plan.bytes_read, plan.operations);
+        }
+    }
+    result
+}
+
+/// Several layers on the same x (Q, K and V; gate and up): ys[i] = x W_i^T + b_i, each bit for bit what
+/// bl_forward gives. x is quantised once and all layers are one parallel region. The layers have the
+/// same in_features and belong to one context; the y's are of one type and do not overlap. y_strides is
+/// NULL (rows touch) or has one stride for each layer. A workspace as large as the layers' planned
+/// ones together is always enough.
+///
+/// # Safety
+/// As the rules at the top of bitlinear.h say.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bl_forward_many(
+    layers: *const *const bl_layer,
+    count: usize,
+    m: i64,
+    x: *const c_void,
+    x_type: TypeArg,
+    x_stride: i64,
+    ys: *const *mut c_void,
+    y_type: TypeArg,
+    y_strides: *const i64,
+    options: *const bl_run_options,
+    error: *mut bl_error,
+) -> bl_status {
+    // SAFETY: as in `bl_forward`; the arrays have `count` items by the header's rules.
+    unsafe {
+        guard(error, || {
+            if count == 0 || count > LAYERS_MAX {
+                return Err(fail!(InvalidArgument, "{count} layers: 1 to {LAYERS_MAX}"));
             }
-            let plan = linear.plan(m, &context.executor);
-            let bytes = own * plan.workspace as u64;
-            context.usage.workspace.fetch_add(bytes, Ordering::Relaxed);
-            let result = linear.forward(m, x, y, workspace, &context.heap, &context.executor);
-            context.usage.workspace.fetch_sub(bytes, Ordering::Relaxed);
-            if let Some((profile, begin)) = begin {
-                profile.add(plan.kernel, begin, plan.bytes_read, plan.operations);
+            if layers.is_null() || ys.is_null() {
+                let which = if layers.is_null() { "layers" } else { "ys" };
+                return Err(fail!(InvalidArgument, "{which} is NULL"));
             }
-            result
+            let m = batch(m)?;
+            let (x_float, y_float) = (float_type(x_type, "x")?, float_type(y_type, "y")?);
+            let first: &Layer = handle::get(layers.read())?;
+            let in_features = first.linear.in_features();
+            let x_stride = row_stride(x_stride, in_features, x_float, "x")?;
+            let run = options::read(options)?;
+            if run.flags != 0 {
+                return Err(fail!(InvalidArgument, "run flags {:#x} are unknown", run.flags));
+            }
+            // A fixed array: a call allocates nothing where it has a workspace.
+            let empty = MatrixMut::of(&mut [], 0);
+            let mut targets = [Target { layer: &first.linear, y: empty }; LAYERS_MAX];
+            for (i, target) in targets[..count].iter_mut().enumerate() {
+                let layer: &Layer = handle::get(layers.add(i).read())?;
+                let linear = &layer.linear;
+                if linear.in_features() != in_features {
+                    return Err(fail!(
+                        InvalidArgument,
+                        "layer {i} takes {} features, layer 0 {in_features}",
+                        linear.in_features()
+                    ));
+                }
+                if !std::sync::Arc::ptr_eq(&layer.context, &first.context) {
+                    return Err(fail!(InvalidArgument, "layer {i} is of another context than layer 0"));
+                }
+                let stride = if y_strides.is_null() { 0 } else { y_strides.add(i).read() };
+                let stride = row_stride(stride, linear.out_features(), y_float, "y")?;
+                let y = ys.add(i).read();
+                if m > 0 && (y.is_null() || x.is_null()) {
+                    return Err(fail!(InvalidArgument, "{} is NULL", if x.is_null() { "x" } else { "a y" }));
+                }
+                addressable(m, x_stride, "x")?;
+                addressable(m, stride, "y")?;
+                let y = MatrixMut::new(y.cast(), y_float, stride, linear.out_features());
+                *target = Target { layer: linear, y };
+            }
+            if m == 0 {
+                return Ok(());
+            }
+            let x = MatrixRef::new(x.cast(), x_float, x_stride, in_features);
+            run_counted(&first.context, &targets[..count], m, x, workspace(&run)?)
         })
     }
 }

@@ -1,6 +1,6 @@
 //! Layers.
 
-use std::ffi::{c_char, c_void};
+use std::ffi::{CStr, c_char, c_void};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -11,12 +11,17 @@ use super::model::{Model, string};
 use super::options;
 use super::types::*;
 use super::weights::{self, Weights, features};
-use crate::codec::Matrix;
-use crate::error::{Result, fail};
+use crate::codec::bitnet_hf::WeightScale;
+use crate::codec::gptq::GptqVersion;
+use crate::codec::{Floats, Matrix};
+use crate::container::{self, Quoted};
+use crate::error::{Error, Result, fail};
 use crate::layer::{Activation, Linear, Options};
 use crate::layout::{Float, Layout, Part, Shard};
+use crate::limits::FEATURES_MAX;
 use crate::matrix::MatrixMut;
 use crate::memory::filled;
+use crate::model::{Plan, Request};
 use crate::quantize;
 use crate::types::Type;
 
@@ -78,45 +83,170 @@ pub fn row_stride(stride: i64, columns: usize, float: Float, what: &str) -> Resu
     }
 }
 
-/// What a caller's options say, checked.
+/// Refuses rows that end beyond what an address space has: their addresses would wrap.
+pub fn addressable(rows: usize, stride: usize, what: &str) -> Result<()> {
+    match stride.checked_mul(rows) {
+        Some(bytes) if bytes <= isize::MAX as usize => Ok(()),
+        _ => Err(fail!(
+            InvalidArgument,
+            "{rows} rows of {what} at a stride of {stride} bytes are more than an address space"
+        )),
+    }
+}
+
+/// Makes a layer of a model. `name` is a layer's (bl_model_layer): its weights with scales, bias and what
+/// else its format has beside them. Or it is a tensor's: that matrix alone, [out_features, in_features], as
+/// it is stored; where both have the name, the tensor is meant. The weights are packed for the CPU, exactly:
+/// nothing is quantised again, save plain floats where options.type asks for it. A layer of a file that
+/// bl_save wrote is used in place. A layer of which a part is missing is BL_ERROR_BAD_FILE, and what neither
+/// tensors nor config.json tell is BL_ERROR_INVALID_ARGUMENT that names the option which decides. The layer
+/// keeps what it needs of the model alive; the model may be freed. Runs on the model's context.
+///
+/// # Safety
+/// As the rules at the top of bitlinear.h say.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bl_layer_open(
+    model: *const bl_model,
+    name: *const c_char,
+    options: *const bl_layer_options,
+    out: *mut *mut bl_layer,
+    error: *mut bl_error,
+) -> bl_status {
+    // SAFETY: the header's rules for `error`; inside, each pointer is checked before its use.
+    unsafe {
+        guard(error, || {
+            let out = out_handle(out)?;
+            let model: &Model = handle::get(model)?;
+            let name = string(name, "the layer's name")?;
+            let options = options::read(options)?;
+            let layer = match model.files.directory.kind {
+                container::Kind::Packed => open_saved(model, name, &options)?,
+                _ => open_stored(model, name, &options)?,
+            };
+            let kernel = layer.linear.plan(1, &model.context.executor).kernel.name();
+            let (shown, ty) = (Quoted(name.to_bytes()), layer.ty.name());
+            let line = format_args!("layer {shown}: {ty} for {kernel}");
+            model.context.log(bl_log_level::BL_LOG_DEBUG, line);
+            *out = handle::make::<bl_layer, _>(Arc::new(layer))?;
+            Ok(())
+        })
+    }
+}
+
+/// A layer of a file of other tools.
+///
+/// # Safety
+/// The pointers in the options are as the header says.
+unsafe fn open_stored(model: &Model, name: &CStr, options: &bl_layer_options) -> Result<Layer> {
+    // SAFETY: the caller's contract.
+    let scales = unsafe { scale_bytes(options)? };
+    let request = request(options, scales.as_deref())?;
+    // Floats that are to be rounded are floats first. Any other wish is about what is stored.
+    let floats = |ty: &Type| {
+        let stored = Request { ty: None, group_size: 0, ..request };
+        plan(model, name, &stored).ok().filter(|plan| weights::float_of(plan.ty).is_some() && plan.ty != *ty)
+    };
+    let target = request.ty.filter(|ty| request.scales.is_none() && quantize::is_target(*ty));
+    let (plan, target) = match target.as_ref().and_then(floats) {
+        Some(plan) => (plan, target),
+        None => (plan(model, name, &request)?, None),
+    };
+    let within = |e: Error| e.within(format_args!("{}", Quoted(name.to_bytes())));
+    // First: it checks what the file says of its size, before a bias of that size is read.
+    let matrix = plan.matrix().map_err(within)?;
+    let file_bias = plan.bias()?;
+    let bias = match options.bias.is_null() {
+        true => file_bias,
+        // SAFETY: the caller's contract.
+        false => Some(unsafe { read_floats(options.bias, plan.out_features, "bias")? }),
+    };
+    let settings = Settings {
+        target,
+        activation: activation(options.activation)?,
+        group: request.group_size,
+        part: part(options)?,
+    };
+    let around = Around { product_scale: plan.product_scale, bias: bias.as_deref() };
+    reading(model, &plan, |seen| {
+        Layer::pack(&model.context, &*matrix, plan.ty, &settings, around, seen).map_err(within)
+    })
+}
+
+/// A layer of a packed file: in place, where all of it is wanted.
+///
+/// # Safety
+/// The pointers in the options are as the header says.
+unsafe fn open_saved(model: &Model, name: &CStr, options: &bl_layer_options) -> Result<Layer> {
+    let tensor = model.tensor(name)?;
+    let context = &model.context;
+    let Some(saved) = crate::model::saved(&model.files, tensor, &context.heap)? else {
+        return Err(fail!(Internal, "a tensor of a packed file that is no layer"));
+    };
+    // SAFETY: the caller's contract.
+    let scales = unsafe { scale_bytes(options)? };
+    let request = request(options, scales.as_deref())?;
+    let group = request.group_size;
+    let said = [request.slice, request.in_features, request.out_features, options.flags as usize];
+    if said != [0; 4] || request.scales.is_some() {
+        return Err(fail!(
+            InvalidArgument,
+            "flags, scales, slice, in_features and out_features say nothing about a layer that bl_save wrote"
+        ));
+    }
+    let part = part(options)?;
+    let activation = match activation(options.activation)? {
+        Activation::Auto => activation(ActivationArg(saved.activation))?,
+        activation => activation,
+    };
+    let bias = match options.bias.is_null() {
+        true => saved.bias,
+        // SAFETY: the caller's contract.
+        false => Some(unsafe { read_floats(options.bias, saved.packed.out_features(), "bias")? }),
+    };
+    let around = Around { product_scale: saved.product_scale, bias: bias.as_deref() };
+    let target = request.ty.filter(|ty| *ty != saved.ty);
+    if part != Part::Whole || target.is_some() {
+        let settings = Settings { target, activation, group, part };
+        return Layer::pack(context, &saved.packed, saved.ty, &settings, around, &mut |_| {});
+    }
+    if group != 0 {
+        return Err(fail!(InvalidArgument, "group_size says nothing about weights that are not rounded"));
+    }
+    let options = Options { activation, product_scale: around.product_scale, bias: around.bias };
+    Ok(Layer::new(context.clone(), Linear::of(saved.packed, &options, context.isa)?, saved.ty))
+}
+
+/// What stands around the product, of the whole matrix.
+#[derive(Clone, Copy)]
+struct Around<'a> {
+    product_scale: Option<f32>,
+    bias: Option<&'a [f32]>,
+}
+
+/// How weights become a layer's.
 #[derive(Clone, Copy)]
 struct Settings {
-    /// `None`: what is stored.
+    /// What floats are rounded to; `None`: what is stored.
     target: Option<Type>,
-    /// `Auto` where the caller says nothing.
     activation: Activation,
+    /// Columns of a group where the target leaves it open.
     group: usize,
     part: Part,
 }
 
-impl Settings {
-    fn new(options: &bl_layer_options) -> Result<Settings> {
-        if options.flags != 0 {
-            return Err(fail!(InvalidArgument, "layer flags {:#x} are unknown", options.flags));
-        }
-        let target = match options.r#type {
-            TypeArg(0) => None,
-            ty => Some(ty.known()?),
-        };
-        let (rank, count) = (options.shard_rank, options.shard_count);
-        let part = match options.shard.0 {
-            0 if rank == 0 && count == 0 => Part::Whole,
-            0 => return Err(fail!(InvalidArgument, "shard {rank} of {count}, but `shard` is 0: none")),
-            1 => Part::Rows { rank, count },
-            2 => Part::Columns { rank, count },
-            n => return Err(fail!(Unsupported, "shard {n} is unknown to this library")),
-        };
-        let activation = activation(options.activation.0)?;
-        Ok(Settings { target, activation, group: options.group_size as usize, part })
+/// Which part of the weights the options ask for.
+fn part(options: &bl_layer_options) -> Result<Part> {
+    let (rank, count) = (options.shard_rank, options.shard_count);
+    if options.reserved != 0 {
+        return Err(fail!(InvalidArgument, "bl_layer_options.reserved is {}", options.reserved));
     }
-}
-
-/// The activation of that number.
-fn activation(number: u32) -> Result<Activation> {
-    Activation::ALL
-        .into_iter()
-        .find(|a| *a as u32 == number)
-        .ok_or_else(|| fail!(Unsupported, "activation {number} is unknown to this library"))
+    match options.shard.0 {
+        0 if rank == 0 && count == 0 => Ok(Part::Whole),
+        0 => Err(fail!(InvalidArgument, "shard {rank} of {count}, but bl_layer_options.shard is 0: none")),
+        1 => Ok(Part::Rows { rank, count }),
+        2 => Ok(Part::Columns { rank, count }),
+        n => Err(fail!(Unsupported, "shard {n} is unknown to this library")),
+    }
 }
 
 /// How a layer of `bl_layer_create` was made, so that it can be made again of other weights.
@@ -151,25 +281,25 @@ fn with_matrix<T>(
 }
 
 impl Layer {
-    /// Packs a matrix. `bias` is the whole matrix's; `seen` is told each row that has been read, counted in
+    /// Packs a matrix. `seen` is told each row that has been read, counted in
     /// the whole matrix.
     fn pack(
         context: &Arc<Context>,
         matrix: &dyn Matrix,
         ty: Type,
         settings: &Settings,
-        bias: Option<&[f32]>,
+        around: Around<'_>,
         seen: &mut dyn FnMut(usize),
     ) -> Result<Layer> {
         with_matrix(matrix, ty, settings, |shard, ty| {
-            let bias = match (bias, settings.part) {
+            let bias = match (around.bias, settings.part) {
                 (Some(bias), Part::Rows { .. }) => bias.get(shard.rows()),
                 (_, Part::Columns { rank: 1.., .. }) => None,
                 (bias, _) => bias,
             };
             let (first, activation) = (shard.rows().start, settings.activation);
             let mut seen = |row: usize| seen(first + row);
-            let options = Options { activation, bias };
+            let options = Options { activation, product_scale: around.product_scale, bias };
             let linear = Linear::new(shard, &options, context.isa, &context.heap, &mut seen)?;
             let mut layer = Layer::new(context.clone(), linear, ty);
             layer.first = (first, shard.columns().start);
@@ -178,83 +308,128 @@ impl Layer {
     }
 }
 
-/// Makes a layer from a tensor of a model, [out_features, in_features] in any format that the library
-/// reads. The weights are packed for the CPU, exactly: nothing is quantised again, save plain floats where
-/// options.type asks for it. A layer of a file that bl_save wrote is used in place. The layer keeps
-/// what it needs of the model alive; the model may be freed. Runs on the model's context.
+fn activation(number: ActivationArg) -> Result<Activation> {
+    Activation::ALL
+        .into_iter()
+        .find(|a| *a as u32 == number.0)
+        .ok_or_else(|| fail!(Unsupported, "activation {} is unknown to this library", number.0))
+}
+
+/// The scales of the options as a tensor's bytes.
 ///
 /// # Safety
-/// As the rules at the top of bitlinear.h say.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn bl_layer_open(
-    model: *const bl_model,
-    tensor: *const c_char,
-    options: *const bl_layer_options,
-    out: *mut *mut bl_layer,
-    error: *mut bl_error,
-) -> bl_status {
-    // SAFETY: the header's rules for `error`; inside, each pointer is checked before its use.
-    unsafe {
-        guard(error, || {
-            let out = out_handle(out)?;
-            let model: &Model = handle::get(model)?;
-            let name = string(tensor, "the tensor's name")?;
-            let tensor = model.tensor(name)?;
-            let options = options::read(options)?;
-            let mut settings = Settings::new(&options)?;
-            if !options.scales.is_null() || options.scale_count != 0 {
-                return Err(fail!(InvalidArgument, "scales come with the weights of bl_layer_create only"));
+/// `options.scales` is NULL or valid for reading `options.scale_count` floats.
+unsafe fn scale_bytes(options: &bl_layer_options) -> Result<Option<Vec<u8>>> {
+    let count = option_size(options.scale_count, "scale_count")?;
+    match (options.scales.is_null(), count) {
+        (true, 0) => Ok(None),
+        (true, _) | (false, 0) => Err(fail!(
+            InvalidArgument,
+            "{count} scales at {:p}: bl_layer_options.scales and scale_count go together",
+            options.scales
+        )),
+        (false, _) => {
+            let bytes = count.checked_mul(4).filter(|n| *n <= isize::MAX as usize);
+            bytes.ok_or_else(|| fail!(InvalidArgument, "{count} scales are more than an address space"))?;
+            // SAFETY: the caller's contract.
+            let floats = unsafe { read_floats(options.scales, count, "scales")? };
+            let mut bytes = filled(count * 4, 0u8, "scales")?;
+            for (float, bytes) in floats.iter().zip(bytes.as_chunks_mut().0) {
+                *bytes = float.to_le_bytes();
             }
-            let context = &model.context;
-            let given = |rows: usize| match options.bias.is_null() {
-                true => Ok(None),
-                false => read_floats(options.bias, rows, "bias").map(Some),
-            };
-            let layer = if let Some(saved) = crate::model::saved(&model.files, tensor, &context.heap)? {
-                if settings.activation == Activation::Auto {
-                    settings.activation = activation(saved.activation)?;
-                }
-                let bias = given(saved.packed.out_features())?.or(saved.bias);
-                if settings.part == Part::Whole && settings.target.is_none_or(|ty| ty == saved.ty) {
-                    let options = Options { activation: settings.activation, bias: bias.as_deref() };
-                    let linear = Linear::of(saved.packed, &options, context.isa)?;
-                    Layer::new(context.clone(), linear, saved.ty)
-                } else {
-                    Layer::pack(context, &saved.packed, saved.ty, &settings, bias.as_deref(), &mut |_| {})?
-                }
-            } else {
-                let matrix = crate::model::matrix(&model.files, tensor)?;
-                let bias = given(matrix.out_features())?;
-                let source = model.files.source(tensor);
-                let row_bytes = tensor.bytes as usize / matrix.out_features().max(1);
-                let mut dropped = tensor.offset as usize;
-                // Pages behind the reader are given back, so that the file does not count as resident
-                // beside its packed weights.
-                let mut seen = |row: usize| {
-                    let read = tensor.offset as usize + (row + 1) * row_bytes;
-                    if read - dropped >= DROP_BEHIND
-                        && let Some(source) = source
-                    {
-                        source.done(dropped..read);
-                        dropped = read;
-                    }
-                };
-                let bias = bias.as_deref();
-                let layer = Layer::pack(context, &*matrix, tensor.ty, &settings, bias, &mut seen)?;
-                if let Some(source) = source {
-                    source.done(dropped..(tensor.offset + tensor.bytes) as usize);
-                }
-                layer
-            };
-            let kernel = layer.linear.plan(1, &context.executor).kernel.name();
-            context.log(
-                bl_log_level::BL_LOG_DEBUG,
-                format_args!("layer {}: {} for {kernel}", name.to_string_lossy(), layer.ty.name()),
-            );
-            *out = handle::make::<bl_layer, _>(Arc::new(layer))?;
-            Ok(())
-        })
+            Ok(Some(bytes))
+        }
     }
+}
+
+fn option_size(n: i64, what: &str) -> Result<usize> {
+    let size = usize::try_from(n).ok().filter(|n| *n as u64 <= FEATURES_MAX * FEATURES_MAX);
+    size.ok_or_else(|| fail!(InvalidArgument, "bl_layer_options.{what} is {n}"))
+}
+
+/// What the options ask of the model.
+fn request<'a>(options: &bl_layer_options, scales: Option<&'a [u8]>) -> Result<Request<'a>> {
+    const ALL: u32 = BL_LAYER_SCALE_MULTIPLIES
+        | BL_LAYER_SCALE_DIVIDES
+        | BL_LAYER_GPTQ_V1
+        | BL_LAYER_GPTQ_V2
+        | BL_LAYER_ALL_SLICES
+        | BL_LAYER_WITHOUT_NORM;
+    let flags = options.flags;
+    if flags & !ALL != 0 {
+        return Err(fail!(InvalidArgument, "layer flags {:#x} are unknown", flags & !ALL));
+    }
+    let has = |flag: u32| flags & flag != 0;
+    let weight_scale = match (has(BL_LAYER_SCALE_MULTIPLIES), has(BL_LAYER_SCALE_DIVIDES)) {
+        (false, false) => None,
+        (true, false) => Some(WeightScale::Multiplies),
+        (false, true) => Some(WeightScale::Divides),
+        (true, true) => return Err(fail!(InvalidArgument, "a scale that multiplies and divides")),
+    };
+    let gptq = match (has(BL_LAYER_GPTQ_V1), has(BL_LAYER_GPTQ_V2)) {
+        (false, false) => None,
+        (true, false) => Some(GptqVersion::V1),
+        (false, true) => Some(GptqVersion::V2),
+        (true, true) => return Err(fail!(InvalidArgument, "GPTQ of both versions")),
+    };
+    let slice = option_size(options.slice, "slice")?;
+    if has(BL_LAYER_ALL_SLICES) && slice != 0 {
+        return Err(fail!(InvalidArgument, "slice {slice} and BL_LAYER_ALL_SLICES"));
+    }
+    Ok(Request {
+        ty: if options.r#type.0 == 0 { None } else { Some(options.r#type.known()?) },
+        weight_scale,
+        gptq,
+        group_size: option_size(options.group_size, "group_size")?,
+        slice,
+        all_slices: has(BL_LAYER_ALL_SLICES),
+        without_norm: has(BL_LAYER_WITHOUT_NORM),
+        in_features: option_size(options.in_features, "in_features")?,
+        out_features: option_size(options.out_features, "out_features")?,
+        scales: scales.map(|bytes| Floats::new(Type::F32, bytes)).transpose()?,
+        has_bias: !options.bias.is_null(),
+    })
+}
+
+/// The layer or the tensor of that name.
+fn plan<'a>(model: &'a Model, name: &CStr, request: &Request<'a>) -> Result<Plan<'a>> {
+    let (layers, directory) = (model.layers()?, &model.files.directory);
+    // The artifacts' tensors have the names of their layers, and are none without their scales.
+    let tensor = directory.tensor(name.to_bytes()).filter(|_| directory.kind != container::Kind::Artifact);
+    if let Some(tensor) = tensor {
+        return layers.plan_tensor(&model.files, tensor, request);
+    }
+    match layers.find(name.to_bytes(), request.ty)? {
+        Some(layer) => layers.plan(&model.files, layer, request),
+        None => Err(fail!(NotFound, "no layer or tensor is named `{}`", name.to_string_lossy())),
+    }
+}
+
+/// Reads the matrix of a plan in `work`, which tells what rows it has read. Pages of the file behind the
+/// reader are given back, so that it does not count as resident beside its packed weights.
+fn reading<T>(
+    model: &Model,
+    plan: &Plan<'_>,
+    work: impl FnOnce(&mut dyn FnMut(usize)) -> Result<T>,
+) -> Result<T> {
+    let Some((tensor, start, row_bytes)) = plan.rows else {
+        return work(&mut |_| {}); // rows are spread over their tensors: what one reads, the next needs
+    };
+    let Some(source) = model.files.source(tensor) else {
+        return Err(fail!(Internal, "a tensor of no file"));
+    };
+    let first = tensor.offset as usize + start;
+    let mut dropped = first;
+    let mut seen = |row: usize| {
+        let read = first + (row + 1) * row_bytes;
+        if read - dropped >= DROP_BEHIND {
+            source.done(dropped..read);
+            dropped = read;
+        }
+    };
+    let result = work(&mut seen)?;
+    source.done(dropped..first + plan.out_features * row_bytes);
+    Ok(result)
 }
 
 /// Makes a layer from weights [out_features, in_features] in memory: floats, which are rounded to
@@ -284,29 +459,30 @@ pub unsafe extern "C" fn bl_layer_create(
             let columns = features(in_features, "in_features")?;
             let ty = r#type.known()?;
             let options = options::read(options)?;
-            let mut settings = Settings::new(&options)?;
-            if settings.target.is_none() && weights::float_of(ty).is_some() {
-                settings.target = Some(Type::Ternary);
-            }
-            let count = match usize::try_from(options.scale_count) {
-                Ok(count) if count <= isize::MAX as usize / 4 => count,
-                _ => return Err(fail!(InvalidArgument, "scale_count = {}", options.scale_count)),
+            let target = match options.r#type {
+                TypeArg(0) if weights::float_of(ty).is_some() => Some(Type::Ternary),
+                TypeArg(0) => None,
+                target => Some(target.known()?),
             };
-            if options.scales.is_null() != (count == 0) {
-                return Err(fail!(InvalidArgument, "scales and scale_count: both or neither"));
+            if options.flags != 0 || [options.slice, options.in_features, options.out_features] != [0; 3] {
+                return Err(fail!(
+                    InvalidArgument,
+                    "flags, slice, in_features and out_features of the options are for layers of files"
+                ));
             }
-            let scales = match count {
-                0 => &[][..],
-                _ => std::slice::from_raw_parts(options.scales.cast::<u8>(), count * 4),
-            };
-            let group = settings.group;
+            let activation = activation(options.activation)?;
+            let group = option_size(options.group_size, "group_size")?;
+            let settings = Settings { target, activation, group, part: part(&options)? };
+            let scales = scale_bytes(&options)?;
+            let scales = scales.as_deref().unwrap_or(&[]);
             let given = Weights { address: weights, ty, stride, rows, columns, scales, group };
             let matrix = given.matrix()?;
             let bias = match options.bias.is_null() {
                 true => None,
                 false => Some(read_floats(options.bias, rows, "bias")?),
             };
-            let mut layer = Layer::pack(&context, &*matrix, ty, &settings, bias.as_deref(), &mut |_| {})?;
+            let around = Around { product_scale: None, bias: bias.as_deref() };
+            let mut layer = Layer::pack(&context, &*matrix, ty, &settings, around, &mut |_| {})?;
             layer.made = Some(Made { settings, rows, columns });
             *out = handle::make::<bl_layer, _>(Arc::new(layer))?;
             Ok(())
@@ -394,7 +570,7 @@ pub unsafe extern "C" fn bl_layer_describe(
 }
 
 /// Writes `rows` rows of the dequantised weights, from first_row on, into dst (f32, f16 or bf16): what
-/// float activations are multiplied with.
+/// float activations are multiplied with, times the factor of the product where the layer has one.
 ///
 /// # Safety
 /// As the rules at the top of bitlinear.h say.
@@ -428,11 +604,12 @@ pub unsafe extern "C" fn bl_layer_read(
             if dst.is_null() {
                 return Err(fail!(InvalidArgument, "dst is NULL"));
             }
+            addressable(rows as usize, stride, "dst")?;
             let dst = MatrixMut::new(dst.cast(), float, stride, columns);
             let mut row = packed.row()?;
             let mut weights = filled(columns, 0.0, "a row of weights")?;
             for r in 0..rows as usize {
-                packed.read_weights(first_row as usize + r, &mut row, &mut weights);
+                layer.linear.read_weights(first_row as usize + r, &mut row, &mut weights);
                 dst.write(r, 0, &weights);
             }
             Ok(())

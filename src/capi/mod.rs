@@ -18,5 +18,7 @@ pub mod model;
 pub mod options;
 pub mod profile;
 pub mod save;
+#[cfg(feature = "test-hooks")]
+pub mod test_hooks;
 pub mod types;
 pub mod weights;

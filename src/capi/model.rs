@@ -2,16 +2,17 @@
 
 use std::ffi::{CStr, OsStr, c_char, c_void};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
-use super::boundary::guard;
+use super::boundary::{guard, status_of};
 use super::context::{self, Context, out_handle};
 use super::handle::{self, Kind};
 use super::options;
 use super::types::*;
 use crate::container::{Access, Array, Files, Item, Meta, Source, Str, Tensor, Value, packed};
 use crate::error::{Result, fail};
+use crate::model::{Layers, Request, Role};
 
 /// The body of a `bl_model`.
 pub struct Model {
@@ -19,6 +20,7 @@ pub struct Model {
     pub context: Arc<Context>,
     /// Its files, which layers read in place may outlive the model with.
     pub files: Arc<Opened>,
+    layers: OnceLock<Layers>,
 }
 
 /// The files of a model, counted in its context's memory for as long as anything uses them.
@@ -62,7 +64,7 @@ impl Model {
         let files = Opened { context: context.clone(), files };
         context.usage.handles.fetch_add(1, Ordering::Relaxed);
         context.usage.mapped.fetch_add(files.mapped(), Ordering::Relaxed);
-        Model { context, files: Arc::new(files) }
+        Model { context, files: Arc::new(files), layers: OnceLock::new() }
     }
 
     /// The tensor of that name.
@@ -71,6 +73,15 @@ impl Model {
             .directory
             .tensor(name.to_bytes())
             .ok_or_else(|| fail!(NotFound, "no tensor is named `{}`", name.to_string_lossy()))
+    }
+
+    /// Its layers, listed at the first use.
+    pub fn layers(&self) -> Result<&Layers> {
+        if let Some(layers) = self.layers.get() {
+            return Ok(layers);
+        }
+        let layers = Layers::of(&self.files)?;
+        Ok(self.layers.get_or_init(|| layers))
     }
 
     /// The first byte of a text, for C.
@@ -98,6 +109,7 @@ pub fn path_of(text: &CStr) -> Result<&Path> {
     Ok(Path::new(OsStr::from_bytes(text.to_bytes())))
 }
 
+/// A path argument.
 #[cfg(not(unix))]
 pub fn path_of(text: &CStr) -> Result<&Path> {
     let text = text.to_str().map_err(|_| fail!(InvalidArgument, "the path is not UTF-8"))?;
@@ -106,10 +118,9 @@ pub fn path_of(text: &CStr) -> Result<&Path> {
 
 /// Opens a model: a GGUF file (or the first part of a split one), a safetensors file, an index of
 /// shards or the folder they are in, a file that bl_save wrote. Only headers are read; tensors are
-/// mapped. The file must not be
-/// cut or rewritten while it is mapped: reading a missing page would stop the process with SIGBUS.
-/// BL_LOAD_COPY reads it into memory instead, and then it may change. BL_LOAD_VERIFY reads all of a file
-/// that bl_save wrote and compares it with the sums in it.
+/// mapped. The file must not be cut or rewritten while it is mapped: reading a missing page would stop
+/// the process with SIGBUS. BL_LOAD_COPY reads it into memory instead, and then it may change.
+/// BL_LOAD_VERIFY reads all of a file that bl_save wrote and compares it with the sums in it.
 ///
 /// # Safety
 /// As the rules at the top of bitlinear.h say.
@@ -218,6 +229,7 @@ pub unsafe extern "C" fn bl_model_describe(
                 tensors: directory.tensors.len() as i64,
                 metadata: directory.metadata.len() as i64,
                 bytes: model.files.sources.iter().map(|s| s.bytes().len() as u64).sum(),
+                layers: model.layers()?.list().len() as i64,
             });
             Ok(())
         })
@@ -259,6 +271,75 @@ pub unsafe extern "C" fn bl_model_tensor(
                 shape: tensor.shape.map(|n| n as i64),
                 data: model.files.bytes(tensor).as_ptr().cast(),
                 bytes: tensor.bytes,
+            });
+            Ok(())
+        })
+    }
+}
+
+/// A layer by name, or by index where name is NULL. BL_ERROR_NOT_FOUND where there is none. A layer that
+/// cannot be opened is listed too: see `status`. A name under which weights are stored in several formats
+/// is BL_ERROR_INVALID_ARGUMENT; by index each is listed.
+///
+/// # Safety
+/// As the rules at the top of bitlinear.h say.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bl_model_layer(
+    model: *const bl_model,
+    name: *const c_char,
+    index: i64,
+    info: *mut bl_model_layer_info,
+    error: *mut bl_error,
+) -> bl_status {
+    // SAFETY: as in `bl_load`.
+    unsafe {
+        guard(error, || {
+            let out = options::prepare(info)?;
+            let model: &Model = handle::get(model)?;
+            let layers = model.layers()?;
+            let layer = if name.is_null() {
+                let count = layers.list().len();
+                usize::try_from(index)
+                    .ok()
+                    .and_then(|i| layers.list().get(i))
+                    .ok_or_else(|| fail!(NotFound, "layer {index} of {count}"))?
+            } else {
+                let name = CStr::from_ptr(name);
+                layers
+                    .find(name.to_bytes(), None)?
+                    .ok_or_else(|| fail!(NotFound, "no layer is named `{}`", name.to_string_lossy()))?
+            };
+            let tensor = |role| {
+                let tensor = layer.tensor(&model.files, role);
+                tensor.map_or(std::ptr::null(), |t| model.text(t.name))
+            };
+            let plan = layers.plan(&model.files, layer, &Request::default());
+            let (ty, shape, status) = match &plan {
+                Ok(plan) => {
+                    let shape = [plan.in_features, plan.out_features, plan.slices].map(|n| n as i64);
+                    let status =
+                        plan.check_sizes().map_or_else(|e| status_of(e.status()), |()| bl_status::BL_OK);
+                    (plan.ty, shape, status)
+                }
+                Err(e) => (layer.ty, [0; 3], status_of(e.status())),
+            };
+            out.fill(&bl_model_layer_info {
+                struct_size: 0,
+                r#type: TypeArg(ty as u32),
+                name: layers.texts.c_str(layer.name),
+                in_features: shape[0],
+                out_features: shape[1],
+                slices: shape[2],
+                status: StatusArg(status as u32),
+                reserved: 0,
+                weight: tensor(Role::Weight),
+                scales: tensor(Role::Scales),
+                zeros: tensor(Role::Zeros),
+                group_index: tensor(Role::GroupIndex),
+                shape: tensor(Role::Shape),
+                product_scale: tensor(Role::ProductScale),
+                bias: tensor(Role::Bias),
+                norm: tensor(Role::Norm),
             });
             Ok(())
         })

@@ -3,7 +3,6 @@
 use std::ffi::{CString, c_char};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
 use super::boundary::guard;
 use super::context::{self, Context};
@@ -37,11 +36,10 @@ impl Profile {
         Ok(Profile { counters })
     }
 
-    /// Adds a call that began at `begin`.
-    pub fn add(&self, kernel: &'static Kernel, begin: Instant, bytes: u64, operations: u64) {
+    /// Adds a call.
+    pub fn add(&self, kernel: &'static Kernel, nanoseconds: u64, bytes: u64, operations: u64) {
         let Some(i) = kernel::all().position(|k| std::ptr::eq(k, kernel)) else { return };
         let counters = &self.counters[i];
-        let nanoseconds = begin.elapsed().as_nanos() as u64;
         counters.calls.fetch_add(1, Ordering::Relaxed);
         counters.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
         counters.bytes.fetch_add(bytes, Ordering::Relaxed);

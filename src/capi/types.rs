@@ -352,6 +352,8 @@ pub struct bl_model_info {
     pub metadata: i64,
     /// Bytes of all files of the model.
     pub bytes: u64,
+    /// See bl_model_layer.
+    pub layers: i64,
 }
 
 /// One stored tensor.
@@ -370,6 +372,40 @@ pub struct bl_tensor_info {
     /// The stored bytes, of any alignment.
     pub data: *const c_void,
     pub bytes: u64,
+}
+
+/// One layer, as the naming rules of its format make it (docs/formats.md). The names of its tensors are
+/// NULL where it has none in that role; all live as long as the model handle.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct bl_model_layer_info {
+    pub struct_size: u32,
+    /// The format of its weights.
+    pub r#type: TypeArg,
+    /// What its tensors have in common: `blk.0.attn_q` of `blk.0.attn_q.weight`.
+    pub name: *const c_char,
+    /// 0 where they are not known, which `status` tells. Of one matrix, where there are several.
+    pub in_features: i64,
+    pub out_features: i64,
+    /// Matrices: more than 1 in tensors of three dimensions (experts).
+    pub slices: i64,
+    /// BL_OK, or what bl_layer_open without options will answer: a part is missing, an option must
+    /// decide, the format is not read. bl_layer_open says it in words.
+    pub status: StatusArg,
+    pub reserved: u32,
+    /// NULL only where the weights are missing.
+    pub weight: *const c_char,
+    pub scales: *const c_char,
+    /// Zero points or minima of groups.
+    pub zeros: *const c_char,
+    /// The group of each column.
+    pub group_index: *const c_char,
+    pub shape: *const c_char,
+    /// What x W^T is multiplied with, before the bias.
+    pub product_scale: *const c_char,
+    pub bias: *const c_char,
+    /// The gain of an RMS norm of x before the layer.
+    pub norm: *const c_char,
 }
 
 /// One metadata value.
@@ -393,37 +429,48 @@ pub struct bl_meta_info {
     pub items: i64,
 }
 
-/// How a layer is made.
+/// How a layer is made. Options that say nothing about a format are refused with it, but for flags.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct bl_layer_options {
     pub struct_size: u32,
-    /// What to pack to. BL_TYPE_AUTO: what is stored; for bl_layer_create from floats: ternary. Floats are
-    /// rounded to f32, f16, bf16, ternary (BitNet: mean |w| of the matrix), binary (mean |w| of the
-    /// row), int8 (max |w| / 127 of the row), int4 (max |w| / 7 of the group), and to q4_0, q4_1, q5_0,
-    /// q5_1, q8_0, tq1_0, tq2_0, q1_0, q2_0, pq2_0 and ptq1_0 as the tools of these formats do. Packed
-    /// weights are not rounded again: BL_ERROR_UNSUPPORTED.
+    /// BL_TYPE_AUTO: as stored; bl_layer_create from floats: ternary. Else which format it is, where the
+    /// file does not tell: BL_TYPE_I2_S_ARM or _ROWS of an I2_S tensor; one of several that a layer is
+    /// stored in; that of packed bytes whose scales are given below; BL_TYPE_BITNET_HF of floats that are
+    /// to be ternarised as transformers does. Or what plain floats are rounded to: f32, f16, bf16; ternary
+    /// (one scale, mean |w| of the matrix), binary (mean |w| of the row), int8 (max |w| / 127 of the
+    /// row), int4 (max |w| / 7 of the group); q4_0, q4_1, q5_0, q5_1, q8_0, tq1_0, tq2_0, q1_0, q2_0,
+    /// pq2_0 and ptq1_0 as their own tools do. Packed weights are not rounded again:
+    /// BL_ERROR_UNSUPPORTED.
     pub r#type: TypeArg,
     /// How the layer takes x.
     pub activation: ActivationArg,
-    /// Must be 0.
+    /// BL_LAYER_*.
     pub flags: u32,
-    /// out_features values that are added to y; copied. NULL: none. With shards it is the whole
-    /// layer's: of rows each takes its own part, of columns the one of rank 0 takes it.
+    /// out_features values that are added to y, in place of the file's; copied. NULL: the file's (opened
+    /// by a tensor's name, there is none). With shards it is the whole layer's: of rows each takes its own
+    /// part, of columns the one of rank 0 takes it.
     pub bias: *const f32,
-    /// bl_layer_create: the scales of packed weights that have none in their bytes; copied. Ternary: one
-    /// for each base. Binary, ternary2, int8: one, or one for each row. int4, compressed-tensors: one
-    /// for each group of each row. bitnet-hf: one, which multiplies. ternary-block: one for each block.
+    /// Scales in place of the file's, for formats that keep them apart (docs/formats.md): read once.
+    /// bl_layer_create needs them there. Ternary: one for each base; binary, ternary2, int8: one, or one
+    /// for each row; int4, compressed-tensors: one for each group of each row; bitnet-hf: one, which
+    /// multiplies; ternary-block: one for each block.
     pub scales: *const f32,
     pub scale_count: i64,
-    /// Columns of a group where the type leaves it open. 0: int4 from floats 128; packed: what the
-    /// number of scales says.
-    pub group_size: u32,
+    /// Columns of a group; 0: what the file or the number of scales says; int4 from floats: 128.
+    pub group_size: i64,
+    /// Which matrix of a tensor of three dimensions, from 0.
+    pub slice: i64,
+    /// Where packed bytes do not tell them (rows or columns of padding, flat arrays); 0: they do.
+    pub in_features: i64,
+    pub out_features: i64,
     /// Make the layer of a part of the weights: part shard_rank (from 0) of shard_count. Parts are as
     /// even as rows, or whole groups of columns, allow; bl_layer_describe tells where a part begins.
     pub shard: ShardArg,
     pub shard_rank: u32,
     pub shard_count: u32,
+    /// Must be 0.
+    pub reserved: u32,
 }
 
 /// A layer and its name in a file. Frozen.
@@ -523,6 +570,19 @@ pub const BL_LOAD_BORROW: u32 = 2;
 /// have none.
 pub const BL_LOAD_VERIFY: u32 = 4;
 
+/// `bl_layer_options.flags`: BitNet's weight_scale multiplies the weights, whatever config.json says.
+pub const BL_LAYER_SCALE_MULTIPLIES: u32 = 1;
+/// BitNet's weight_scale divides the weights, whatever config.json says.
+pub const BL_LAYER_SCALE_DIVIDES: u32 = 2;
+/// GPTQ's zero points are stored less 1 ("gptq"), whatever config.json says.
+pub const BL_LAYER_GPTQ_V1: u32 = 4;
+/// GPTQ's zero points are stored as they are ("gptq_v2"), whatever config.json says.
+pub const BL_LAYER_GPTQ_V2: u32 = 8;
+/// All matrices of a tensor of three dimensions, one below the other, as one layer.
+pub const BL_LAYER_ALL_SLICES: u32 = 16;
+/// The caller applies the norm that the file has before the layer.
+pub const BL_LAYER_WITHOUT_NORM: u32 = 32;
+
 macro_rules! sized {
     ($($t:ident),* $(,)?) => {$(
         // SAFETY: repr(C), first field `struct_size: u32`, fields ordered so that there is no padding
@@ -540,6 +600,7 @@ sized!(
     bl_load_options,
     bl_model_info,
     bl_tensor_info,
+    bl_model_layer_info,
     bl_meta_info,
     bl_layer_options,
     bl_layer_info,

@@ -73,6 +73,9 @@ impl<'a> Weights<'a> {
             let what = if apart { "stand apart: give them in the options" } else { "are in its bytes" };
             return Err(fail!(InvalidArgument, "the scales of {} {what}", ty.name()));
         }
+        if self.group != 0 && !apart && float_of(ty).is_none() {
+            return Err(fail!(InvalidArgument, "group_size says nothing about {} weights", ty.name()));
+        }
         if let Some(float) = float_of(ty) {
             let stride = row_stride(self.stride, columns, float, "the weights")?;
             fits(stride, rows)?;

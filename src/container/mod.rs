@@ -143,19 +143,19 @@ impl Directory {
 
     /// The tensor of that name.
     pub fn tensor(&self, name: impl AsRef<[u8]>) -> Option<&Tensor> {
-        self.tensors.get(self.index_of(name)?)
+        self.tensors.get(self.index(name)? as usize)
     }
 
     /// The index in `tensors` of the tensor of that name.
-    pub fn index_of(&self, name: impl AsRef<[u8]>) -> Option<usize> {
+    pub fn index(&self, name: impl AsRef<[u8]>) -> Option<u32> {
         let at = |&i: &u32| self.texts.get(self.tensors[i as usize].name).cmp(name.as_ref());
         let found = self.by_name.binary_search_by(at).ok()?;
-        Some(self.by_name[found] as usize)
+        self.by_name.get(found).copied()
     }
 
     /// The layer that a tensor of a packed file holds.
     pub fn layer(&self, tensor: &Tensor) -> Option<&packed::Layer> {
-        self.layers.get(self.index_of(self.name(tensor))?)
+        self.layers.get(self.index(self.name(tensor))? as usize)
     }
 
     /// The tensor at `index` in the file's order.

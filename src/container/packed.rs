@@ -13,7 +13,8 @@
 //!  "bitlinear.pad.<number>":{"dtype":"U8",...}}      0 to 63 zeros, so that the data has no gaps
 //!
 //! line = type=q4_k rows=64 columns=512 layout=codes:4:zero0:super32+minimum:f16:1 record=256 unit=8
-//!        unit_bytes=64 head=20 bytes=20480 activation=3 sum=<sum> [bias=<sum>] [permutation=<sum>]
+//!        unit_bytes=64 head=20 bytes=20480 activation=3 [product_scale=<f32, 8 hexadecimal digits>]
+//!        sum=<sum> [bias=<sum>] [permutation=<sum>]
 //! layout = f32 | f16 | bf16 | codes:<bits>:<values>:<scales>:<scale type>:<bases>
 //! values = zero<n> | sign | iq4 | e2m1
 //! scales = row | group<len> | group<len>+minimum | group<len>+zero | super<len> | super<len>+minimum
@@ -86,6 +87,8 @@ pub struct Line {
     pub layout: Layout,
     /// How the layer takes x: a number of `bl_activation`.
     pub activation: u32,
+    /// What the product is multiplied with before the bias is added.
+    pub product_scale: Option<f32>,
     /// Of the panels.
     pub sum: u64,
     /// Of the bias.
@@ -119,7 +122,11 @@ impl fmt::Display for Line {
         write!(f, "type={} rows={out_features} columns={in_features} layout=", ty.name())?;
         write_layout(f, layout)?;
         write!(f, " record={} unit={} unit_bytes={} head={}", g.record, g.unit, g.unit_bytes, g.head)?;
-        write!(f, " bytes={bytes} activation={activation} sum={sum:016x}")?;
+        write!(f, " bytes={bytes} activation={activation}")?;
+        if let Some(scale) = self.product_scale {
+            write!(f, " product_scale={:08x}", scale.to_bits())?;
+        }
+        write!(f, " sum={sum:016x}")?;
         if let Some(sum) = self.bias_sum {
             write!(f, " bias={sum:016x}")?;
         }
@@ -278,13 +285,28 @@ impl Line {
         let activation = words.number("activation")?;
         let activation = u32::try_from(activation)
             .map_err(|_| fail!(Unsupported, "activation {activation} is not known"))?;
+        let product_scale = words.optional("product_scale").map(|word| match u32::from_str_radix(word, 16) {
+            Ok(bits) if word.len() == 8 => Ok(f32::from_bits(bits)),
+            _ => Err(fail!(BadFile, "product_scale: {} is no f32", Quoted(word.as_bytes()))),
+        });
+        let product_scale = product_scale.transpose()?;
         let sum = words.sum("sum")?.ok_or_else(|| fail!(BadFile, "sum= expected"))?;
         let (bias_sum, permutation_sum) = (words.sum("bias")?, words.sum("permutation")?);
         if !words.0.is_empty() {
             let rest = Quoted(words.0.as_bytes());
             return Err(fail!(Unsupported, "{rest} is not known: written by a later version"));
         }
-        Ok(Line { ty, out_features, in_features, layout, activation, sum, bias_sum, permutation_sum })
+        Ok(Line {
+            ty,
+            out_features,
+            in_features,
+            layout,
+            activation,
+            product_scale,
+            sum,
+            bias_sum,
+            permutation_sum,
+        })
     }
 }
 

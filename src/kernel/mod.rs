@@ -19,6 +19,8 @@ use crate::error::Result;
 use crate::layout::{Coded, Float, Layout, Offset, Packed, Scales, TILE, Values};
 use crate::limits::INT32_COLUMNS;
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod narrow;
 pub mod scalar;
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;
@@ -131,6 +133,9 @@ static TABLES: &[&[&[Kernel]]] = &[
     #[cfg(target_arch = "x86_64")]
     x86_64::avx512vnni::KERNELS,
     #[cfg(target_arch = "x86_64")]
+    x86_64::avxvnni::KERNELS,
+    #[cfg(target_arch = "x86_64")]
+    x86_64::avx2::KERNELS,
     scalar::KERNELS,
 ];
 
@@ -224,7 +229,7 @@ pub fn quantize_row(isa: Isa, x: &[f32], shape: &Shape, rule: &Rule, out: &mut R
         Isa::Avx512Vnni => unsafe { x86_64::avx512vnni::quantize_row(x, shape, rule, out) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx2 => unsafe { x86_64::avx2::quantize_row(x, shape, rule, out) },
+        Isa::Avx2 | Isa::AvxVnni => unsafe { x86_64::avx2::quantize_row(x, shape, rule, out) },
         _ => crate::activation::quantize_row(x, shape, rule, out),
     }
 }

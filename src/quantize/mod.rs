@@ -58,6 +58,11 @@ struct Rounded<'a> {
     scratch: Mutex<Vec<Scratch>>,
 }
 
+/// Whether floats may be rounded to that type; some of those that may be asked for cannot be written.
+pub fn is_target(ty: Type) -> bool {
+    matches!(ty, Type::Ternary | Type::Binary | Type::Int8 | Type::Int4) || crate::codec::find(ty).is_ok()
+}
+
 /// A matrix of plain floats as one of `target`. `group` is the length of groups where the target leaves
 /// it open (0: 128, or the row where it is shorter).
 pub fn round<'a>(source: &'a dyn Matrix, target: Type, group: usize) -> Result<Box<dyn Matrix + 'a>> {

@@ -60,8 +60,7 @@ typedef struct {
   const float *queries; /* [key_dim][rows] */
   size_t rows, seen[ROWS];
   size_t key_dim, value_step;
-  size_t stride; /* floats from one row of scores to the next */
-  float *scores; /* [rows][stride] */
+  float *scores; /* [rows][positions seen, rounded up to TILE] */
   float *out;    /* [rows][value_step] */
 } query_block;
 
@@ -95,11 +94,10 @@ void attend(const kv_cache *cache, const attention_shape *shape, size_t first, s
   size_t key_dim = shape->key_dim, value_dim = shape->value_dim;
   size_t group = shape->heads / shape->kv_heads, value_step = round_up(value_dim, TILE);
   float scale = 1.0f / sqrtf((float)key_dim);
-  size_t stride = round_up(first + count, TILE);
-  float *columns = scratch + ROWS * stride;
-  query_block block = {.queries = columns, .key_dim = key_dim, .value_step = value_step,
-                       .stride = stride, .scores = scratch,
-                       .out = columns + ROWS * round_up(key_dim, TILE)};
+  float *columns = scratch + ROWS * round_up(first + count, TILE);
+  query_block block = {.queries = columns, .key_dim = key_dim, .value_step = value_step};
+  block.scores = scratch;
+  block.out = columns + ROWS * round_up(key_dim, TILE);
   for (size_t kv_head = 0; kv_head < shape->kv_heads; kv_head++) {
     block.keys = cache->keys + kv_head * cache->capacity * key_dim;
     block.values = cache->values + kv_head * cache->capacity * value_step;

@@ -7,58 +7,34 @@
 #define JOIN(name, lanes) JOIN_(name, lanes)
 #define NAME(name) JOIN(name, LANES)
 #define vec NAME(vec)
-#define score_tile NAME(score_tile)
-#define mix_run NAME(mix_run)
+#define multiply_tile NAME(multiply_tile)
 #define soft_max NAME(soft_max)
 #define attend_rows NAME(attend_rows)
 
 typedef float vec __attribute__((vector_size(LANES * sizeof(float)), may_alias));
 
-/* scores[row][0..16] = query[row] . key[0..16], for one tile of keys. Two vectors for each row at a
- * time: with the six rows that is as many running sums as registers hold. */
-ALWAYS_INLINE void score_tile(size_t rows, size_t dim, const float *restrict queries,
-                              const float *restrict keys, float *restrict scores, size_t stride) {
+/* out[r][0..16] += sum over k of left[r * row_step + k * step] * right[k][0..16]. Two vectors for
+ * each row at a time: with six rows that is as many running sums as registers hold. */
+ALWAYS_INLINE void multiply_tile(size_t rows, size_t count, const float *restrict left,
+                                 size_t row_step, size_t step, const float *restrict right,
+                                 float *restrict out, size_t out_step) {
   for (size_t lane = 0; lane < TILE; lane += 2 * LANES) {
     vec sum[ROWS][2];
     for (size_t r = 0; r < rows; r++) sum[r][0] = sum[r][1] = (vec){0};
-    for (size_t d = 0; d < dim; d++) {
-      const vec *key = (const vec *)(keys + d * TILE + lane);
-      vec low = key[0], high = key[1];
+    for (size_t k = 0; k < count; k++) {
+      const vec *columns = (const vec *)(right + k * TILE + lane);
+      vec low = columns[0], high = columns[1];
 #pragma GCC unroll 6
       for (size_t r = 0; r < rows; r++) {
-        float q = queries[d * rows + r];
-        sum[r][0] += q * low;
-        sum[r][1] += q * high;
+        float factor = left[r * row_step + k * step];
+        sum[r][0] += factor * low;
+        sum[r][1] += factor * high;
       }
     }
     for (size_t r = 0; r < rows; r++) {
-      vec *score = (vec *)(scores + r * stride + lane);
-      score[0] = sum[r][0];
-      score[1] = sum[r][1];
-    }
-  }
-}
-
-/* out[row][0..16] += sum of weight[row][t] * value[t][0..16], for t of one run */
-ALWAYS_INLINE void mix_run(size_t rows, size_t run, const float *restrict weights, size_t stride,
-                           const float *restrict values, float *restrict out, size_t out_step) {
-  for (size_t lane = 0; lane < TILE; lane += 2 * LANES) {
-    vec sum[ROWS][2];
-    for (size_t r = 0; r < rows; r++) sum[r][0] = sum[r][1] = (vec){0};
-    for (size_t t = 0; t < run; t++) {
-      const vec *value = (const vec *)(values + t * TILE + lane);
-      vec low = value[0], high = value[1];
-#pragma GCC unroll 6
-      for (size_t r = 0; r < rows; r++) {
-        float w = weights[r * stride + t];
-        sum[r][0] += w * low;
-        sum[r][1] += w * high;
-      }
-    }
-    for (size_t r = 0; r < rows; r++) {
-      vec *mixed = (vec *)(out + r * out_step + lane);
-      mixed[0] += sum[r][0];
-      mixed[1] += sum[r][1];
+      vec *to = (vec *)(out + r * out_step + lane);
+      to[0] += sum[r][0];
+      to[1] += sum[r][1];
     }
   }
 }
@@ -85,18 +61,19 @@ ALWAYS_INLINE float soft_max(size_t n, size_t seen, float *scores) {
 
 ALWAYS_INLINE void attend_rows(size_t rows, const query_block *block) {
   size_t positions = round_up(block->seen[rows - 1], TILE), step = block->value_step;
+  memset(block->scores, 0, rows * positions * sizeof(float));
   for (size_t t = 0; t < positions; t += TILE)
-    score_tile(rows, block->key_dim, block->queries, block->keys + t * block->key_dim,
-               block->scores + t, block->stride);
+    multiply_tile(rows, block->key_dim, block->queries, 1, rows, block->keys + t * block->key_dim,
+                  block->scores + t, positions);
   float sum[ROWS];
   for (size_t r = 0; r < rows; r++)
-    sum[r] = soft_max(positions, block->seen[r], block->scores + r * block->stride);
+    sum[r] = soft_max(positions, block->seen[r], block->scores + r * positions);
   memset(block->out, 0, rows * step * sizeof(float));
   for (size_t t = 0; t < positions; t += RUN) {
     size_t run = positions - t < RUN ? positions - t : RUN;
     for (size_t d = 0; d < step; d += TILE)
-      mix_run(rows, run, block->scores + t, block->stride, block->values + t * step + d * RUN,
-              block->out + d, step);
+      multiply_tile(rows, run, block->scores + t, positions, 1,
+                    block->values + t * step + d * RUN, block->out + d, step);
   }
   for (size_t r = 0; r < rows; r++) {
     float scale = 1.0f / sum[r];
@@ -118,8 +95,7 @@ static void NAME(attend_block)(const query_block *block) {
 }
 
 #undef vec
-#undef score_tile
-#undef mix_run
+#undef multiply_tile
 #undef soft_max
 #undef attend_rows
 #undef NAME

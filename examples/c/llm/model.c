@@ -104,7 +104,7 @@ static bool read_rope(model *m) {
 }
 
 static bool read_hyper_parameters(model *m) {
-  const char *architecture = "of no architecture";
+  const char *architecture = "(none)";
   int64_t experts = 0;
   double epsilon = 0;
   attention_shape *a = &m->attention;

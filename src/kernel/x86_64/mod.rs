@@ -2,6 +2,8 @@
 
 pub(super) mod avx2;
 pub(super) mod avx512vnni;
+pub(super) mod avxvnni;
+mod ymm;
 
 /// Schemes of scales as const generic arguments (enums cannot be ones yet).
 pub(super) mod scheme {
@@ -11,25 +13,6 @@ pub(super) mod scheme {
     pub(in crate::kernel) const GROUP_ZERO: u8 = 3;
     pub(in crate::kernel) const TWO_LEVEL: u8 = 4;
     pub(in crate::kernel) const TWO_LEVEL_MINIMUM: u8 = 5;
-}
-
-/// Quads of a unit of codes of that many bits.
-pub(super) const fn unit_quads(bits: u8) -> usize {
-    match bits {
-        8 => 1,
-        4 => 2,
-        2 | 6 => 4,
-        _ => 8, // 1, 3, 5: the unit fills a line of the 1-bit plane
-    }
-}
-
-/// Lines of a unit for one panel.
-pub(super) const fn unit_lines(bits: u8) -> usize {
-    match bits {
-        3 | 6 => 3,
-        5 => 5,
-        _ => 1,
-    }
 }
 
 /// The integer to take from a decoded code, as the decoders here make them: signs come out as 0 or 2,

@@ -1,6 +1,74 @@
-//! AVX2 with FMA and F16C: 8 rows of W in a vector.
+//! AVX2 with FMA and F16C: 8 rows of W in a vector; the text of the kernels is `kernel::narrow`.
 
-use crate::activation::{self, RowCodes, Rule, Shape};
+use super::ymm as vector;
+use crate::activation::{self, Kind, RowCodes, Rule, Shape};
+use crate::cpu::Isa;
+use crate::kernel::narrow::{self, coded_kernels, dense_kernels};
+use crate::kernel::{Kernel, LayoutKey, Scheme};
+use crate::layout::Float;
+
+mod float {
+    crate::kernel::narrow::float!("avx2,fma,f16c");
+}
+mod gemm {
+    crate::kernel::narrow::gemm!("avx2,fma,f16c");
+}
+mod gemv {
+    crate::kernel::narrow::gemv!("avx2,fma,f16c");
+}
+mod multiply {
+    crate::kernel::narrow::multiply!("avx2,fma,f16c");
+}
+
+/// Products of bytes in pairs, summed in 16 bits.
+pub(super) mod step {
+    use core::arch::x86_64::*;
+
+    use super::vector::{Bytes, Int};
+
+    /// 16 x i16: sums of pairs.
+    pub(in crate::kernel::x86_64) type Part = __m256i;
+
+    /// What `step` adds to each wide code.
+    pub(in crate::kernel::x86_64) const BIAS: i32 = 0;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(in crate::kernel::x86_64) fn begin(_acc: Int) -> Part {
+        _mm256_setzero_si256()
+    }
+
+    /// `vpmaddubsw` takes unsigned bytes times signed ones and saturates at 2^15. Codes of up to 6 bits
+    /// are unsigned and too small for that (`narrow::run`). Wide ones give their sign to x, which is
+    /// never -128: 2 * 128 * 127 is below 2^15.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(in crate::kernel::x86_64) fn step(part: Part, codes: Bytes, x: Bytes, wide: bool) -> Part {
+        let products = if wide {
+            _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(x, codes))
+        } else {
+            _mm256_maddubs_epi16(codes, x)
+        };
+        _mm256_add_epi16(part, products)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(in crate::kernel::x86_64) fn end(acc: Int, part: Part) -> Int {
+        _mm256_add_epi32(acc, _mm256_madd_epi16(part, _mm256_set1_epi16(1)))
+    }
+}
+
+static GEMV: [[Kernel; 6]; 8] = coded_kernels!(Avx2, "_i8_avx2_1x64\0", Integer, 1, |_, _| 0, gemv::run);
+static GEMM: [[Kernel; 6]; 8] =
+    coded_kernels!(Avx2, "_i8_avx2_mx16\0", Integer, multiply::ROWS, narrow::gemm::scratch, gemm::run);
+static FLOAT: [[Kernel; 6]; 8] =
+    coded_kernels!(Avx2, "_f32_avx2_mx16\0", Float, narrow::float::ROWS, narrow::float::scratch, float::run);
+static DENSE: [Kernel; 3] =
+    dense_kernels!(Avx2, "_f32_avx2_mx16\0", narrow::float::ROWS, narrow::float::scratch, float::run);
+
+pub(in crate::kernel) static KERNELS: &[&[Kernel]] =
+    &[GEMV.as_flattened(), GEMM.as_flattened(), FLOAT.as_flattened(), &DENSE];
 
 /// `activation::quantize_row`, compiled for this instruction set.
 #[target_feature(enable = "avx2,fma,f16c")]

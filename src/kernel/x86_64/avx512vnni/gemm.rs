@@ -19,7 +19,8 @@ use core::arch::x86_64::*;
 use super::vector::*;
 use crate::activation::{Activations, Codes};
 use crate::kernel::Job;
-use crate::kernel::x86_64::{scheme, unit_lines, unit_quads, zero_point};
+use crate::kernel::narrow::{unit_lines, unit_quads};
+use crate::kernel::x86_64::{scheme, zero_point};
 use crate::layout::packed::{LINE, Tile};
 use crate::layout::{Coded, Layout, PANEL, Packed, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE};
 

@@ -1,36 +1,22 @@
-//! From a tensor of a file to a matrix of weights: which codec reads it, and in which shape.
+//! Layers of bitlinear's own file: their panels are used where they are.
 
 use std::ops::Deref;
 use std::sync::Arc;
 
-use crate::codec::{self, Matrix};
-use crate::container::{Files, Tensor};
+use super::parts::Parts;
+use super::plan::{Plan, Recipe};
+use crate::container::packed::Line;
+use crate::container::{Files, Quoted, Tensor};
 use crate::error::{Error, Result, fail};
 use crate::layout::Packed;
 use crate::memory::{ALIGNMENT, Block, Heap};
 use crate::types::Type;
 
-/// The matrix that a tensor holds: its last dimension are the columns, the ones before it the rows. A
-/// vector is one row.
-pub fn matrix<'a>(files: &'a Files, tensor: &Tensor) -> Result<Box<dyn Matrix + 'a>> {
-    let name = String::from_utf8_lossy(files.directory.name(tensor));
-    let shape = &tensor.shape[..tensor.dims as usize];
-    let (rows, columns) = match *shape {
-        [columns] => (1, columns),
-        [rows, columns] => (rows, columns),
-        _ => {
-            return Err(fail!(
-                Unsupported,
-                "tensor {name} has {} dimensions; a layer is a matrix [out_features, in_features]",
-                tensor.dims
-            ));
-        }
-    };
-    let size = |n: u64| usize::try_from(n).map_err(|_| fail!(Unsupported, "tensor {name}: {n} is too large"));
-    let (rows, columns) = (size(rows)?, size(columns)?);
-    let bytes = files.bytes(tensor);
-    let within = |e: crate::error::Error| e.within(format_args!("tensor {name}"));
-    codec::open(tensor.ty, rows, columns, bytes).map_err(within)
+/// What a listing tells of such a layer.
+pub(super) fn plan<'a>(parts: &Parts<'a, '_>) -> Result<Plan<'a>> {
+    let line = parts.files.directory.layer(parts.weight()?).map(|layer| &layer.line);
+    let line = line.ok_or_else(|| fail!(Internal, "no layer of a packed file"))?;
+    Ok(Plan::new(line.ty, line.out_features, line.in_features, Recipe::Saved))
 }
 
 /// A layer of a packed file.
@@ -39,6 +25,8 @@ pub struct Saved {
     pub packed: Packed,
     /// What is added to y.
     pub bias: Option<Vec<f32>>,
+    /// What the product is multiplied with before the bias is added.
+    pub product_scale: Option<f32>,
     /// How it takes x: a number of `bl_activation`.
     pub activation: u32,
     /// The format that its weights were stored in.
@@ -52,7 +40,7 @@ where
     T: Deref<Target = Files> + Send + Sync + 'static,
 {
     let Some(layer) = files.directory.layer(tensor) else { return Ok(None) };
-    let name = String::from_utf8_lossy(files.directory.name(tensor));
+    let name = Quoted(files.directory.name(tensor));
     let within = |e: Error| e.within(format_args!("layer {name}"));
     let file = files.sources.first().map_or(&[][..], |source| source.bytes());
     let (line, range) = (&layer.line, layer.panels.clone());
@@ -70,5 +58,6 @@ where
     let bias = layer.read_bias(file).map_err(within)?;
     let packed = Packed::of(line.layout, line.out_features, line.in_features, panels, permutation);
     let packed = packed.map_err(within)?;
-    Ok(Some(Saved { packed, bias, activation: line.activation, ty: line.ty }))
+    let Line { activation, product_scale, ty, .. } = *line;
+    Ok(Some(Saved { packed, bias, product_scale, activation, ty }))
 }

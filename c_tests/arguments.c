@@ -1,0 +1,195 @@
+/* Every argument of every function wrong in turn: the documented status, and a text that names it.
+ * NULL is the subject of null_pointers.c, handles that of handles.c, struct_size that of structs.c. */
+#include "layers.h"
+
+#define WEIGHT "blk.0.q4_0.weight"
+
+static bl_model *model;
+static bl_layer *layer;
+
+static void types(void) {
+  static const uint32_t none[] = {0, 32, 99, 100, 101, 104, 137, 200, 12345, 0x80000000u, 0xffffffffu};
+  STRUCT(bl_type_info, info);
+  size_t i;
+  for (i = 0; i < sizeof none / sizeof *none; i++) {
+    char text[64];
+    snprintf(text, sizeof text, "type %lu is unknown", (unsigned long)none[i]);
+    EXPECT(bl_type_describe(ANY(bl_type, none[i]), &info, &error), BL_ERROR_UNSUPPORTED, text);
+  }
+}
+
+static void loading(void) {
+  bl_model *made = NULL;
+  STRUCT(bl_load_options, options);
+  uint32_t flags;
+  EXPECT(bl_load(NULL, "", NULL, &made, &error), BL_ERROR_IO, "");
+  EXPECT(bl_load(NULL, golden("missing.gguf"), NULL, &made, &error), BL_ERROR_IO, "missing.gguf");
+  EXPECT(bl_load(NULL, golden("bad/magic.gguf"), NULL, &made, &error), BL_ERROR_BAD_FILE, "magic.gguf");
+  EXPECT(bl_load(NULL, "/dev/null", NULL, &made, &error), BL_ERROR_IO, "/dev/null");
+  EXPECT(bl_load(NULL, "no\xff\xfeutf-8", NULL, &made, &error), BL_ERROR_IO, "utf-8");
+  for (flags = 2; flags != 0; flags <<= 1) { /* BL_LOAD_BORROW is for memory */
+    options.flags = flags;
+    EXPECT(bl_load(NULL, golden(ALL_TYPES), &options, &made, &error), BL_ERROR_INVALID_ARGUMENT, "flags");
+    if (flags == BL_LOAD_BORROW) continue;
+    EXPECT(bl_load_memory(NULL, "{}", 2, &options, &made, &error), BL_ERROR_INVALID_ARGUMENT, "flags");
+  }
+  options.flags = BL_LOAD_COPY | BL_LOAD_BORROW;
+  EXPECT(bl_load_memory(NULL, "{}", 2, &options, &made, &error), BL_ERROR_INVALID_ARGUMENT, "flags 0x3");
+  EXPECT(bl_load_memory(NULL, "{}", (size_t)-1, NULL, &made, &error), BL_ERROR_INVALID_ARGUMENT, "bytes");
+  EXPECT(bl_load_memory(NULL, "{}", (size_t)-1 / 2 + 1, NULL, &made, &error), BL_ERROR_INVALID_ARGUMENT,
+         "bytes");
+  EXPECT(bl_load_memory(NULL, "GGUF", 4, NULL, &made, &error), BL_ERROR_BAD_FILE, "");
+  CHECK(made == NULL);
+}
+
+static void models(void) {
+  static const int64_t none[] = {-1, INT64_MIN, INT64_MAX, 1 << 20};
+  STRUCT(bl_model_info, about);
+  STRUCT(bl_tensor_info, tensor);
+  STRUCT(bl_meta_info, meta);
+  size_t i;
+  GOOD(bl_model_describe(model, &about, &error));
+  CHECK(about.container == 2 && about.tensors > 10 && about.metadata > 10 && about.bytes > 1000);
+  for (i = 0; i < sizeof none / sizeof *none; i++) {
+    EXPECT(bl_model_tensor(model, NULL, none[i], &tensor, &error), BL_ERROR_NOT_FOUND, "tensor");
+    CHECK(tensor.name == NULL && tensor.data == NULL && tensor.bytes == 0);
+    EXPECT(bl_model_meta(model, NULL, none[i], &meta, &error), BL_ERROR_NOT_FOUND, "metadata");
+    CHECK(meta.key == NULL && meta.string == NULL);
+    EXPECT(bl_model_meta_item(model, "t.arr_i32", none[i], &meta, &error), BL_ERROR_NOT_FOUND, "t.arr_i32");
+  }
+  EXPECT(bl_model_tensor(model, NULL, about.tensors, &tensor, &error), BL_ERROR_NOT_FOUND, "tensor");
+  EXPECT(bl_model_meta(model, NULL, about.metadata, &meta, &error), BL_ERROR_NOT_FOUND, "metadata");
+  EXPECT(bl_model_tensor(model, "", 0, &tensor, &error), BL_ERROR_NOT_FOUND, "``");
+  EXPECT(bl_model_tensor(model, "blk.0", 0, &tensor, &error), BL_ERROR_NOT_FOUND, "`blk.0`");
+  EXPECT(bl_model_meta(model, "nothing", 0, &meta, &error), BL_ERROR_NOT_FOUND, "`nothing`");
+  EXPECT(bl_model_meta_item(model, "nothing", 0, &meta, &error), BL_ERROR_NOT_FOUND, "`nothing`");
+  EXPECT(bl_model_meta_item(model, "general.architecture", 0, &meta, &error), BL_ERROR_INVALID_ARGUMENT,
+         "no array");
+  EXPECT(bl_model_meta_item(model, "t.arr_nested", 0, &meta, &error), BL_ERROR_UNSUPPORTED, "of arrays");
+  GOOD(bl_model_meta_item(model, "t.arr_str", 0, &meta, &error));
+  CHECK(meta.kind == BL_META_STRING && meta.key == NULL && meta.string != NULL);
+}
+
+static void opening(void) {
+  bl_layer *made = NULL;
+  bl_model *other;
+  STRUCT(bl_layer_options, options);
+  uint32_t bit;
+  EXPECT(bl_layer_open(model, "", NULL, &made, &error), BL_ERROR_NOT_FOUND, "``");
+  EXPECT(bl_layer_open(model, "no\xffsuch", NULL, &made, &error), BL_ERROR_NOT_FOUND, "such");
+  other = open_model("cortex.safetensors");
+  EXPECT(bl_layer_open(other, "a.weight_packed", NULL, &made, &error), BL_ERROR_UNSUPPORTED,
+         "tensor a.weight_packed: u8 elements");
+  EXPECT(bl_layer_open(other, "b.weight_packed", NULL, &made, &error), BL_ERROR_UNSUPPORTED, "3 dimensions");
+  bl_free(other);
+  for (bit = 1; bit != 0; bit <<= 1) {
+    options.flags = bit;
+    EXPECT(bl_layer_open(model, WEIGHT, &options, &made, &error), BL_ERROR_INVALID_ARGUMENT, "flags");
+  }
+  options.flags = 0;
+  options.type = BL_TYPE_Q4_0; /* what is stored */
+  GOOD(bl_layer_open(model, WEIGHT, &options, &made, &error));
+  bl_free(made);
+  options.type = ANY(bl_type, 12345);
+  EXPECT(bl_layer_open(model, WEIGHT, &options, &made, &error), BL_ERROR_UNSUPPORTED, "type 12345");
+  options.type = ANY(bl_type, 0xffffffffu);
+  EXPECT(bl_layer_open(model, WEIGHT, &options, &made, &error), BL_ERROR_UNSUPPORTED, "unknown");
+  options.type = BL_TYPE_AUTO;
+  options.activation = ANY(bl_activation, 12345);
+  EXPECT(bl_layer_open(model, WEIGHT, &options, &made, &error), BL_ERROR_UNSUPPORTED, "activation 12345");
+  options.activation = ANY(bl_activation, 0xffffffffu);
+  EXPECT(bl_layer_open(model, WEIGHT, &options, &made, &error), BL_ERROR_UNSUPPORTED, "activation");
+  options.activation = BL_ACTIVATION_INT8_ROW;
+  EXPECT(bl_layer_open(model, "blk.0.f32.weight", &options, &made, &error), BL_ERROR_UNSUPPORTED, "floats");
+  CHECK(made == NULL);
+}
+
+static void reading(void) {
+  static const int64_t rows[][2] = {{-1, 1}, {0, -1}, {0, 65}, {64, 1}, {65, 0}, {1, 64},
+                                    {INT64_MAX, 1}, {1, INT64_MAX}, {INT64_MIN, INT64_MIN}};
+  static const bl_type types[] = {BL_TYPE_AUTO, BL_TYPE_I8, BL_TYPE_F64, BL_TYPE_Q4_0, BL_TYPE_OTHER};
+  static const int64_t strides[] = {1, 4, 2047, -1, -2048, INT64_MIN};
+  static float dst[2 * 512];
+  size_t i;
+  for (i = 0; i < sizeof rows / sizeof *rows; i++)
+    EXPECT(bl_layer_read(layer, rows[i][0], rows[i][1], dst, BL_TYPE_F32, 0, &error),
+           BL_ERROR_INVALID_ARGUMENT, "of a layer of 64");
+  for (i = 0; i < sizeof types / sizeof *types; i++)
+    EXPECT(bl_layer_read(layer, 0, 1, dst, types[i], 0, &error), BL_ERROR_UNSUPPORTED, "");
+  EXPECT(bl_layer_read(layer, 0, 1, dst, ANY(bl_type, 777), 0, &error), BL_ERROR_UNSUPPORTED, "type 777");
+  for (i = 0; i < sizeof strides / sizeof *strides; i++)
+    EXPECT(bl_layer_read(layer, 0, 1, dst, BL_TYPE_F32, strides[i], &error), BL_ERROR_INVALID_ARGUMENT,
+           "row stride of dst");
+  /* Addresses of the rows that no address space has. */
+  EXPECT(bl_layer_read(layer, 0, 2, dst, BL_TYPE_F32, INT64_MAX, &error), BL_ERROR_INVALID_ARGUMENT,
+         "address space");
+  GOOD(bl_layer_read(layer, 64, 0, dst, BL_TYPE_F32, 0, &error));
+}
+
+static void planning(void) {
+  static const int64_t batches[] = {-1, INT64_MIN, INT64_MAX, ((int64_t)1 << 31) + 1};
+  STRUCT(bl_plan_info, plan);
+  size_t i;
+  for (i = 0; i < sizeof batches / sizeof *batches; i++) {
+    EXPECT(bl_plan(layer, BL_OP_FORWARD, batches[i], BL_TYPE_F32, &plan, &error), BL_ERROR_INVALID_ARGUMENT,
+           "m = ");
+    CHECK(plan.kernel == NULL && plan.workspace_size == 0);
+  }
+  EXPECT(bl_plan(layer, ANY(bl_op, 12345), 1, BL_TYPE_F32, &plan, &error), BL_ERROR_UNSUPPORTED, "op 12345");
+  EXPECT(bl_plan(layer, BL_OP_FORWARD, 1, BL_TYPE_I32, &plan, &error), BL_ERROR_UNSUPPORTED, "i32");
+  EXPECT(bl_plan(layer, BL_OP_FORWARD, 1, BL_TYPE_AUTO, &plan, &error), BL_ERROR_UNSUPPORTED, "");
+  EXPECT(bl_plan(layer, BL_OP_FORWARD, 1, ANY(bl_type, 99), &plan, &error), BL_ERROR_UNSUPPORTED, "type 99");
+  GOOD(bl_plan(layer, BL_OP_FORWARD, 0, BL_TYPE_F16, &plan, &error));
+  GOOD(bl_plan(layer, BL_OP_FORWARD, (int64_t)1 << 31, BL_TYPE_BF16, &plan, &error));
+}
+
+static void running(void) {
+  static const int64_t batches[] = {-1, INT64_MIN, INT64_MAX, ((int64_t)1 << 31) + 1};
+  static const bl_type types[] = {BL_TYPE_AUTO, BL_TYPE_I8, BL_TYPE_F64, BL_TYPE_TQ2_0, BL_TYPE_OTHER};
+  static float x[2 * 512], y[2 * 64];
+  STRUCT(bl_run_options, options);
+  size_t i;
+  uint32_t bit;
+#define RUN(m, xt, xs, yt, ys) bl_forward(layer, m, x, xt, xs, y, yt, ys, NULL, &error)
+  for (i = 0; i < 2 * 64; i++) y[i] = 7;
+  for (i = 0; i < sizeof batches / sizeof *batches; i++)
+    EXPECT(RUN(batches[i], BL_TYPE_F32, 0, BL_TYPE_F32, 0), BL_ERROR_INVALID_ARGUMENT, "m = ");
+  for (i = 0; i < sizeof types / sizeof *types; i++) {
+    EXPECT(RUN(1, types[i], 0, BL_TYPE_F32, 0), BL_ERROR_UNSUPPORTED, "");
+    EXPECT(RUN(1, BL_TYPE_F32, 0, types[i], 0), BL_ERROR_UNSUPPORTED, "");
+  }
+  EXPECT(RUN(1, BL_TYPE_I32, 0, BL_TYPE_F32, 0), BL_ERROR_UNSUPPORTED, "x of type i32");
+  EXPECT(RUN(1, BL_TYPE_F32, 0, BL_TYPE_I32, 0), BL_ERROR_UNSUPPORTED, "y of type i32");
+  EXPECT(RUN(1, ANY(bl_type, 777), 0, BL_TYPE_F32, 0), BL_ERROR_UNSUPPORTED, "type 777");
+  EXPECT(RUN(1, BL_TYPE_F32, 0, ANY(bl_type, 777), 0), BL_ERROR_UNSUPPORTED, "type 777");
+  EXPECT(RUN(1, BL_TYPE_F32, 2047, BL_TYPE_F32, 0), BL_ERROR_INVALID_ARGUMENT, "row stride of x");
+  EXPECT(RUN(1, BL_TYPE_F32, -2048, BL_TYPE_F32, 0), BL_ERROR_INVALID_ARGUMENT, "row stride of x");
+  EXPECT(RUN(1, BL_TYPE_F16, 1023, BL_TYPE_F32, 0), BL_ERROR_INVALID_ARGUMENT, "row stride of x");
+  EXPECT(RUN(1, BL_TYPE_F32, 0, BL_TYPE_F32, 255), BL_ERROR_INVALID_ARGUMENT, "row stride of y");
+  EXPECT(RUN(1, BL_TYPE_F32, 0, BL_TYPE_F32, INT64_MIN), BL_ERROR_INVALID_ARGUMENT, "row stride of y");
+  EXPECT(RUN(2, BL_TYPE_F32, INT64_MAX, BL_TYPE_F32, 0), BL_ERROR_INVALID_ARGUMENT, "address space");
+  EXPECT(RUN(2, BL_TYPE_F32, 0, BL_TYPE_F32, INT64_MAX), BL_ERROR_INVALID_ARGUMENT, "address space");
+  for (bit = 1; bit != 0; bit <<= 1) {
+    options.flags = bit;
+    EXPECT(bl_forward(layer, 1, x, BL_TYPE_F32, 0, y, BL_TYPE_F32, 0, &options, &error),
+           BL_ERROR_INVALID_ARGUMENT, "flags");
+  }
+  for (i = 0; i < 2 * 64; i++) CHECK(y[i] == 7.0f); /* nothing was written */
+  GOOD(RUN(1, BL_TYPE_F32, 2048, BL_TYPE_F32, 256));
+  CHECK(y[0] == 0.0f && y[64] == 7.0f);
+}
+
+int main(int count, char **words) {
+  start(count, words);
+  model = open_model(ALL_TYPES);
+  layer = open_layer(model, WEIGHT, BL_ACTIVATION_AUTO, NULL);
+  types();
+  loading();
+  models();
+  opening();
+  reading();
+  planning();
+  running();
+  bl_free(model), bl_free(layer);
+  return done();
+}

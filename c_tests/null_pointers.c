@@ -1,0 +1,132 @@
+/* Every function with NULL for each of its pointers: a status and a text, or nothing. */
+#include "layers.h"
+
+static bl_context *context;
+static bl_model *model;
+static bl_layer *layer;
+
+static void contexts(void) {
+  bl_context *made = NULL;
+  GOOD(bl_context_create(NULL, &made, &error));
+  bl_free(made);
+  CHECK(bl_context_create(NULL, &made, NULL) == BL_OK);
+  bl_free(made);
+  EXPECT(bl_context_create(NULL, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "`out`");
+  CHECK(bl_context_create(NULL, NULL, NULL) == BL_ERROR_INVALID_ARGUMENT);
+  bl_free(NULL);
+}
+
+static void types(void) {
+  EXPECT(bl_type_describe(BL_TYPE_F32, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "bl_type_info");
+  CHECK(bl_type_describe(BL_TYPE_F32, NULL, NULL) == BL_ERROR_INVALID_ARGUMENT);
+}
+
+static void loading(void) {
+  static const unsigned char byte[1] = {0};
+  bl_model *made;
+  GOOD(bl_load(NULL, golden(ALL_TYPES), NULL, &made, &error));
+  bl_free(made);
+  CHECK(bl_load(context, golden(ALL_TYPES), NULL, &made, NULL) == BL_OK);
+  bl_free(made);
+  made = (bl_model *)(void *)&made;
+  EXPECT(bl_load(context, NULL, NULL, &made, &error), BL_ERROR_INVALID_ARGUMENT, "path");
+  CHECK(made == NULL);
+  EXPECT(bl_load(context, golden(ALL_TYPES), NULL, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "`out`");
+  CHECK(bl_load(NULL, NULL, NULL, NULL, NULL) == BL_ERROR_INVALID_ARGUMENT);
+
+  made = (bl_model *)(void *)&made;
+  EXPECT(bl_load_memory(context, NULL, 8, NULL, &made, &error), BL_ERROR_INVALID_ARGUMENT, "NULL");
+  CHECK(made == NULL);
+  EXPECT(bl_load_memory(context, NULL, 0, NULL, &made, &error), BL_ERROR_BAD_FILE, "empty");
+  EXPECT(bl_load_memory(context, byte, 1, NULL, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "`out`");
+  CHECK(bl_load_memory(NULL, NULL, 0, NULL, NULL, NULL) == BL_ERROR_INVALID_ARGUMENT);
+}
+
+static void models(void) {
+  STRUCT(bl_model_info, info);
+  STRUCT(bl_tensor_info, tensor);
+  STRUCT(bl_meta_info, meta);
+  EXPECT(bl_model_describe(NULL, &info, &error), BL_ERROR_INVALID_HANDLE, "NULL");
+  EXPECT(bl_model_describe(model, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "bl_model_info");
+  CHECK(bl_model_describe(NULL, NULL, NULL) != BL_OK);
+  CHECK(bl_model_describe(model, &info, NULL) == BL_OK);
+
+  GOOD(bl_model_tensor(model, NULL, 0, &tensor, &error)); /* by index */
+  EXPECT(bl_model_tensor(NULL, "x", 0, &tensor, &error), BL_ERROR_INVALID_HANDLE, "NULL");
+  CHECK(tensor.name == NULL && tensor.data == NULL);
+  EXPECT(bl_model_tensor(model, "x", 0, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "bl_tensor_info");
+  CHECK(bl_model_tensor(NULL, NULL, 0, NULL, NULL) != BL_OK);
+
+  GOOD(bl_model_meta(model, NULL, 0, &meta, &error));
+  EXPECT(bl_model_meta(NULL, "x", 0, &meta, &error), BL_ERROR_INVALID_HANDLE, "NULL");
+  EXPECT(bl_model_meta(model, "x", 0, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "bl_meta_info");
+  CHECK(bl_model_meta(NULL, NULL, 0, NULL, NULL) != BL_OK);
+
+  EXPECT(bl_model_meta_item(NULL, "x", 0, &meta, &error), BL_ERROR_INVALID_HANDLE, "NULL");
+  EXPECT(bl_model_meta_item(model, NULL, 0, &meta, &error), BL_ERROR_INVALID_ARGUMENT, "key");
+  EXPECT(bl_model_meta_item(model, "x", 0, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "bl_meta_info");
+  CHECK(bl_model_meta_item(NULL, NULL, 0, NULL, NULL) != BL_OK);
+}
+
+static void layers(void) {
+  bl_layer *made = (bl_layer *)(void *)&made;
+  STRUCT(bl_layer_info, info);
+  float row[512];
+  EXPECT(bl_layer_open(NULL, "x", NULL, &made, &error), BL_ERROR_INVALID_HANDLE, "NULL");
+  CHECK(made == NULL);
+  EXPECT(bl_layer_open(model, NULL, NULL, &made, &error), BL_ERROR_INVALID_ARGUMENT, "name");
+  EXPECT(bl_layer_open(model, "blk.0.q4_0.weight", NULL, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "`out`");
+  CHECK(bl_layer_open(NULL, NULL, NULL, NULL, NULL) != BL_OK);
+  CHECK(bl_layer_open(model, "blk.0.q4_0.weight", NULL, &made, NULL) == BL_OK);
+  bl_free(made);
+
+  EXPECT(bl_layer_describe(NULL, &info, &error), BL_ERROR_INVALID_HANDLE, "NULL");
+  EXPECT(bl_layer_describe(layer, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "bl_layer_info");
+  CHECK(bl_layer_describe(NULL, NULL, NULL) != BL_OK);
+
+  EXPECT(bl_layer_read(NULL, 0, 1, row, BL_TYPE_F32, 0, &error), BL_ERROR_INVALID_HANDLE, "NULL");
+  EXPECT(bl_layer_read(layer, 0, 1, NULL, BL_TYPE_F32, 0, &error), BL_ERROR_INVALID_ARGUMENT, "dst");
+  GOOD(bl_layer_read(layer, 0, 0, NULL, BL_TYPE_F32, 0, &error)); /* nothing to write */
+  CHECK(bl_layer_read(layer, 0, 1, row, BL_TYPE_F32, 0, NULL) == BL_OK);
+  CHECK(bl_layer_read(NULL, 0, 1, NULL, BL_TYPE_F32, 0, NULL) != BL_OK);
+}
+
+static void running(void) {
+  STRUCT(bl_plan_info, plan);
+  STRUCT(bl_run_options, options);
+  static float x[512], y[64];
+  EXPECT(bl_plan(NULL, BL_OP_FORWARD, 1, BL_TYPE_F32, &plan, &error), BL_ERROR_INVALID_HANDLE, "NULL");
+  EXPECT(bl_plan(layer, BL_OP_FORWARD, 1, BL_TYPE_F32, NULL, &error), BL_ERROR_INVALID_ARGUMENT,
+         "bl_plan_info");
+  CHECK(bl_plan(NULL, BL_OP_FORWARD, 1, BL_TYPE_F32, NULL, NULL) != BL_OK);
+
+#define FORWARD(layer, m, x, y, options, error) \
+  bl_forward(layer, m, x, BL_TYPE_F32, 0, y, BL_TYPE_F32, 0, options, error)
+  EXPECT(FORWARD(NULL, 1, x, y, NULL, &error), BL_ERROR_INVALID_HANDLE, "NULL");
+  EXPECT(FORWARD(layer, 1, NULL, y, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "x is NULL");
+  EXPECT(FORWARD(layer, 1, x, NULL, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "y is NULL");
+  CHECK(FORWARD(layer, 1, x, y, NULL, NULL) == BL_OK);
+  CHECK(FORWARD(layer, 0, NULL, NULL, NULL, NULL) == BL_OK); /* no rows */
+  GOOD(FORWARD(layer, 1, x, y, &options, &error));           /* workspace NULL, size 0 */
+  options.workspace_size = 64;
+  EXPECT(FORWARD(layer, 1, x, y, &options, &error), BL_ERROR_INVALID_ARGUMENT, "workspace is NULL");
+  CHECK(FORWARD(NULL, 1, NULL, NULL, NULL, NULL) == BL_ERROR_INVALID_HANDLE);
+}
+
+int main(int count, char **words) {
+  start(count, words);
+  CHECK(bl_version() != 0 && bl_build_info() != NULL && bl_status_name(BL_OK) != NULL);
+  GOOD(bl_context_create(NULL, &context, &error));
+  GOOD(bl_load(context, golden(ALL_TYPES), NULL, &model, &error));
+  layer = open_layer(model, "blk.0.q4_0.weight", BL_ACTIVATION_AUTO, NULL);
+  contexts();
+  types();
+  loading();
+  models();
+  layers();
+  running();
+  bl_free(context);
+  bl_free(model);
+  bl_free(layer);
+  return done();
+}

@@ -1,0 +1,265 @@
+//! Float activations: weights are dequantised into a block of floats, then one fma for each product.
+//!
+//! ```text
+//! block   [panel][column][16] f32    a k-block of dequantised weights, in L1
+//! codes   lines of 64 bytes          of one panel, on their way there
+//! ```
+//! Each output is one chain of fma, k ascending, as the contract wants it: lanes are rows of W, so the
+//! order of the sum is the same in every instruction set. One row of x takes all panels at a time and
+//! several take one, so that there are chains enough to hide the latency.
+
+/// `run` for one kind of vector: float activations on every layout, any number of rows of x.
+macro_rules! float {
+    ($features:literal) => {
+        use super::vector::*;
+        use crate::activation::{Activations, Floats};
+        use crate::error::Result;
+        use crate::kernel::Job;
+        use crate::kernel::narrow::float::{BLOCK, Mode, block_columns, code_bytes};
+        use crate::kernel::narrow::gemm::split;
+        use crate::kernel::narrow::{for_rows, unit_lines, zero_point};
+        use crate::layout::packed::{Geometry, LINE, Tile, unit_columns};
+        use crate::layout::{
+            self, Coded, Layout, Offset, PANEL, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE, TILE_PANELS,
+        };
+
+        #[target_feature(enable = $features)]
+        pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
+            let Activations::Float(x) = job.x else { return Ok(()) };
+            let (tile, geometry) = (job.packed.tile(job.tile), *job.packed.geometry());
+            let in_features = geometry.in_features;
+            let (codes, floats) = split(job.scratch, code_bytes(job.packed));
+            let size = block_columns(job.packed) * PANEL;
+            for at in (0..in_features).step_by(BLOCK) {
+                let len = BLOCK.min(in_features - at);
+                for (p, block) in floats.chunks_exact_mut(size).enumerate().take(tile.panels) {
+                    match job.packed.layout() {
+                        Layout::Dense(float) => dense(*float, tile, p, at, block, len),
+                        Layout::Coded(coded) => dequantize(coded, &geometry, tile, p, at, block, len, codes),
+                    }
+                }
+                for panel in 0..job.rows.div_ceil(x.mr) {
+                    let x = x.panel(panel, in_features);
+                    let out = &mut job.out[panel * x.mr * TILE..][..x.mr * TILE];
+                    if x.mr == 1 && tile.panels == TILE_PANELS {
+                        multiply::<1, TILE_PANELS>(&x, at, len, floats, size, out, 0);
+                        continue;
+                    }
+                    for p in 0..tile.panels {
+                        let block = &floats[p * size..];
+                        for_rows!([1 2 3 4 5 6] x.mr, MR => multiply::<MR, 1>(&x, at, len, block, size, out, p));
+                    }
+                }
+            }
+            Ok(())
+        }
+
+        #[inline(never)]
+        #[target_feature(enable = $features)]
+        fn multiply<const MR: usize, const NP: usize>(
+            x: &Floats<'_>,
+            at: usize,
+            len: usize,
+            block: &[f32],
+            size: usize,
+            out: &mut [f32],
+            first: usize,
+        ) {
+            let place = |i: usize, p: usize, h: usize| i * TILE + (first + p) * PANEL + h * LANES;
+            let mut acc = [[[all(0.0); PARTS]; NP]; MR];
+            if at > 0 {
+                for i in 0..MR {
+                    for p in 0..NP {
+                        for h in 0..PARTS {
+                            acc[i][p][h] = floats(out, place(i, p, h));
+                        }
+                    }
+                }
+            }
+            let mut weights = [&block[..len * PANEL]; NP];
+            for (p, weights) in weights.iter_mut().enumerate() {
+                *weights = &block[p * size..][..len * PANEL];
+            }
+            for (k, x) in x.values[at * MR..][..len * MR].chunks_exact(MR).enumerate() {
+                for p in 0..NP {
+                    let mut w = [all(0.0); PARTS];
+                    for h in 0..PARTS {
+                        w[h] = floats(weights[p], k * PANEL + h * LANES);
+                    }
+                    for i in 0..MR {
+                        let x = all(x[i]);
+                        for h in 0..PARTS {
+                            acc[i][p][h] = fma(x, w[h], acc[i][p][h]);
+                        }
+                    }
+                }
+            }
+            for i in 0..MR {
+                for p in 0..NP {
+                    for h in 0..PARTS {
+                        put_floats(out, place(i, p, h), acc[i][p][h]);
+                    }
+                }
+            }
+        }
+
+        #[inline(never)]
+        #[target_feature(enable = $features)]
+        fn dense(float: layout::Float, tile: Tile<'_>, p: usize, at: usize, block: &mut [f32], len: usize) {
+            let ty = match float {
+                layout::Float::F32 => ScaleType::F32,
+                layout::Float::F16 => ScaleType::F16,
+                layout::Float::Bf16 => ScaleType::Bf16,
+            };
+            let size = tile.panels * PANEL * ty.bytes();
+            let columns = tile.bytes[at * size..][..len * size].chunks_exact(size);
+            for (column, block) in columns.zip(block.chunks_exact_mut(PANEL)) {
+                for h in (0..PANEL).step_by(LANES) {
+                    put_floats(block, h, scales(ty, column, p * PANEL + h));
+                }
+            }
+        }
+
+        /// The weights of columns `at .. at + len` of panel `p`, each evaluated as `Row::weight` does.
+        #[inline(never)]
+        #[target_feature(enable = $features)]
+        fn dequantize(
+            coded: &Coded,
+            geometry: &Geometry,
+            tile: Tile<'_>,
+            p: usize,
+            at: usize,
+            block: &mut [f32],
+            len: usize,
+            codes: &mut [u8],
+        ) {
+            let (ty, lanes, stride) = (coded.scale_type, tile.panels * PANEL, tile.panels * LINE);
+            let bases = coded.bases as usize;
+            let columns = unit_columns(coded.bits);
+            let base_bytes = unit_lines(coded.bits) * stride;
+            let group = coded.group_len(geometry.in_features);
+            let zero = zero_point(coded);
+            let mut k = at;
+            while k < at + len {
+                let (r, inside) = (k / geometry.record, k % geometry.record);
+                let record = &tile.bytes[r * geometry.record_bytes(tile.panels)..];
+                let (head, units) = record.split_at(lanes * geometry.head);
+                // The columns of this step are in one group: one set of scales.
+                let count = (at + len - k).min(group - inside % group).min(geometry.record_len(r) - inside);
+                let (first, end) = (inside / columns, (inside + count).div_ceil(columns));
+                let units = &units[first * base_bytes * bases..end * base_bytes * bases];
+                let block = &mut block[(k - at) * PANEL..][..count * PANEL];
+                for base in 0..bases {
+                    let place = base * base_bytes + p * LINE;
+                    decode(coded, units, base_bytes * bases, place, stride, codes);
+                    for h in (0..PANEL).step_by(LANES) {
+                        let lane = p * PANEL + h;
+                        let (mut scale, mut plus, mut zero) =
+                            (scales(ty, head, lane), all(0.0), ints(zero));
+                        let mut mode = Mode::Product;
+                        match coded.scales {
+                            Scales::Row => {
+                                scale = scales(ScaleType::F32, &head[base * lanes * 4..], lane);
+                                mode = if base == 0 { Mode::Product } else { Mode::Onto };
+                            }
+                            Scales::Group { offset: Offset::None, .. } => {}
+                            Scales::Group { offset: Offset::Minimum, .. } => {
+                                plus = scales(ty, &head[lanes * ty.bytes()..], lane);
+                                mode = Mode::Plus;
+                            }
+                            Scales::Group { offset: Offset::Zero, .. } => {
+                                zero = add_ints(zero, unsigned_bytes(head, lanes * ty.bytes() + lane));
+                            }
+                            Scales::TwoLevel { minimum, .. } => {
+                                let subs = &head[lanes * ty.bytes() * (1 + minimum as usize)..];
+                                let j = inside / group;
+                                scale = mul(scale, to_floats(signed_bytes(subs, j * lanes + lane)));
+                                if minimum {
+                                    let mn = signed_bytes(subs, (SUPER_BLOCK / group + j) * lanes + lane);
+                                    let dmin = scales(ty, &head[lanes * ty.bytes()..], lane);
+                                    // Taking a product off is adding it with its sign turned.
+                                    plus = mul(mul(dmin, all(-1.0)), to_floats(mn));
+                                    mode = Mode::Plus;
+                                }
+                            }
+                        }
+                        let skip = inside - first * columns;
+                        match mode {
+                            Mode::Product => weights(codes, skip, zero, block, h, |v, _| mul(scale, v)),
+                            Mode::Plus => {
+                                weights(codes, skip, zero, block, h, |v, _| add(mul(scale, v), plus))
+                            }
+                            Mode::Onto => {
+                                weights(codes, skip, zero, block, h, |v, before| add(before, mul(scale, v)))
+                            }
+                        }
+                    }
+                }
+                k += count;
+            }
+        }
+
+        /// `block[c] = f(value of column skip + c, block[c])` for the rows from `h` on of a panel.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn weights(
+            codes: &[u8],
+            skip: usize,
+            zero: Int,
+            block: &mut [f32],
+            h: usize,
+            f: impl Fn(Float, Float) -> Float,
+        ) {
+            let (lines, _) = codes.as_chunks::<LINE>();
+            let columns = block.len() / PANEL;
+            for (q, line) in lines[skip / QUAD..(skip + columns).div_ceil(QUAD)].iter().enumerate() {
+                let codes = load(line, h / LANES);
+                for c in 0..QUAD {
+                    let k = (q * QUAD + c).wrapping_sub(skip % QUAD);
+                    if k < columns {
+                        let place = k * PANEL + h;
+                        let v = to_floats(sub_ints(column(codes, c), zero));
+                        put_floats(block, place, f(v, floats(block, place)));
+                    }
+                }
+            }
+        }
+    };
+}
+
+pub(in crate::kernel) use float;
+
+use crate::layout::{Layout, PANEL, Packed, TILE_PANELS};
+
+/// Most rows of a panel of x.
+pub(in crate::kernel) const ROWS: usize = 6;
+/// Columns of a k-block: a tile is 64 KiB of floats.
+pub(in crate::kernel) const BLOCK: usize = 256;
+/// How a weight follows from a product.
+pub(in crate::kernel) enum Mode {
+    /// It is the product.
+    Product,
+    /// A minimum is added.
+    Plus,
+    /// It is added to what the bases before have made.
+    Onto,
+}
+
+/// Columns of the largest k-block.
+pub(in crate::kernel) fn block_columns(packed: &Packed) -> usize {
+    BLOCK.min(packed.in_features())
+}
+
+/// Bytes of the decoded codes of a k-block: a group may begin and end inside a unit of 32 columns.
+pub(in crate::kernel) fn code_bytes(packed: &Packed) -> usize {
+    match packed.layout() {
+        Layout::Coded(_) => (block_columns(packed) + 2 * 32).next_multiple_of(4) * PANEL,
+        Layout::Dense(_) => 0,
+    }
+}
+
+/// Bytes of scratch.
+pub(in crate::kernel) fn scratch(packed: &Packed, _rows: usize) -> usize {
+    let panels = packed.out_features().div_ceil(PANEL).min(TILE_PANELS);
+    code_bytes(packed) + block_columns(packed) * PANEL * panels * 4 + 64
+}

@@ -1,0 +1,358 @@
+//! One row of x: weights are decoded in registers and read once.
+//!
+//! A tile's records are taken in the order of their addresses, each panel by panel; what the panels
+//! share of a record is in L1 by then. Limit: the read bandwidth.
+
+/// `run` for one instruction set: integer activations, rows of x one by one.
+macro_rules! gemv {
+    ($features:literal) => {
+        use super::step::{BIAS, begin, end, step};
+        use super::vector::*;
+        use crate::activation::{Activations, Codes};
+        use crate::error::Result;
+        use crate::kernel::Job;
+        use crate::kernel::narrow::{for_width, run as run_of, unit_lines, unit_quads, wide, zero_point};
+        use crate::layout::packed::{LINE, Tile};
+        use crate::layout::{
+            Coded, Layout, Offset, PANEL, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE, Values,
+        };
+        use crate::limits::INT32_COLUMNS;
+
+        /// How far ahead of the reader a cache line is asked for.
+        const AHEAD: usize = 4096;
+        /// Columns of a long record that one panel takes before the next one does.
+        const SPAN: usize = 256;
+
+        #[target_feature(enable = $features)]
+        pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
+            let (Activations::Integer(x), Layout::Coded(coded)) = (&job.x, job.packed.layout()) else {
+                return Ok(());
+            };
+            let tile = job.packed.tile(job.tile);
+            for (i, out) in job.out.chunks_exact_mut(TILE).take(job.rows).enumerate() {
+                let x = x.panel(i);
+                match coded.scales {
+                    Scales::Row => for_width!(coded, row(coded, tile, &x, out)),
+                    Scales::Group { offset, .. } => for_width!(coded, group(coded, offset, tile, &x, out)),
+                    Scales::TwoLevel { len: 16, minimum } => {
+                        for_width!(coded, two_level_16(coded, minimum, tile, &x, out))
+                    }
+                    Scales::TwoLevel { minimum, .. } => {
+                        for_width!(coded, two_level_32(coded, minimum, tile, &x, out))
+                    }
+                }
+            }
+            Ok(())
+        }
+
+        /// Adds the products of one panel's units to `acc`. `at` and `stride` as in `lines`.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn units<const BITS: u8, const TABLE: bool>(
+            units: &[u8],
+            unit_bytes: usize,
+            at: usize,
+            stride: usize,
+            x: &[i8],
+            table: Bytes,
+            acc: &mut [Int; PARTS],
+        ) {
+            for (unit, x) in units.chunks_exact(unit_bytes).zip(x.chunks_exact(unit_quads(BITS) * QUAD)) {
+                for line in 0..unit_lines(BITS) {
+                    prefetch(unit, AHEAD + at + line * stride);
+                }
+                let lines = lines::<BITS>(unit, at, stride);
+                for r in 0..unit_quads(BITS) / run_of(BITS, TABLE) {
+                    let i = r * run_of(BITS, TABLE);
+                    steps::<BITS, TABLE>(&lines, i, x, i, table, acc);
+                }
+            }
+        }
+
+        /// One run of steps: quads `i ..` of a unit with quads `j ..` of x.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn steps<const BITS: u8, const TABLE: bool>(
+            lines: &[&[u8; LINE]; 5],
+            i: usize,
+            x: &[i8],
+            j: usize,
+            table: Bytes,
+            acc: &mut [Int; PARTS],
+        ) {
+            for h in 0..PARTS {
+                let mut part = begin(acc[h]);
+                for r in 0..run_of(BITS, TABLE) {
+                    let codes = quad::<BITS, TABLE>(lines, h, i + r, table);
+                    part = step(part, codes, quad_of(x, j + r), wide(BITS, TABLE));
+                }
+                acc[h] = end(acc[h], part);
+            }
+        }
+
+        /// What `step` leaves to be taken off for each unit of the sum of x.
+        fn zero_of<const BITS: u8, const TABLE: bool>(coded: &Coded) -> i32 {
+            zero_point(coded) + if wide(BITS, TABLE) { BIAS } else { 0 }
+        }
+
+        #[inline(never)]
+        #[target_feature(enable = $features)]
+        fn row<const BITS: u8, const TABLE: bool>(
+            coded: &Coded,
+            tile: Tile<'_>,
+            x: &Codes<'_>,
+            out: &mut [f32],
+        ) {
+            let (bases, table, zero) = (coded.bases as usize, table(coded), zero_of::<BITS, TABLE>(coded));
+            let lanes = tile.panels * PANEL;
+            let (head, bytes) = tile.bytes.split_at(lanes * 4 * bases);
+            let base_bytes = unit_lines(BITS) * tile.panels * LINE;
+            let unit_bytes = base_bytes * bases;
+            let columns = unit_quads(BITS) * QUAD;
+            let chunks = x.codes.len().div_ceil(INT32_COLUMNS);
+            for base in 0..bases {
+                let mut total = [0i64; TILE];
+                let mut sums = [[ints(0); PARTS]; TILE / PANEL];
+                for (c, (bytes, codes)) in bytes
+                    .chunks(INT32_COLUMNS / columns * unit_bytes)
+                    .zip(x.codes.chunks(INT32_COLUMNS))
+                    .enumerate()
+                {
+                    sums = [[ints(-zero * x.sums[c]); PARTS]; TILE / PANEL];
+                    for (bytes, codes) in bytes.chunks(SPAN / columns * unit_bytes).zip(codes.chunks(SPAN)) {
+                        for (p, sums) in sums.iter_mut().enumerate().take(tile.panels) {
+                            let at = base * base_bytes + p * LINE;
+                            let stride = tile.panels * LINE;
+                            units::<BITS, TABLE>(bytes, unit_bytes, at, stride, codes, table, sums);
+                        }
+                    }
+                    if chunks > 1 {
+                        add_to(&mut total, &sums);
+                    }
+                }
+                let dots = if chunks > 1 { from_i64(&total) } else { to_f32(&sums) };
+                let head = &head[base * lanes * 4..][..lanes * 4];
+                add_base(&dots, head, x.scales[0], (base, bases), out);
+            }
+        }
+
+        #[inline(never)]
+        #[target_feature(enable = $features)]
+        fn to_f32(sums: &[[Int; PARTS]; TILE / PANEL]) -> [[Float; PARTS]; TILE / PANEL] {
+            let mut dots = [[all(0.0); PARTS]; TILE / PANEL];
+            for (dot, sum) in dots.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
+                *dot = to_floats(*sum);
+            }
+            dots
+        }
+
+        /// The end of a base: its sums times its scales.
+        #[inline(never)] // one copy for all code widths
+        #[target_feature(enable = $features)]
+        fn add_base(
+            dots: &[[Float; PARTS]; TILE / PANEL],
+            head: &[u8],
+            s_x: f32,
+            base: (usize, usize),
+            out: &mut [f32],
+        ) {
+            let lanes = (0..head.len() / 4).step_by(LANES);
+            for ((lane, dot), out) in lanes.zip(dots.as_flattened()).zip(out.chunks_exact_mut(LANES)) {
+                let s = mul(scales(ScaleType::F32, head, lane), all(s_x));
+                let y = match base {
+                    (_, 1) => mul(*dot, s),
+                    (0, _) => fma(*dot, s, all(0.0)),
+                    _ => fma(*dot, s, floats(out, 0)),
+                };
+                put_floats(out, 0, y);
+            }
+        }
+
+        #[inline(never)] // rows of more than 65 536 columns
+        #[target_feature(enable = $features)]
+        fn add_to(total: &mut [i64; TILE], sums: &[[Int; PARTS]; TILE / PANEL]) {
+            let mut part = [0f32; LANES];
+            for (total, sums) in total.chunks_exact_mut(LANES).zip(sums.as_flattened()) {
+                put_floats(&mut part, 0, as_floats(*sums));
+                for (t, bits) in total.iter_mut().zip(part) {
+                    *t += bits.to_bits() as i32 as i64;
+                }
+            }
+        }
+
+        #[inline(never)] // as above
+        #[target_feature(enable = $features)]
+        fn from_i64(total: &[i64; TILE]) -> [[Float; PARTS]; TILE / PANEL] {
+            let total = total.map(|t| t as f32);
+            let mut dots = [[all(0.0); PARTS]; TILE / PANEL];
+            for (dot, total) in dots.as_flattened_mut().iter_mut().zip(total.chunks_exact(LANES)) {
+                *dot = floats(total, 0);
+            }
+            dots
+        }
+
+        #[inline(never)]
+        #[target_feature(enable = $features)]
+        fn group<const BITS: u8, const TABLE: bool>(
+            coded: &Coded,
+            offset: Offset,
+            tile: Tile<'_>,
+            x: &Codes<'_>,
+            out: &mut [f32],
+        ) {
+            let (ty, table, zero) = (coded.scale_type, table(coded), zero_of::<BITS, TABLE>(coded));
+            let geometry = &x.shape.geometry;
+            let lanes = tile.panels * PANEL;
+            let unit_bytes = unit_lines(BITS) * tile.panels * LINE;
+            out[..lanes].fill(0.0);
+            let records = tile.bytes.chunks(geometry.record_bytes(tile.panels));
+            for (g, (record, codes)) in records.zip(x.codes.chunks(geometry.record_padded())).enumerate() {
+                let (head, bytes) = record.split_at(lanes * geometry.head);
+                let (xsum, s_x) = (x.sums[g], all(x.scales[g]));
+                for line in 0..head.len().div_ceil(LINE) {
+                    prefetch(head, AHEAD + line * LINE);
+                }
+                for p in 0..tile.panels {
+                    let lane = p * PANEL;
+                    let mut sums = [ints(-zero * xsum); PARTS];
+                    if offset == Offset::Zero {
+                        for h in 0..PARTS {
+                            let zeros = unsigned_bytes(head, lanes * ty.bytes() + lane + h * LANES);
+                            sums[h] = sub_ints(sums[h], mul_ints(zeros, ints(xsum)));
+                        }
+                    }
+                    let stride = tile.panels * LINE;
+                    units::<BITS, TABLE>(bytes, unit_bytes, p * LINE, stride, codes, table, &mut sums);
+                    for h in 0..PARTS {
+                        let lane = lane + h * LANES;
+                        let s = mul(scales(ty, head, lane), s_x);
+                        let mut acc = fma(to_floats(sums[h]), s, floats(out, lane));
+                        if offset == Offset::Minimum {
+                            let minimum = scales(ty, &head[lanes * ty.bytes()..], lane);
+                            acc = fma(mul(all(xsum as f32), s_x), minimum, acc);
+                        }
+                        put_floats(out, lane, acc);
+                    }
+                }
+            }
+        }
+
+        #[inline(never)]
+        #[target_feature(enable = $features)]
+        fn two_level_16<const BITS: u8, const TABLE: bool>(
+            coded: &Coded,
+            minimum: bool,
+            tile: Tile<'_>,
+            x: &Codes<'_>,
+            out: &mut [f32],
+        ) {
+            two_level::<BITS, TABLE, 4>(coded, minimum, tile, x, out)
+        }
+
+        #[inline(never)]
+        #[target_feature(enable = $features)]
+        fn two_level_32<const BITS: u8, const TABLE: bool>(
+            coded: &Coded,
+            minimum: bool,
+            tile: Tile<'_>,
+            x: &Codes<'_>,
+            out: &mut [f32],
+        ) {
+            two_level::<BITS, TABLE, 8>(coded, minimum, tile, x, out)
+        }
+
+        /// `GQ`: quads of a group, 4 or 8.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn two_level<const BITS: u8, const TABLE: bool, const GQ: usize>(
+            coded: &Coded,
+            minimum: bool,
+            tile: Tile<'_>,
+            x: &Codes<'_>,
+            out: &mut [f32],
+        ) {
+            let (ty, table, zero) = (coded.scale_type, table(coded), zero_of::<BITS, TABLE>(coded));
+            let geometry = &x.shape.geometry;
+            let groups = SUPER_BLOCK / QUAD / GQ;
+            let lanes = tile.panels * PANEL;
+            let stride = tile.panels * LINE;
+            let unit_bytes = unit_lines(BITS) * stride;
+            let (uq, run) = (unit_quads(BITS), run_of(BITS, TABLE));
+            // Quads of a step: whole units and whole groups; quads that one unit has of one group.
+            let (quads, part) = if uq > GQ { (uq, GQ) } else { (GQ, uq) };
+            out[..lanes].fill(0.0);
+            let records = tile.bytes.chunks_exact(geometry.record_bytes(tile.panels));
+            for (b, (record, codes)) in records.zip(x.codes.chunks_exact(SUPER_BLOCK)).enumerate() {
+                let (head, bytes) = record.split_at(lanes * geometry.head);
+                for line in 0..head.len().div_ceil(LINE) {
+                    prefetch(head, AHEAD + line * LINE);
+                }
+                let subs = &head[lanes * ty.bytes() * (1 + minimum as usize)..];
+                let xsums = &x.sums[b * groups..][..groups];
+                for p in 0..tile.panels {
+                    let mut isum = [ints(0); PARTS];
+                    let mut j = 0;
+                    for (bytes, codes) in
+                        bytes.chunks_exact(quads / uq * unit_bytes).zip(codes.chunks_exact(quads * QUAD))
+                    {
+                        for line in 0..quads / uq * unit_lines(BITS) {
+                            prefetch(bytes, AHEAD + p * LINE + line * stride);
+                        }
+                        for g in 0..quads / GQ {
+                            let mut dot = [ints(-zero * xsums[j]); PARTS];
+                            for u in 0..GQ / part {
+                                let q = g * GQ + u * part;
+                                let unit = &bytes[q / uq * unit_bytes..][..unit_bytes];
+                                let lines = lines::<BITS>(unit, p * LINE, stride);
+                                for r in 0..part / run {
+                                    let r = r * run;
+                                    steps::<BITS, TABLE>(&lines, q % uq + r, codes, q + r, table, &mut dot);
+                                }
+                            }
+                            for h in 0..PARTS {
+                                let sc = signed_bytes(subs, j * lanes + p * PANEL + h * LANES);
+                                isum[h] = add_ints(isum[h], mul_ints(sc, dot[h]));
+                            }
+                            j += 1;
+                        }
+                    }
+                    add_block(coded, minimum, head, (lanes, p * PANEL), &isum, xsums, x.scales[b], out);
+                }
+            }
+        }
+
+        /// The end of one panel's super-block: its sums times its scales, and the minima.
+        #[inline(never)] // one copy for all code widths
+        #[target_feature(enable = $features)]
+        fn add_block(
+            coded: &Coded,
+            minimum: bool,
+            head: &[u8],
+            (lanes, lane): (usize, usize),
+            isum: &[Int; PARTS],
+            xsums: &[i32],
+            s_x: f32,
+            out: &mut [f32],
+        ) {
+            let ty = coded.scale_type;
+            let sub_minimums = head.len() - xsums.len() * lanes;
+            for h in 0..PARTS {
+                let lane = lane + h * LANES;
+                let d = mul(scales(ty, head, lane), all(s_x));
+                let mut acc = fma(to_floats(isum[h]), d, floats(out, lane));
+                if minimum {
+                    let mut msum = ints(0);
+                    for (mn, xsum) in head[sub_minimums..].chunks_exact(lanes).zip(xsums) {
+                        msum = add_ints(msum, mul_ints(signed_bytes(mn, lane), ints(*xsum)));
+                    }
+                    let dmin = mul(scales(ty, &head[lanes * ty.bytes()..], lane), all(s_x));
+                    // A negated product is the same number as one with a negated factor.
+                    acc = fnma(to_floats(msum), dmin, acc);
+                }
+                put_floats(out, lane, acc);
+            }
+        }
+    };
+}
+
+pub(in crate::kernel) use gemv;

@@ -1,0 +1,158 @@
+//! Kernels for vectors narrower than a panel: the same text for AVX2, AVX-VNNI, NEON and dotprod.
+//!
+//! A function that uses an instruction set must name it in an attribute, so that this text is a set of
+//! macros, which each instruction set's folder expands once with its features. What they leave to it:
+//! ```text
+//! vector   types Int, Float, Bytes of LANES rows of W, loads, stores, arithmetic   (x86_64/ymm, aarch64/q)
+//! step     part = begin(acc); part = step(part, codes, x, wide), ...; acc = end(acc, part)
+//! ```
+//! `step` multiplies the codes of 4 columns with one quad of x and adds. A [`run`] of steps may go into
+//! one part, which is 16 bits wide where the instruction set has no int8 dot product.
+//!
+//! Codes are signed bytes here: those of up to 6 bits as they are (signs as 0 or 2), table entries as
+//! they are, 8-bit codes with their top bit flipped. [`zero_point`] is what then has to be taken off.
+//!
+//! Code widths are constants only where codes are taken apart (`units`, `decode`); schemes of scales are
+//! looked at where a record begins.
+
+mod decode;
+pub(super) mod float;
+pub(super) mod gemm;
+mod gemv;
+
+pub(super) use decode::decode;
+pub(super) use float::float;
+pub(super) use gemm::{gemm, multiply};
+pub(super) use gemv::gemv;
+
+use crate::layout::packed::{planes, unit_columns};
+use crate::layout::{Coded, QUAD, Values};
+
+/// Quads of a unit of codes of that many bits.
+pub(super) const fn unit_quads(bits: u8) -> usize {
+    unit_columns(bits) / QUAD
+}
+
+/// Lines of a unit for one panel.
+pub(super) const fn unit_lines(bits: u8) -> usize {
+    let (low, high) = planes(bits);
+    unit_columns(bits) * low / 32 + (high != 0) as usize
+}
+
+/// Whether codes fill their byte, so that only one step may go into a part.
+pub(super) const fn wide(bits: u8, table: bool) -> bool {
+    bits == 8 || table
+}
+
+/// Steps that may go into a part: a pair of products is in 16 bits at most `2 * 127 * code`, and
+/// `4 * 2 * 127 * 31`, `2 * 2 * 127 * 63` and, for wide ones, `2 * 127 * 128` are below 2^15. Divides a
+/// unit and 4.
+pub(super) const fn run(bits: u8, table: bool) -> usize {
+    match bits {
+        _ if wide(bits, table) => 1,
+        4 | 6 => 2, // a unit of 4-bit codes has two quads
+        _ => 4,
+    }
+}
+
+const _: () = {
+    let mut bits = 1;
+    while bits <= 6 {
+        let code = if bits == 1 { 2 } else { (1 << bits) - 1 };
+        assert!(run(bits, false) as i32 * 2 * 127 * code < 1 << 15);
+        assert!(unit_quads(bits).is_multiple_of(run(bits, false)) && 4 % run(bits, false) == 0);
+        bits += 1;
+    }
+};
+
+/// The integer to take from a code as the kernels here see it.
+pub(super) fn zero_point(coded: &Coded) -> i32 {
+    match coded.values {
+        Values::Offset(zero) if coded.bits == 8 => zero as i32 - 128,
+        Values::Offset(zero) => zero as i32,
+        Values::Sign => 1,
+        Values::Table(_) => 0,
+    }
+}
+
+/// Evaluates an expression with the constant `$rows` equal to the panel's number of rows.
+macro_rules! for_rows {
+    ([$($n:literal)*] $mr:expr, $rows:ident => $body:expr) => {
+        match $mr {
+            $($n => { const $rows: usize = $n; $body })*
+            _ => unreachable!("a panel has at most the kernel's rows (kernel::run)"),
+        }
+    };
+}
+
+/// Calls `$f::<BITS, TABLE>` for the width of `$coded`.
+macro_rules! for_width {
+    ($coded:expr, $f:ident $args:tt) => {
+        match ($coded.bits, matches!($coded.values, Values::Table(_))) {
+            (1, _) => $f::<1, false> $args,
+            (2, _) => $f::<2, false> $args,
+            (3, _) => $f::<3, false> $args,
+            (4, false) => $f::<4, false> $args,
+            (4, true) => $f::<4, true> $args,
+            (5, _) => $f::<5, false> $args,
+            (6, _) => $f::<6, false> $args,
+            _ => $f::<8, false> $args,
+        }
+    };
+}
+
+/// An array of kernels that take codes, one for each width and scheme of scales.
+macro_rules! coded_kernels {
+    ($isa:ident, $suffix:literal, $kind:ident, $mr:expr, $scratch:expr, $run:expr) => {
+        coded_kernels!(@ $isa, $suffix, $kind, $mr, $scratch, $run,
+            1 false "w1", 2 false "w2", 3 false "w3", 4 false "w4", 4 true "t4", 5 false "w5",
+            6 false "w6", 8 false "w8")
+    };
+    (@ $isa:ident, $suffix:literal, $kind:ident, $mr:expr, $scratch:expr, $run:expr,
+        $($bits:literal $table:literal $w:literal),*) => {
+        [$(
+            [
+                coded_kernels!(@ ($w, "r", $suffix) $isa, $bits, $table, Row, $kind, $mr, $scratch, $run),
+                coded_kernels!(@ ($w, "g", $suffix) $isa, $bits, $table, Group, $kind, $mr, $scratch, $run),
+                coded_kernels!(@ ($w, "gm", $suffix) $isa, $bits, $table, GroupMinimum, $kind, $mr, $scratch, $run),
+                coded_kernels!(@ ($w, "gz", $suffix) $isa, $bits, $table, GroupZero, $kind, $mr, $scratch, $run),
+                coded_kernels!(@ ($w, "k", $suffix) $isa, $bits, $table, TwoLevel, $kind, $mr, $scratch, $run),
+                coded_kernels!(@ ($w, "km", $suffix) $isa, $bits, $table, TwoLevelMinimum, $kind, $mr, $scratch, $run),
+            ]
+        ),*]
+    };
+    (@ ($($name:literal),*) $isa:ident, $bits:literal, $table:literal, $scheme:ident, $kind:ident,
+        $mr:expr, $scratch:expr, $run:expr) => {
+        Kernel {
+            name: concat!($($name),*),
+            isa: Isa::$isa,
+            layout: LayoutKey::Coded { bits: $bits, table: $table, scheme: Scheme::$scheme },
+            activation: Kind::$kind,
+            mr: $mr,
+            scratch: $scratch,
+            run: $run,
+        }
+    };
+}
+
+/// An array of kernels that take plain floats.
+macro_rules! dense_kernels {
+    ($isa:ident, $suffix:literal, $mr:expr, $scratch:expr, $run:expr) => {
+        dense_kernels!(@ $isa, $suffix, $mr, $scratch, $run, F32 "f32", F16 "f16", Bf16 "bf16")
+    };
+    (@ $isa:ident, $suffix:literal, $mr:expr, $scratch:expr, $run:expr, $($float:ident $w:literal),*) => {
+        [$(
+            Kernel {
+                name: concat!($w, $suffix),
+                isa: Isa::$isa,
+                layout: LayoutKey::Dense(Float::$float),
+                activation: Kind::Float,
+                mr: $mr,
+                scratch: $scratch,
+                run: $run,
+            }
+        ),*]
+    };
+}
+
+pub(super) use {coded_kernels, dense_kernels, for_rows, for_width};
