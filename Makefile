@@ -14,7 +14,7 @@ CFLAGS   ?= -O3
 LLM_FLAGS := -std=c11 -D_POSIX_C_SOURCE=200809L -Wall -Wextra -Wpedantic -ffp-contract=off
 LLM_SOURCES := $(wildcard examples/c/llm/*.c)
 
-.PHONY: build demo test bench clean library examples
+.PHONY: build demo test bench install clean library examples
 
 build: library examples
 
@@ -38,6 +38,10 @@ demo: build
 
 test: build
 	@CARGO='$(CARGO)' PYTHON='$(PYTHON)' CC='$(CC)' sh tests/run.sh
+
+# PREFIX=/usr/local, LIBDIR=lib and INCLUDEDIR=include (below PREFIX, or absolute); DESTDIR for packages.
+install:
+	$(CARGO) xtask install --prefix '$(PREFIX)' --destdir '$(DESTDIR)' --libdir '$(LIBDIR)' --includedir '$(INCLUDEDIR)'
 
 clean:
 	$(CARGO) clean

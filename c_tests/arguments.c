@@ -7,6 +7,14 @@
 static bl_model *model;
 static bl_layer *layer;
 
+static void *no_memory(void *user, size_t size, size_t alignment) {
+  (void)user, (void)size, (void)alignment;
+  return NULL;
+}
+static void no_free(void *user, void *pointer, size_t size, size_t alignment) {
+  (void)user, (void)pointer, (void)size, (void)alignment;
+}
+
 static void types(void) {
   static const uint32_t none[] = {0, 32, 99, 100, 101, 104, 137, 200, 12345, 0x80000000u, 0xffffffffu};
   STRUCT(bl_type_info, info);
@@ -16,6 +24,60 @@ static void types(void) {
     snprintf(text, sizeof text, "type %lu is unknown", (unsigned long)none[i]);
     EXPECT(bl_type_describe(ANY(bl_type, none[i]), &info, &error), BL_ERROR_UNSUPPORTED, text);
   }
+}
+
+static void contexts(void) {
+  bl_context *made = NULL;
+  STRUCT(bl_context_options, options);
+  uint32_t bit;
+  for (bit = 2; bit != 0; bit <<= 1) { /* 1 is BL_CONTEXT_PROFILE */
+    options.flags = bit;
+    EXPECT(bl_context_create(&options, &made, &error), BL_ERROR_INVALID_ARGUMENT, "flags");
+  }
+  options.flags = 0;
+  options.threads = 0xfffffffeu;
+  EXPECT(bl_context_create(&options, &made, &error), BL_ERROR_INVALID_ARGUMENT, "threads = 4294967294");
+  options.threads = 0;
+  options.log_level = ANY(bl_log_level, 12345);
+  EXPECT(bl_context_create(&options, &made, &error), BL_ERROR_UNSUPPORTED, "log level 12345");
+  options.log_level = ANY(bl_log_level, 0);
+  options.alloc = no_memory;
+  EXPECT(bl_context_create(&options, &made, &error), BL_ERROR_INVALID_ARGUMENT, "both or neither");
+  options.alloc = NULL;
+  options.dealloc = no_free;
+  EXPECT(bl_context_create(&options, &made, &error), BL_ERROR_INVALID_ARGUMENT, "both or neither");
+  CHECK(made == NULL);
+  /* An allocator that never has any: a status, with what it was for. */
+  options.alloc = no_memory;
+  GOOD(bl_context_create(&options, &made, &error));
+  {
+    bl_model *loaded = NULL;
+    bl_layer *opened = NULL;
+    GOOD(bl_load(made, golden(ALL_TYPES), NULL, &loaded, &error));
+    EXPECT(bl_layer_open(loaded, WEIGHT, NULL, &opened, &error), BL_ERROR_OUT_OF_MEMORY, "bytes");
+    CHECK(opened == NULL);
+    bl_free(loaded);
+  }
+  bl_free(made);
+}
+
+static void diagnostics(void) {
+  bl_context *profiled = NULL;
+  bl_profile_entry entry;
+  STRUCT(bl_context_options, options);
+  STRUCT(bl_device_info, device);
+  size_t counted = 9;
+  uint32_t index;
+  for (index = 1; index != 0; index <<= 1)
+    EXPECT(bl_device_describe(NULL, index, &device, &error), BL_ERROR_NOT_FOUND, "device");
+  CHECK(device.name == NULL);
+  EXPECT(bl_profile(NULL, &entry, 1, &counted, 0, &error), BL_ERROR_INVALID_ARGUMENT, "BL_CONTEXT_PROFILE");
+  CHECK(counted == 0);
+  options.flags = BL_CONTEXT_PROFILE;
+  GOOD(bl_context_create(&options, &profiled, &error));
+  GOOD(bl_profile(profiled, NULL, 0, &counted, 0, &error));
+  CHECK(counted == 0); /* no call yet */
+  bl_free(profiled);
 }
 
 static void loading(void) {
@@ -70,6 +132,31 @@ static void models(void) {
   CHECK(meta.kind == BL_META_STRING && meta.key == NULL && meta.string != NULL);
 }
 
+static void layers(void) {
+  STRUCT(bl_model_info, about);
+  STRUCT(bl_model_layer_info, listed);
+  bl_layer *made = NULL;
+  int64_t i;
+  GOOD(bl_model_describe(model, &about, &error));
+  CHECK(about.layers > 10);
+  for (i = 0; i < about.layers; i++) {
+    char name[64];
+    GOOD(bl_model_layer(model, NULL, i, &listed, &error));
+    CHECK(listed.status == BL_OK && listed.in_features == 512 && listed.out_features == 64);
+    CHECK(listed.name != NULL && listed.weight != NULL && listed.bias == NULL);
+    snprintf(name, sizeof name, "%s", listed.name);
+    GOOD(bl_model_layer(model, name, -1, &listed, &error));
+    GOOD(bl_layer_open(model, name, NULL, &made, &error));
+    bl_free(made);
+  }
+  EXPECT(bl_model_layer(model, NULL, about.layers, &listed, &error), BL_ERROR_NOT_FOUND, "layer");
+  CHECK(listed.name == NULL && listed.in_features == 0);
+  EXPECT(bl_model_layer(model, NULL, -1, &listed, &error), BL_ERROR_NOT_FOUND, "layer -1");
+  EXPECT(bl_model_layer(model, NULL, INT64_MIN, &listed, &error), BL_ERROR_NOT_FOUND, "layer");
+  EXPECT(bl_model_layer(model, "", 0, &listed, &error), BL_ERROR_NOT_FOUND, "``");
+  EXPECT(bl_model_layer(model, "blk.0.bias", 0, &listed, &error), BL_ERROR_NOT_FOUND, "`blk.0.bias`");
+}
+
 static void opening(void) {
   bl_layer *made = NULL;
   bl_model *other;
@@ -79,10 +166,9 @@ static void opening(void) {
   EXPECT(bl_layer_open(model, "no\xffsuch", NULL, &made, &error), BL_ERROR_NOT_FOUND, "such");
   other = open_model("cortex.safetensors");
   EXPECT(bl_layer_open(other, "a.weight_packed", NULL, &made, &error), BL_ERROR_UNSUPPORTED,
-         "tensor a.weight_packed: u8 elements");
-  EXPECT(bl_layer_open(other, "b.weight_packed", NULL, &made, &error), BL_ERROR_UNSUPPORTED, "3 dimensions");
+         "tensor \"a.weight_packed\": u8 elements are no weights by themselves; it is a part of layer \"a\"");
   bl_free(other);
-  for (bit = 1; bit != 0; bit <<= 1) {
+  for (bit = BL_LAYER_TRANSPOSED << 1; bit != 0; bit <<= 1) {
     options.flags = bit;
     EXPECT(bl_layer_open(model, WEIGHT, &options, &made, &error), BL_ERROR_INVALID_ARGUMENT, "flags");
   }
@@ -169,7 +255,7 @@ static void running(void) {
   EXPECT(RUN(1, BL_TYPE_F32, 0, BL_TYPE_F32, INT64_MIN), BL_ERROR_INVALID_ARGUMENT, "row stride of y");
   EXPECT(RUN(2, BL_TYPE_F32, INT64_MAX, BL_TYPE_F32, 0), BL_ERROR_INVALID_ARGUMENT, "address space");
   EXPECT(RUN(2, BL_TYPE_F32, 0, BL_TYPE_F32, INT64_MAX), BL_ERROR_INVALID_ARGUMENT, "address space");
-  for (bit = 1; bit != 0; bit <<= 1) {
+  for (bit = BL_RUN_ACCUMULATE << 1; bit != 0; bit <<= 1) {
     options.flags = bit;
     EXPECT(bl_forward(layer, 1, x, BL_TYPE_F32, 0, y, BL_TYPE_F32, 0, &options, &error),
            BL_ERROR_INVALID_ARGUMENT, "flags");
@@ -184,8 +270,11 @@ int main(int count, char **words) {
   model = open_model(ALL_TYPES);
   layer = open_layer(model, WEIGHT, BL_ACTIVATION_AUTO, NULL);
   types();
+  contexts();
+  diagnostics();
   loading();
   models();
+  layers();
   opening();
   reading();
   planning();

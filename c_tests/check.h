@@ -66,6 +66,7 @@ ANY_OF(bl_status)
 ANY_OF(bl_type)
 ANY_OF(bl_activation)
 ANY_OF(bl_op)
+ANY_OF(bl_log_level)
 
 static const char *golden_folder = "", *library_path = "", *hooks_path = "";
 

@@ -7,10 +7,14 @@ static void refused_everywhere(const void *context, const void *model, const voi
   bl_model *made = NULL;
   bl_layer *opened = NULL;
   STRUCT(bl_model_info, about);
+  STRUCT(bl_model_layer_info, listed);
   STRUCT(bl_tensor_info, tensor);
   STRUCT(bl_meta_info, meta);
   STRUCT(bl_layer_info, info);
   STRUCT(bl_plan_info, plan);
+  STRUCT(bl_memory_info, held);
+  STRUCT(bl_device_info, device);
+  size_t counted = 0;
   static float x[1024], y[1024];
   const bl_context *c = (const bl_context *)context;
   const bl_model *m = (const bl_model *)model;
@@ -19,12 +23,16 @@ static void refused_everywhere(const void *context, const void *model, const voi
   if (c != NULL) {
     REFUSED(bl_load(c, golden(ALL_TYPES), NULL, &made, &error));
     REFUSED(bl_load_memory(c, "GGUF", 4, NULL, &made, &error));
+    REFUSED(bl_memory(c, &held, &error));
+    REFUSED(bl_profile(c, NULL, 0, &counted, 0, &error));
+    REFUSED(bl_device_describe(c, 0, &device, &error));
     CHECK(made == NULL);
   }
   if (m != NULL) {
     REFUSED(bl_model_describe(m, &about, &error));
     REFUSED(bl_model_tensor(m, NULL, 0, &tensor, &error));
     REFUSED(bl_model_tensor(m, "x", 0, &tensor, &error));
+    REFUSED(bl_model_layer(m, NULL, 0, &listed, &error));
     REFUSED(bl_model_meta(m, NULL, 0, &meta, &error));
     REFUSED(bl_model_meta_item(m, "x", 0, &meta, &error));
     REFUSED(bl_layer_open(m, "x", NULL, &opened, &error));

@@ -90,4 +90,17 @@ static inline unsigned char *one_tensor_file(const char *dtype, int64_t rows, in
   return file;
 }
 
+/* A float layer that is large enough to be worth several threads, and the model that holds it. */
+static inline bl_layer *large_layer(const bl_context *context, int64_t rows, int64_t columns) {
+  bl_model *model = NULL;
+  bl_layer *layer;
+  size_t size;
+  unsigned char *bytes = one_tensor_file("F32", rows, columns, 4, &size);
+  GOOD(bl_load_memory(context, bytes, size, NULL, &model, &error));
+  free(bytes);
+  layer = open_layer(model, "w", BL_ACTIVATION_AUTO, NULL);
+  bl_free(model);
+  return layer;
+}
+
 #endif

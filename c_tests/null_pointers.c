@@ -16,6 +16,26 @@ static void contexts(void) {
   bl_free(NULL);
 }
 
+static void diagnostics(void) {
+  STRUCT(bl_memory_info, held);
+  STRUCT(bl_device_info, device);
+  bl_profile_entry entry;
+  size_t counted = 7;
+  GOOD(bl_memory(NULL, &held, &error)); /* the default context */
+  EXPECT(bl_memory(context, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "bl_memory_info");
+  CHECK(bl_memory(NULL, NULL, NULL) == BL_ERROR_INVALID_ARGUMENT);
+
+  GOOD(bl_device_describe(NULL, 0, &device, &error));
+  CHECK(device.name != NULL && device.features != NULL && device.compute_units > 0);
+  EXPECT(bl_device_describe(context, 0, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "bl_device_info");
+  CHECK(bl_device_describe(NULL, 0, NULL, NULL) == BL_ERROR_INVALID_ARGUMENT);
+
+  EXPECT(bl_profile(context, &entry, 1, NULL, 0, &error), BL_ERROR_INVALID_ARGUMENT, "count");
+  EXPECT(bl_profile(context, NULL, 1, &counted, 0, &error), BL_ERROR_INVALID_ARGUMENT, "");
+  CHECK(counted == 0); /* zeroed first */
+  CHECK(bl_profile(NULL, NULL, 0, NULL, 0, NULL) == BL_ERROR_INVALID_ARGUMENT);
+}
+
 static void types(void) {
   EXPECT(bl_type_describe(BL_TYPE_F32, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "bl_type_info");
   CHECK(bl_type_describe(BL_TYPE_F32, NULL, NULL) == BL_ERROR_INVALID_ARGUMENT);
@@ -45,6 +65,7 @@ static void loading(void) {
 static void models(void) {
   STRUCT(bl_model_info, info);
   STRUCT(bl_tensor_info, tensor);
+  STRUCT(bl_model_layer_info, listed);
   STRUCT(bl_meta_info, meta);
   EXPECT(bl_model_describe(NULL, &info, &error), BL_ERROR_INVALID_HANDLE, "NULL");
   EXPECT(bl_model_describe(model, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "bl_model_info");
@@ -56,6 +77,12 @@ static void models(void) {
   CHECK(tensor.name == NULL && tensor.data == NULL);
   EXPECT(bl_model_tensor(model, "x", 0, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "bl_tensor_info");
   CHECK(bl_model_tensor(NULL, NULL, 0, NULL, NULL) != BL_OK);
+
+  GOOD(bl_model_layer(model, NULL, 0, &listed, &error)); /* by index */
+  EXPECT(bl_model_layer(NULL, "x", 0, &listed, &error), BL_ERROR_INVALID_HANDLE, "NULL");
+  CHECK(listed.name == NULL && listed.weight == NULL);
+  EXPECT(bl_model_layer(model, "x", 0, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "bl_model_layer_info");
+  CHECK(bl_model_layer(NULL, NULL, 0, NULL, NULL) != BL_OK);
 
   GOOD(bl_model_meta(model, NULL, 0, &meta, &error));
   EXPECT(bl_model_meta(NULL, "x", 0, &meta, &error), BL_ERROR_INVALID_HANDLE, "NULL");
@@ -120,6 +147,7 @@ int main(int count, char **words) {
   GOOD(bl_load(context, golden(ALL_TYPES), NULL, &model, &error));
   layer = open_layer(model, "blk.0.q4_0.weight", BL_ACTIVATION_AUTO, NULL);
   contexts();
+  diagnostics();
   types();
   loading();
   models();

@@ -47,11 +47,22 @@ static bl_status run_options(void *s) {
 static bl_status type_info(void *s) { return bl_type_describe(BL_TYPE_Q4_K, (bl_type_info *)s, &error); }
 static bl_status model_info(void *s) { return bl_model_describe(model, (bl_model_info *)s, &error); }
 static bl_status tensor_info(void *s) { return bl_model_tensor(model, NULL, 1, (bl_tensor_info *)s, &error); }
+static bl_status layer_listed(void *s) {
+  return bl_model_layer(model, NULL, 1, (bl_model_layer_info *)s, &error);
+}
 static bl_status meta_info(void *s) { return bl_model_meta(model, NULL, 1, (bl_meta_info *)s, &error); }
 static bl_status meta_item(void *s) {
   return bl_model_meta_item(model, "t.arr_i32", 1, (bl_meta_info *)s, &error);
 }
 static bl_status about_layer(void *s) { return bl_layer_describe(layer, (bl_layer_info *)s, &error); }
+static bl_status memory_info(void *s) { return bl_memory(context, (bl_memory_info *)s, &error); }
+static bl_status device_info(void *s) {
+  bl_status status = bl_device_describe(context, 0, (bl_device_info *)s, &error);
+  uint32_t size;
+  memcpy(&size, s, 4);
+  if (status == BL_OK && size > 16) memset((char *)s + 16, 0, size < 24 ? size - 16 : 8); /* memory_free changes */
+  return status;
+}
 static bl_status plan_info(void *s) {
   return bl_plan(layer, BL_OP_FORWARD, 1, BL_TYPE_F32, (bl_plan_info *)s, &error);
 }
@@ -73,9 +84,12 @@ static const case_of infos[] = {
     {"bl_type_info", sizeof(bl_type_info), type_info},
     {"bl_model_info", sizeof(bl_model_info), model_info},
     {"bl_tensor_info", sizeof(bl_tensor_info), tensor_info},
+    {"bl_model_layer_info", sizeof(bl_model_layer_info), layer_listed},
     {"bl_meta_info", sizeof(bl_meta_info), meta_info},
     {"bl_meta_info", sizeof(bl_meta_info), meta_item},
     {"bl_layer_info", sizeof(bl_layer_info), about_layer},
+    {"bl_memory_info", sizeof(bl_memory_info), memory_info},
+    {"bl_device_info", sizeof(bl_device_info), device_info},
     {"bl_plan_info", sizeof(bl_plan_info), plan_info},
 };
 

@@ -91,8 +91,21 @@
 /** All matrices of a tensor of three dimensions, one below the other, as one layer. */
 #define BL_LAYER_ALL_SLICES 16
 
-/** The caller applies the norm that the file has before the layer. */
+/**
+ * The norm that the file has before the layer is left out: the caller applies it, or gives another.
+ */
 #define BL_LAYER_WITHOUT_NORM 32
+
+/**
+ * `bl_layer_options.flags`: the tensor (f32, f16 or bf16) is stored [in_features, out_features].
+ */
+#define BL_LAYER_TRANSPOSED 64
+
+/** `bl_run_options.flags`: adds to what is in y instead of replacing it, after everything else. */
+#define BL_RUN_ACCUMULATE 1
+
+/** `bl_rotate`: from rotated rows back to plain ones. */
+#define BL_ROTATE_INVERSE 1
 
 /** Result of every fallible call. Failures are positive; treat an unknown value as a failure. */
 typedef enum {
@@ -241,6 +254,30 @@ typedef enum {
   /** Some columns, on which x is given: the sum of the parts' y is the whole y. */
   BL_SHARD_COLUMNS = 2,
 } bl_shard;
+
+/** What is done to each row of x before anything else, in f32. */
+typedef enum {
+  BL_NORM_NONE = 0,
+  /** (x - mean) / sqrt(mean of (x - mean)^2 + epsilon) * weight + bias. */
+  BL_NORM_LAYER = 1,
+  /** x / sqrt(mean of x^2 + epsilon) * weight + bias. */
+  BL_NORM_RMS = 2,
+} bl_norm;
+
+/** What is done to each output after the bias. A NaN stays a NaN. */
+typedef enum {
+  BL_EPILOGUE_NONE = 0,
+  /** max(y - epilogue_threshold, 0). */
+  BL_EPILOGUE_RELU = 1,
+  /** max(y, 0)^2. */
+  BL_EPILOGUE_RELU2 = 2,
+  /** y / (1 + exp(-y)). */
+  BL_EPILOGUE_SILU = 3,
+  /** y / 2 * (1 + erf(y / sqrt(2))). */
+  BL_EPILOGUE_GELU_ERF = 4,
+  /** y / 2 * (1 + tanh(sqrt(2 / pi) * (y + 0.044715 y^3))). */
+  BL_EPILOGUE_GELU_TANH = 5,
+} bl_epilogue;
 
 /** What a call computes. */
 typedef enum {
@@ -433,8 +470,9 @@ typedef struct {
   /** Matrices: more than 1 in tensors of three dimensions (experts). */
   int64_t slices;
   /**
-   * BL_OK, or what bl_layer_open without options will answer: a part is missing, an option must
-   * decide, the format is not read. bl_layer_open says it in words.
+   * BL_OK, or what bl_layer_open without options will answer, as far as that shows without reading the
+   * weights: a part is missing, an option must decide, the format is not read. bl_layer_open says it
+   * in words.
    */
   bl_status status;
   uint32_t reserved;
@@ -473,7 +511,8 @@ typedef struct {
 } bl_meta_info;
 
 /**
- * How a layer is made. Options that say nothing about a format are refused with it, but for flags.
+ * How a layer is made: y = epilogue(rotation(norm(x)) W^T + bias). Options that say nothing about a format are refused with it, but for flags; a
+ * value out of its range is BL_ERROR_INVALID_ARGUMENT.
  */
 typedef struct {
   uint32_t struct_size;
@@ -514,8 +553,42 @@ typedef struct {
   int64_t in_features;
   int64_t out_features;
   /**
+   * Done to each row of x first, once per row. Where the file has a norm before the layer it is done
+   * without being asked for, and must not be asked for (but see BL_LAYER_WITHOUT_NORM).
+   */
+  bl_norm norm;
+  /** Finite and not negative. 0: 1e-5. */
+  float norm_epsilon;
+  /** in_features factors; copied. NULL: none. Only with a norm. */
+  const float *norm_weight;
+  /** in_features values to add; copied. NULL: none. Only with a norm. */
+  const float *norm_bias;
+  /**
+   * Each block of so many columns of the (normed) row goes through the Walsh-Hadamard transform, as
+   * bl_rotate says: a power of two from 2 to 16384 that divides in_features. 0: no rotation, but
+   * where the file itself says that this weight wants one (prism.hadamard.* metadata) it is done
+   * without being asked for, and must not be asked for.
+   */
+  uint32_t rotation_block;
+  /** Done to each output after the bias. */
+  bl_epilogue epilogue;
+  /**
+   * in_features signs, +1 or -1, that the row is multiplied with before the transform; copied.
+   * NULL: all +1. Only with rotation_block.
+   */
+  const float *rotation_signs;
+  /** BL_EPILOGUE_RELU only: finite. */
+  float epilogue_threshold;
+  /**
+   * Integer activations only: one scale for all of x, q = clamp(round(x * (1 / scale)), -127, 127),
+   * instead of one that follows from each segment's largest value. It and its inverse finite and
+   * above 0. 0: none.
+   */
+  float activation_scale;
+  /**
    * Make the layer of a part of the weights: part shard_rank (from 0) of shard_count. Parts are as
    * even as rows, or whole groups of columns, allow; bl_layer_describe tells where a part begins.
+   * Of columns there is no norm, which needs all of x, and no epilogue, which needs the whole sum.
    */
   bl_shard shard;
   uint32_t shard_rank;
@@ -539,6 +612,11 @@ typedef struct {
   uint32_t device;
   /** How the layer takes x; BL_ACTIVATION_AUTO has been resolved. */
   bl_activation activation;
+  bl_norm norm;
+  bl_epilogue epilogue;
+  /** Columns of a block of the rotation, asked for or declared by the file; 0: none. */
+  uint32_t rotation_block;
+  uint32_t reserved;
   /**
    * Of the whole weights, the row and the column that the layer begins with: 0 where it is no shard.
    */
@@ -566,7 +644,7 @@ typedef struct {
 /** How a call runs. */
 typedef struct {
   uint32_t struct_size;
-  /** Must be 0. */
+  /** BL_RUN_ACCUMULATE. */
   uint32_t flags;
   /**
    * NULL: the library allocates. Else at least bl_plan's workspace_size bytes; not shared by calls
@@ -725,6 +803,9 @@ BL_NOEXCEPT;
  * bl_save wrote is used in place. A layer of which a part is missing is BL_ERROR_BAD_FILE, and what neither
  * tensors nor config.json tell is BL_ERROR_INVALID_ARGUMENT that names the option which decides. The layer
  * keeps what it needs of the model alive; the model may be freed. Runs on the model's context.
+ *
+ * A weight that the file names as Hadamard-folded (prism.hadamard.* metadata) gets the rotation of its
+ * input by itself; where that metadata is not understood, no layer of the file is opened.
  */
 BL_API
 bl_status bl_layer_open(const bl_model *model,
@@ -773,7 +854,8 @@ BL_NOEXCEPT;
 
 /**
  * Writes `rows` rows of the dequantised weights, from first_row on, into dst (f32, f16 or bf16): what
- * float activations are multiplied with, times the factor of the product where the layer has one.
+ * float activations are multiplied with, times the factor of the product where the layer has one,
+ * after norm and rotation.
  */
 BL_API
 bl_status bl_layer_read(const bl_layer *layer,
@@ -798,7 +880,8 @@ bl_status bl_plan(const bl_layer *layer,
 BL_NOEXCEPT;
 
 /**
- * y[m x out_features] = x[m x in_features] W^T + b. x and y are f32, f16 or bf16, of any alignment,
+ * y[m x out_features] = x[m x in_features] W^T + b, with the norm, rotation and epilogue that the
+ * layer was made with. x and y are f32, f16 or bf16, of any alignment,
  * and do not overlap. m = 0 writes nothing. A row of y does not depend, in any bit, on the other rows,
  * on the number of threads, on alignment or on the CPU (docs/numerics.md). A row of x with a NaN or
  * an infinity gives, with integer activations, a row of NaN.
@@ -818,7 +901,8 @@ BL_NOEXCEPT;
 
 /**
  * Several layers on the same x (Q, K and V; gate and up): ys[i] = x W_i^T + b_i, each bit for bit what
- * bl_forward gives. x is quantised once and all layers are one parallel region. The layers have the
+ * bl_forward gives. x is quantised once (and normed and rotated, where all layers do that alike) and all
+ * layers are one parallel region. The layers have the
  * same in_features and belong to one context; the y's are of one type and do not overlap. y_strides is
  * NULL (rows touch) or has one stride for each layer. A workspace as large as the layers' planned
  * ones together is always enough.
@@ -835,6 +919,25 @@ bl_status bl_forward_many(const bl_layer *const *layers,
                           const int64_t *y_strides,
                           const bl_run_options *options,
                           bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * Rotates rows of x (f32, f16 or bf16) in place: each block of `block` columns, a power of two from 2
+ * to 16384 that divides `columns`, becomes H (s * x), where s are `columns` signs, +1 or -1 (NULL: all
+ * +1), and H[r][c] = (-1)^popcount(r & c) / sqrt(block). With BL_ROTATE_INVERSE it becomes s * (H x):
+ * plain rows from the rotated ones that some files have in their embedding tables
+ * (prism.hadamard.inverse_weight_names). Runs on the calling thread; rows = 0 does nothing.
+ */
+BL_API
+bl_status bl_rotate(int64_t rows,
+                    int64_t columns,
+                    void *x,
+                    bl_type x_type,
+                    int64_t x_stride,
+                    uint32_t block,
+                    const float *signs,
+                    uint32_t flags,
+                    bl_error *error)
 BL_NOEXCEPT;
 
 #ifdef __cplusplus

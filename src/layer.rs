@@ -1,17 +1,26 @@
 //! `Linear`: packed weights, the kernels chosen for them, and what stands around the product. The noun
 //! of the ABI.
+//!
+//! ```text
+//! row of x --f32--> norm --> rotation --> columns in packed order --> codes + scales   once a row
+//! product * its scale + bias --> epilogue --> y, or y + it                             tile by tile
+//! ```
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use crate::activation::{Activations, Codes, Floats, Kind, RowCodes, Rule, Segment, Shape};
 use crate::codec::Matrix;
 use crate::cpu::Isa;
+use crate::epilogue::Epilogue;
 use crate::error::{Result, fail};
 use crate::exec::Executor;
 use crate::kernel::{self, Choice, Job, Kernel};
-use crate::layout::{Layout, Packed, QUAD, Row, Scales, TILE};
+use crate::layout::{Layout, Packed, Part, QUAD, Row, Scales, TILE};
 use crate::matrix::{MatrixMut, MatrixRef};
-use crate::memory::{ALIGNMENT, Heap};
+use crate::memory::{ALIGNMENT, Heap, copied};
+use crate::norm::{self, Norm};
+use crate::rotation::{self, Rotation};
 
 /// What the kernels multiply the weights with; the numbers are those of `bl_activation`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,8 +44,8 @@ impl Activation {
         [Activation::Auto, Activation::F32, Activation::Int8Row, Activation::Int8Group];
 
     /// What it means for weights of that layout: `None` is float.
-    fn resolve(self, layout: &Layout) -> Result<Option<Rule>> {
-        let int8 = |segment| Some(Rule { limit: 127.0, segment, fixed_scale: None });
+    fn resolve(self, layout: &Layout, fixed_scale: Option<f32>) -> Result<Option<Rule>> {
+        let int8 = |segment| Some(Rule { limit: 127.0, segment, fixed_scale });
         let Layout::Coded(coded) = layout else {
             return match self {
                 Activation::Auto | Activation::F32 => Ok(None),
@@ -68,9 +77,96 @@ pub struct Options<'a> {
     pub product_scale: Option<f32>,
     /// `out_features` values to add, copied.
     pub bias: Option<&'a [f32]>,
+    /// Done to each row of x first.
+    pub norm: Option<norm::Spec<'a>>,
+    /// Done to each row of x after the norm.
+    pub rotation: Option<rotation::Spec<'a>>,
+    /// Done to each output after the bias.
+    pub epilogue: Epilogue,
+    /// Integer activations: a scale for every segment, instead of each segment's own. Finite and above
+    /// 0, and so is 1 / it.
+    pub activation_scale: Option<f32>,
 }
 
-/// One linear layer, `y = x Wᵀ + b` or `y = (x Wᵀ) s + b`. Immutable: any number of threads may use it at a time.
+/// The same with its own copies: what a file or a caller says of a layer.
+#[derive(Default)]
+pub struct Settings {
+    /// See [`Options`].
+    pub activation: Activation,
+    /// See [`Options`].
+    pub product_scale: Option<f32>,
+    /// See [`Options`].
+    pub bias: Option<Vec<f32>>,
+    /// Kind and epsilon of the norm.
+    pub norm: Option<(norm::Kind, f32)>,
+    /// Its factors.
+    pub norm_weight: Option<Vec<f32>>,
+    /// What it adds.
+    pub norm_bias: Option<Vec<f32>>,
+    /// Block of the rotation.
+    pub rotation: Option<usize>,
+    /// Its signs.
+    pub rotation_signs: Option<Vec<f32>>,
+    /// See [`Options`].
+    pub epilogue: Epilogue,
+    /// See [`Options`].
+    pub activation_scale: Option<f32>,
+}
+
+impl Settings {
+    /// The options for the whole matrix.
+    pub fn options(&self) -> Options<'_> {
+        Options {
+            activation: self.activation,
+            product_scale: self.product_scale,
+            bias: self.bias.as_deref(),
+            norm: self.norm.map(|(kind, epsilon)| norm::Spec {
+                kind,
+                epsilon,
+                weight: self.norm_weight.as_deref(),
+                bias: self.norm_bias.as_deref(),
+            }),
+            rotation: self
+                .rotation
+                .map(|block| rotation::Spec { block, signs: self.rotation_signs.as_deref() }),
+            epilogue: self.epilogue,
+            activation_scale: self.activation_scale,
+        }
+    }
+
+    /// The options for a part of the matrix: its rows and columns, and which part they are.
+    pub fn options_of(&self, part: Part, rows: Range<usize>, columns: Range<usize>) -> Result<Options<'_>> {
+        let mut options = self.options();
+        match part {
+            Part::Whole => {}
+            Part::Rows { .. } => options.bias = options.bias.and_then(|bias| bias.get(rows)),
+            Part::Columns { rank, .. } => {
+                if options.norm.is_some() || options.epilogue != Epilogue::None {
+                    return Err(fail!(
+                        Unsupported,
+                        "a shard of columns has not all of x, which a norm needs, nor the whole sum, which an epilogue needs"
+                    ));
+                }
+                options.bias = options.bias.filter(|_| rank == 0);
+                if let Some(rotation) = &mut options.rotation {
+                    if !columns.start.is_multiple_of(rotation.block) {
+                        return Err(fail!(
+                            Unsupported,
+                            "columns from {} on: a shard begins with a block of {} columns that are rotated",
+                            columns.start,
+                            rotation.block
+                        ));
+                    }
+                    rotation.signs = rotation.signs.and_then(|signs| signs.get(columns));
+                }
+            }
+        }
+        Ok(options)
+    }
+}
+
+/// One linear layer, `y = epilogue((R norm(x) Wᵀ) s + b)`, of which all but the product may be missing.
+/// Immutable: any number of threads may use it at a time.
 pub struct Linear {
     packed: Packed,
     rule: Option<Rule>,
@@ -79,6 +175,9 @@ pub struct Linear {
     choice: Choice,
     product_scale: Option<f32>,
     bias: Option<Vec<f32>>,
+    norm: Option<Norm>,
+    rotation: Option<Rotation>,
+    epilogue: Epilogue,
 }
 
 /// Rows of x that are taken at a time: more would only enlarge the workspace.
@@ -103,6 +202,7 @@ struct Plan {
     /// The first slot, and its parts relative to it.
     slots: usize,
     staged: usize,
+    permuted: usize,
     row_codes: usize,
     out: usize,
     scratch: usize,
@@ -129,6 +229,47 @@ pub struct PlanInfo {
     pub operations: u64,
 }
 
+/// What stands around a product: options, checked and copied.
+struct Around {
+    rule: Option<Rule>,
+    product_scale: Option<f32>,
+    bias: Option<Vec<f32>>,
+    norm: Option<Norm>,
+    rotation: Option<Rotation>,
+    epilogue: Epilogue,
+}
+
+impl Around {
+    fn new(options: &Options<'_>, layout: &Layout, rows: usize, columns: usize) -> Result<Around> {
+        let rule = options.activation.resolve(layout, options.activation_scale)?;
+        if let Some(s) = options.activation_scale {
+            if rule.is_none() {
+                return Err(fail!(InvalidArgument, "activation_scale is set, but x is taken as floats"));
+            }
+            if !(s > 0.0 && s.is_finite() && (1.0 / s).is_finite()) {
+                return Err(fail!(
+                    InvalidArgument,
+                    "activation_scale is {s}: it and its inverse above 0 and finite expected"
+                ));
+            }
+        }
+        let norm = options.norm.map(|spec| Norm::new(&spec, columns)).transpose()?;
+        let rotation = options.rotation.map(|spec| Rotation::new(&spec, columns)).transpose()?;
+        let bias = match options.bias {
+            Some(bias) if bias.len() != rows => {
+                return Err(fail!(
+                    InvalidArgument,
+                    "bias has {} values, the layer {rows} outputs",
+                    bias.len()
+                ));
+            }
+            bias => bias.map(|bias| copied(bias, "bias")).transpose()?,
+        };
+        let (product_scale, epilogue) = (options.product_scale, options.epilogue);
+        Ok(Around { rule, product_scale, bias, norm, rotation, epilogue })
+    }
+}
+
 impl Linear {
     /// Packs a matrix. `seen` is told each row of it that has been read.
     pub fn new(
@@ -138,8 +279,10 @@ impl Linear {
         heap: &Heap,
         seen: &mut dyn FnMut(usize),
     ) -> Result<Linear> {
-        options.activation.resolve(&matrix.layout())?; // refused before the work
-        Linear::of(Linear::pack(matrix, heap, seen)?, options, isa)
+        // Before the weights are packed: a wrong parameter should not take seconds to find.
+        let (rows, columns) = (matrix.out_features(), matrix.in_features());
+        let around = Around::new(options, &matrix.layout(), rows, columns)?;
+        Ok(Linear::with(Linear::pack(matrix, heap, seen)?, around, isa))
     }
 
     /// The panels of a matrix. `seen` is told each row of it that has been read.
@@ -154,29 +297,16 @@ impl Linear {
 
     /// The layer of panels that are there already.
     pub fn of(packed: Packed, options: &Options<'_>, isa: Isa) -> Result<Linear> {
-        let layout = *packed.layout();
-        let rule = options.activation.resolve(&layout)?;
-        let bias = match options.bias {
-            None => None,
-            Some(bias) if bias.len() == packed.out_features() => {
-                let mut copy = crate::memory::filled(bias.len(), 0.0, "bias")?;
-                copy.copy_from_slice(bias);
-                Some(copy)
-            }
-            Some(bias) => {
-                let out = packed.out_features();
-                return Err(fail!(
-                    InvalidArgument,
-                    "bias has {} values, the layer {out} outputs",
-                    bias.len()
-                ));
-            }
-        };
-        let kind = if rule.is_some() { Kind::Integer } else { Kind::Float };
-        let shape = Shape::new(&layout, *packed.geometry());
-        let choice = kernel::select(&layout, packed.in_features(), kind, isa);
-        let product_scale = options.product_scale;
-        Ok(Linear { packed, rule, shape, isa, choice, product_scale, bias })
+        let around = Around::new(options, packed.layout(), packed.out_features(), packed.in_features())?;
+        Ok(Linear::with(packed, around, isa))
+    }
+
+    fn with(packed: Packed, around: Around, isa: Isa) -> Linear {
+        let kind = if around.rule.is_some() { Kind::Integer } else { Kind::Float };
+        let shape = Shape::new(packed.layout(), *packed.geometry());
+        let choice = kernel::select(packed.layout(), packed.in_features(), kind, isa);
+        let Around { rule, product_scale, bias, norm, rotation, epilogue } = around;
+        Linear { packed, rule, shape, isa, choice, product_scale, bias, norm, rotation, epilogue }
     }
 
     /// Takes other weights of the same shape and layout.
@@ -189,16 +319,6 @@ impl Linear {
         }
         self.packed = packed;
         Ok(())
-    }
-
-    /// What the product is multiplied with before the bias is added.
-    pub fn product_scale(&self) -> Option<f32> {
-        self.product_scale
-    }
-
-    /// What is added to y.
-    pub fn bias(&self) -> Option<&[f32]> {
-        self.bias.as_deref()
     }
 
     /// Rows of W: values of a row of y.
@@ -234,10 +354,48 @@ impl Linear {
         }
     }
 
+    /// What the product is multiplied with.
+    pub fn product_scale(&self) -> Option<f32> {
+        self.product_scale
+    }
+
+    /// The values added to an output.
+    pub fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
+    }
+
+    /// The norm in front.
+    pub fn norm(&self) -> Option<&Norm> {
+        self.norm.as_ref()
+    }
+
+    /// The rotation in front.
+    pub fn rotation(&self) -> Option<&Rotation> {
+        self.rotation.as_ref()
+    }
+
+    /// What is done to outputs.
+    pub fn epilogue(&self) -> Epilogue {
+        self.epilogue
+    }
+
+    /// The scale that a caller fixed for the activations.
+    pub fn activation_scale(&self) -> Option<f32> {
+        self.rule.and_then(|rule| rule.fixed_scale)
+    }
+
+    /// Whether rows of x are changed before they are taken.
+    fn has_front(&self) -> bool {
+        self.norm.is_some() || self.rotation.is_some()
+    }
+
     /// Bytes that the layer owns.
     pub fn bytes(&self) -> usize {
         let panels = if self.packed.is_kept() { 0 } else { self.packed.bytes() };
-        panels + self.bias.as_ref().map_or(0, |b| b.len() * 4)
+        panels
+            + self.bias.as_ref().map_or(0, |b| b.len() * 4)
+            + self.norm.as_ref().map_or(0, Norm::bytes)
+            + self.rotation.as_ref().map_or(0, Rotation::bytes)
     }
 
     /// Bytes that it reads in place from a file.
@@ -270,9 +428,12 @@ impl Linear {
             && self.rule == other.rule
             && (self.rule.is_none() || cut(a) == cut(b))
             && self.packed.permutation() == other.packed.permutation()
+            && self.norm == other.norm
+            && self.rotation == other.rotation
     }
 
-    /// `y = x Wᵀ + b` for `m` rows. `workspace`, where given, has at least the planned bytes from its
+    /// `y = epilogue((R norm(x) Wᵀ) s + b)` for `m` rows, added to y where its view says so
+    /// ([`MatrixMut::accumulating`]). `workspace`, where given, has at least the planned bytes from its
     /// first 64-byte boundary on; then nothing is allocated here.
     pub fn forward(
         &self,
@@ -308,6 +469,28 @@ impl Linear {
             let row = if index >= rows {
                 staged.fill(0.0); // past the batch: computed and not stored
                 &*staged
+            } else if self.has_front() {
+                match x.row(index) {
+                    Some(row) => staged.copy_from_slice(row),
+                    None => x.read_row(index, staged),
+                }
+                if let Some(norm) = &self.norm {
+                    norm.apply(self.isa, staged);
+                }
+                if let Some(rotation) = &self.rotation {
+                    rotation.apply(self.isa, staged);
+                }
+                match self.packed.permutation() {
+                    None => &*staged,
+                    Some(columns) => {
+                        // SAFETY: as above; the plan has this part where a layer has both.
+                        let out: &mut [f32] = unsafe { space.part_mut(at + plan.permuted, in_features) };
+                        for (out, &k) in out.iter_mut().zip(columns) {
+                            *out = staged[k as usize];
+                        }
+                        &*out
+                    }
+                }
             } else {
                 match (self.packed.permutation(), x.row(index)) {
                     (None, Some(row)) => row,
@@ -374,7 +557,7 @@ impl Linear {
         }
     }
 
-    /// The product's scale, the bias, and the way into y.
+    /// The product's scale, the bias, the epilogue, and the way into y.
     fn finish(&self, tile: usize, rows: usize, finite: &[u8], out: &mut [f32], y: MatrixMut) {
         let first = tile * TILE;
         let lanes = TILE.min(self.out_features() - first);
@@ -390,6 +573,7 @@ impl Linear {
                     row.iter_mut().zip(&bias[first..]).for_each(|(v, b)| *v += b);
                 }
             }
+            self.epilogue.apply(self.isa, row);
             y.write(i, first, row);
         }
     }
@@ -488,6 +672,8 @@ fn lay_out(targets: &[Target<'_>], m: usize, slots: usize) -> Plan {
     let finite = take(padded_rows);
     let slots_at = take(0);
     let staged = take(in_features * 4) - slots_at;
+    let both = layer.has_front() && layer.packed.permutation().is_some();
+    let permuted = take(if both { in_features * 4 } else { 0 }) - slots_at;
     // A row of codes, its scales and its sums, before they are interleaved.
     let row_codes =
         take(if mr > 1 && layer.rule.is_some() { code_bytes + scales + sums } else { 0 }) - slots_at;
@@ -504,6 +690,7 @@ fn lay_out(targets: &[Target<'_>], m: usize, slots: usize) -> Plan {
         finite,
         slots: slots_at,
         staged,
+        permuted,
         row_codes,
         out,
         scratch,

@@ -23,6 +23,10 @@ pub mod codec;
 pub mod layout;
 
 pub mod activation;
+pub mod epilogue;
+pub mod math;
+pub mod norm;
+pub mod rotation;
 
 pub mod cpu;
 pub mod exec;

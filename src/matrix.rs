@@ -13,13 +13,14 @@ pub struct MatrixRef {
     columns: usize,
 }
 
-/// Rows of floats to write. Elements need no alignment; nothing outside them is written.
+/// Rows of floats to write, or to add to. Elements need no alignment; nothing outside them is written.
 #[derive(Clone, Copy)]
 pub struct MatrixMut {
     address: *mut u8,
     float: Float,
     stride: usize,
     columns: usize,
+    accumulate: bool,
 }
 
 // SAFETY: the constructors' contract makes the memory readable from every thread for the call.
@@ -103,12 +104,18 @@ impl MatrixMut {
     /// are accumulated, reading) `columns` elements for every `r < rows` that is asked for, and no
     /// one else uses them.
     pub unsafe fn new(address: *mut u8, float: Float, stride: usize, columns: usize) -> MatrixMut {
-        MatrixMut { address, float, stride, columns }
+        MatrixMut { address, float, stride, columns, accumulate: false }
     }
 
     /// A view of a slice of `f32` rows that touch.
     pub fn of(values: &mut [f32], columns: usize) -> MatrixMut {
-        MatrixMut { address: values.as_mut_ptr().cast(), float: Float::F32, stride: columns * 4, columns }
+        MatrixMut {
+            address: values.as_mut_ptr().cast(),
+            float: Float::F32,
+            stride: columns * 4,
+            columns,
+            accumulate: false,
+        }
     }
 
     /// The view from row `rows` on.
@@ -116,29 +123,74 @@ impl MatrixMut {
         MatrixMut { address: self.address.wrapping_add(rows * self.stride), ..self }
     }
 
+    /// The same view, but what is written is added to what is there.
+    pub fn accumulating(self, accumulate: bool) -> MatrixMut {
+        MatrixMut { accumulate, ..self }
+    }
+
     /// Writes `values` into row `index` from column `first` on, rounded to the element type (to
-    /// nearest, ties to even). Every NaN is written as the one canonical NaN of the type.
+    /// nearest, ties to even). Every NaN is written as the one canonical NaN of the type. A view that
+    /// accumulates writes `old + value`, added in f32.
     pub fn write(&self, index: usize, first: usize, values: &[f32]) {
         assert!(first + values.len() <= self.columns);
         let row = self.address.wrapping_add(index * self.stride);
-        for (k, &v) in values.iter().enumerate() {
-            // SAFETY: the constructor's contract, element `first + k < columns` (assert above).
-            unsafe {
-                match self.float {
-                    Float::F32 => {
-                        let bits = if v.is_nan() { 0x7fc0_0000 } else { v.to_bits() };
-                        row.cast::<u32>().add(first + k).write_unaligned(bits);
-                    }
-                    Float::F16 => {
-                        let bits = if v.is_nan() { 0x7e00 } else { f16::from_f32(v).to_bits() };
-                        row.cast::<u16>().add(first + k).write_unaligned(bits);
-                    }
-                    Float::Bf16 => {
-                        let bits = if v.is_nan() { 0x7fc0 } else { bf16::from_f32(v).to_bits() };
-                        row.cast::<u16>().add(first + k).write_unaligned(bits);
-                    }
-                }
+        let (wide, narrow) = (row.cast::<u32>(), row.cast::<u16>());
+        let (f16, bf16) = (|old| f16::from_bits(old).to_f32(), |old| bf16::from_bits(old).to_f32());
+        // SAFETY: the constructor's contract, elements below `self.columns` (assert above).
+        unsafe {
+            match (self.float, self.accumulate) {
+                (Float::F32, false) => store(wide, first, values, f32_bits),
+                (Float::F32, true) => add(wide, first, values, f32::from_bits, f32_bits),
+                (Float::F16, false) => store(narrow, first, values, f16_bits),
+                (Float::F16, true) => add(narrow, first, values, f16, f16_bits),
+                (Float::Bf16, false) => store(narrow, first, values, bf16_bits),
+                (Float::Bf16, true) => add(narrow, first, values, bf16, bf16_bits),
             }
+        }
+    }
+}
+
+fn f32_bits(v: f32) -> u32 {
+    if v.is_nan() { 0x7fc0_0000 } else { v.to_bits() }
+}
+
+fn f16_bits(v: f32) -> u16 {
+    if v.is_nan() { 0x7e00 } else { f16::from_f32(v).to_bits() }
+}
+
+fn bf16_bits(v: f32) -> u16 {
+    if v.is_nan() { 0x7fc0 } else { bf16::from_f32(v).to_bits() }
+}
+
+/// Writes the bits of each value, and reads nothing.
+///
+/// # Safety
+/// `row` has `first + values.len()` elements, of any alignment, which the caller may write.
+#[inline(always)]
+unsafe fn store<T>(row: *mut T, first: usize, values: &[f32], bits: impl Fn(f32) -> T) {
+    for (k, &v) in values.iter().enumerate() {
+        // SAFETY: the caller's contract.
+        unsafe { row.add(first + k).write_unaligned(bits(v)) };
+    }
+}
+
+/// Adds each value to the element that is there.
+///
+/// # Safety
+/// As [`store`], and the caller may read them.
+#[inline(always)]
+unsafe fn add<T>(
+    row: *mut T,
+    first: usize,
+    values: &[f32],
+    float: impl Fn(T) -> f32,
+    bits: impl Fn(f32) -> T,
+) {
+    for (k, &v) in values.iter().enumerate() {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let at = row.add(first + k);
+            at.write_unaligned(bits(float(at.read_unaligned()) + v));
         }
     }
 }

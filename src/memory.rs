@@ -271,6 +271,14 @@ pub fn filled<T: Clone>(len: usize, value: T, what: &str) -> Result<Vec<T>> {
     Ok(vec)
 }
 
+/// A copy of `values`, or `OutOfMemory` naming `what`.
+pub fn copied<T: Copy>(values: &[T], what: &str) -> Result<Vec<T>> {
+    let mut vec = Vec::new();
+    reserve(&mut vec, values.len(), what)?;
+    vec.extend_from_slice(values);
+    Ok(vec)
+}
+
 /// Room for `additional` more items, or `OutOfMemory` naming `what`.
 pub fn reserve<T>(vec: &mut Vec<T>, additional: usize, what: &str) -> Result<()> {
     vec.try_reserve(additional)

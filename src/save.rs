@@ -4,6 +4,7 @@
 //! opens the name finds the old file or the whole new one. A file that is mapped under the old name
 //! stays what it was.
 
+use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io::{self, Write};
@@ -12,11 +13,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use xxhash_rust::xxh3::Xxh3Default;
 
-use crate::container::packed::{BIAS, LAYER, Line, MAGIC, PAD, PERMUTATION, RESERVED, VERSION, header_sum};
+use crate::container::packed::{LAYER, Line, MAGIC, PAD, PART, PARTS, Part, RESERVED, VERSION, header_sum};
+use crate::epilogue::Epilogue;
 use crate::error::{Error, Result, fail};
 use crate::layer::Linear;
 use crate::limits::{JSON_MAX, METADATA_MAX, NAME_MAX, STRING_MAX, TENSORS_MAX};
-use crate::memory::{ALIGNMENT, reserve};
+use crate::memory::{ALIGNMENT, filled, reserve};
+use crate::norm::Norm;
+use crate::rotation::Rotation;
 use crate::types::Type;
 
 /// A layer to save.
@@ -52,12 +56,12 @@ fn write(out: &mut dyn Write, header: &[u8], pieces: &[Piece<'_>]) -> io::Result
 // ---- what is refused --------------------------------------------------------------------------
 
 fn check_names(layers: &[Named<'_>], texts: &[(&str, &str)]) -> Result<()> {
-    // Each layer has up to three tensors and a pad.
-    if layers.len() as u64 > TENSORS_MAX / 4 || texts.len() as u64 > METADATA_MAX / 2 {
+    // Each layer has its panels, up to five parts and a pad.
+    if layers.len() as u64 > TENSORS_MAX / 8 || texts.len() as u64 > METADATA_MAX / 2 {
         return Err(fail!(Unsupported, "{} layers and {} texts in one file", layers.len(), texts.len()));
     }
     for Named { name, linear, .. } in layers {
-        let reserved = name.starts_with(RESERVED) || name.ends_with(BIAS) || name.ends_with(PERMUTATION);
+        let reserved = name.starts_with(RESERVED) || name.contains(PART);
         if name.is_empty() || reserved || *name == "__metadata__" {
             return Err(fail!(InvalidArgument, "a layer cannot be named `{name}` in a file"));
         }
@@ -96,8 +100,8 @@ fn unique<'a>(count: usize, name: impl Fn(usize) -> &'a str, what: &str) -> Resu
 
 /// Bytes of the data section, in the order of the file.
 enum Piece<'a> {
-    Bytes(&'a [u8]),
-    Floats(&'a [f32]),
+    Panels(&'a [u8]),
+    Floats(Part, Cow<'a, [f32]>),
     Columns(&'a [u32]),
     Zeros(usize),
 }
@@ -108,8 +112,8 @@ const AT_A_TIME: usize = 1024;
 impl Piece<'_> {
     fn len(&self) -> usize {
         match self {
-            Piece::Bytes(bytes) => bytes.len(),
-            Piece::Floats(values) => values.len() * 4,
+            Piece::Panels(bytes) => bytes.len(),
+            Piece::Floats(_, values) => values.len() * 4,
             Piece::Columns(values) => values.len() * 4,
             Piece::Zeros(len) => *len,
         }
@@ -125,8 +129,8 @@ impl Piece<'_> {
             take(&words[..4 * count])
         };
         match self {
-            Piece::Bytes(bytes) => take(bytes),
-            Piece::Floats(values) => {
+            Piece::Panels(bytes) => take(bytes),
+            Piece::Floats(_, values) => {
                 values.chunks(AT_A_TIME).try_for_each(|v| put(v.len(), &|i| v[i].to_le_bytes()))
             }
             Piece::Columns(values) => {
@@ -176,6 +180,11 @@ impl Json {
         }
     }
 
+    /// The same for a part of a layer.
+    fn part(&mut self, name: Escaped<'_>, part: Part, bytes: usize, at: &mut usize) -> Result<()> {
+        self.tensor(format_args!("{name}{PART}{}", part.name()), part.dtype().0, bytes, at)
+    }
+
     /// `"name": {...},` for the tensor that the next piece holds.
     fn tensor(&mut self, name: fmt::Arguments<'_>, dtype: &str, bytes: usize, at: &mut usize) -> Result<()> {
         let count = if dtype == "U8" { bytes } else { bytes / 4 };
@@ -212,31 +221,59 @@ fn header<'a>(layers: &[Named<'a>], texts: &[(&str, &str)], pieces: &mut Vec<Pie
     let mut json = Json::default();
     json.put(format_args!("\0\0\0\0\0\0\0\0{MAGIC}{VERSION}0000000000000000\""))?;
     let sum_at = json.bytes.len() - 17..json.bytes.len() - 1;
-    reserve(pieces, 4 * layers.len(), "tensors")?;
+    reserve(pieces, (2 + PARTS) * layers.len(), "tensors")?;
     for Named { name, linear, ty } in layers {
         let packed = linear.packed();
-        let panels = Piece::Bytes(packed.panels());
-        let bias = linear.bias().map(Piece::Floats);
-        let permutation = packed.permutation().map(Piece::Columns);
+        let panels = Piece::Panels(packed.panels());
+        let norm = linear.norm().map(Norm::spec);
+        let signs = match linear.rotation() {
+            Some(rotation) if rotation.has_signs() => {
+                let mut signs = filled(rotation.columns(), 0.0f32, "signs")?;
+                signs.iter_mut().enumerate().for_each(|(k, sign)| *sign = rotation.sign(k));
+                Some(Cow::Owned(signs))
+            }
+            _ => None,
+        };
+        let parts = Part::ALL.into_iter().zip([
+            linear.bias().map(|v| Piece::Floats(Part::Bias, Cow::Borrowed(v))),
+            packed.permutation().map(Piece::Columns),
+            norm.and_then(|n| n.weight).map(|v| Piece::Floats(Part::NormWeight, Cow::Borrowed(v))),
+            norm.and_then(|n| n.bias).map(|v| Piece::Floats(Part::NormBias, Cow::Borrowed(v))),
+            signs.map(|v| Piece::Floats(Part::RotationSigns, v)),
+        ]);
+        let (sum, mut sums, mut end) = (panels.sum(), [None; PARTS], panels.len());
+        pieces.push(panels);
+        for (part, piece) in parts {
+            if let Some(piece) = piece {
+                sums[part as usize] = Some(piece.sum());
+                end += piece.len();
+                pieces.push(piece);
+            }
+        }
+        // Every layer starts at a multiple of 64; the pad marks where the next one begins.
+        pieces.push(Piece::Zeros(end.next_multiple_of(ALIGNMENT) - end));
+        let threshold = match linear.epilogue() {
+            Epilogue::Relu { threshold } => threshold,
+            _ => 0.0,
+        };
         let line = Line {
             ty: *ty,
             out_features: packed.out_features(),
             in_features: packed.in_features(),
             layout: *packed.layout(),
             activation: linear.activation() as u32,
+            activation_scale: linear.activation_scale(),
             product_scale: linear.product_scale(),
-            sum: panels.sum(),
-            bias_sum: bias.as_ref().map(Piece::sum),
-            permutation_sum: permutation.as_ref().map(Piece::sum),
+            norm: norm.map(|norm| (norm.kind as u32, norm.epsilon)),
+            rotation: linear.rotation().map(Rotation::block),
+            epilogue: match linear.epilogue() {
+                Epilogue::None => None,
+                epilogue => Some((epilogue.number(), threshold)),
+            },
+            sum,
+            sums,
         };
         json.put(format_args!(",\"{LAYER}{}\":\"{line}\"", Escaped(name)))?;
-        pieces.push(panels);
-        pieces.extend(bias);
-        pieces.extend(permutation);
-        let end: usize =
-            pieces.iter().rev().take_while(|p| !matches!(p, Piece::Zeros(_))).map(Piece::len).sum();
-        // Every layer starts at a multiple of 64; the pad marks where the next one begins.
-        pieces.push(Piece::Zeros(end.next_multiple_of(ALIGNMENT) - end));
     }
     for (key, value) in texts {
         json.put(format_args!(",\"{}\":\"{}\"", Escaped(key), Escaped(value)))?;
@@ -248,11 +285,9 @@ fn header<'a>(layers: &[Named<'a>], texts: &[(&str, &str)], pieces: &mut Vec<Pie
         for piece in pieces.by_ref() {
             let name = Escaped(name);
             match piece {
-                Piece::Bytes(_) => json.tensor(format_args!("{name}"), "U8", piece.len(), &mut at)?,
-                Piece::Floats(_) => json.tensor(format_args!("{name}{BIAS}"), "F32", piece.len(), &mut at)?,
-                Piece::Columns(_) => {
-                    json.tensor(format_args!("{name}{PERMUTATION}"), "U32", piece.len(), &mut at)?;
-                }
+                Piece::Panels(_) => json.tensor(format_args!("{name}"), "U8", piece.len(), &mut at)?,
+                Piece::Floats(part, _) => json.part(name, *part, piece.len(), &mut at)?,
+                Piece::Columns(_) => json.part(name, Part::Permutation, piece.len(), &mut at)?,
                 Piece::Zeros(0) => break,
                 Piece::Zeros(_) => {
                     json.tensor(format_args!("{PAD}{number}"), "U8", piece.len(), &mut at)?;

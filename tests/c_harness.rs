@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use native::{files, fresh, functions, good, hooks, not_run, release, root, target, tool};
+use native::{files, fresh, functions, good, hooks, release, root, tool};
 
 /// How a program is built and run.
 #[derive(Clone, Copy, PartialEq)]
@@ -147,13 +147,21 @@ programs! {
     arguments: Plain Sanitized Static Dlopen Cpp;
     bad_files: Plain Sanitized Static Dlopen Cpp Valgrind;
     concurrent: Plain Sanitized Static Dlopen Cpp;
+    contexts: Plain Sanitized Static Dlopen Cpp;
+    environment: Plain Sanitized Static Dlopen Cpp;
+    faults: Plain Sanitized Cpp;
     float_mode: Plain Sanitized Static Dlopen Cpp;
+    forked: Plain Sanitized Static Dlopen Cpp;
     forward: Plain Sanitized Static Dlopen Cpp;
+    guard_pages: Plain Sanitized Static Dlopen Cpp;
     handles: Plain Sanitized Static Dlopen Cpp Valgrind;
     loading: Plain Sanitized Static Dlopen Cpp;
     messages: Plain Sanitized Static Dlopen Cpp;
     null_pointers: Plain Sanitized Static Dlopen Cpp;
+    silence: Plain Sanitized Static Dlopen Cpp;
     structs: Plain Sanitized Static Dlopen Cpp;
+    two_builds: Plain Cpp;
+    unload: Plain Cpp;
     version: Plain Sanitized Static Dlopen Cpp;
 }
 
@@ -168,8 +176,18 @@ fn every_program_is_run() {
     assert_eq!(there, listed);
 }
 
-#[allow(dead_code)]
-fn unused() {
-    not_run("");
-    let _ = target();
+#[test]
+fn every_function_gets_null_and_wrong_arguments() {
+    let read = |name: &str| std::fs::read_to_string(root().join("c_tests").join(name)).unwrap();
+    let (null, wrong) = (read("null_pointers.c"), read("arguments.c"));
+    for function in functions() {
+        let call = format!("{function}(");
+        assert!(null.contains(&call), "c_tests/null_pointers.c does not call {function}");
+        // Nothing that these take can be wrong in another way.
+        let takes_nothing = ["bl_version", "bl_build_info", "bl_status_name", "bl_memory"];
+        assert!(
+            wrong.contains(&call) || takes_nothing.contains(&&*function),
+            "c_tests/arguments.c does not call {function}"
+        );
+    }
 }

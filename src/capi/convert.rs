@@ -66,8 +66,16 @@ pub unsafe extern "C" fn bl_convert(
             if dst.is_null() {
                 return Err(fail!(InvalidArgument, "dst is NULL"));
             }
-            let given =
-                Weights { address: src, ty: from, stride: src_stride, rows, columns, scales: &[], group: 0 };
+            let given = Weights {
+                address: src,
+                ty: from,
+                stride: src_stride,
+                rows,
+                columns,
+                transposed: false,
+                scales: &[],
+                group: 0,
+            };
             let matrix = given.matrix()?;
             let layout = matrix.layout();
             let mut row = Row::new(layout, columns)?;

@@ -61,7 +61,8 @@ pub unsafe extern "C" fn bl_plan(
     }
 }
 
-/// y[m x out_features] = x[m x in_features] W^T + b. x and y are f32, f16 or bf16, of any alignment,
+/// y[m x out_features] = x[m x in_features] W^T + b, with the norm, rotation and epilogue that the
+/// layer was made with. x and y are f32, f16 or bf16, of any alignment,
 /// and do not overlap. m = 0 writes nothing. A row of y does not depend, in any bit, on the other rows,
 /// on the number of threads, on alignment or on the CPU (docs/numerics.md). A row of x with a NaN or
 /// an infinity gives, with integer activations, a row of NaN.
@@ -91,7 +92,7 @@ pub unsafe extern "C" fn bl_forward(
             let x_stride = row_stride(x_stride, linear.in_features(), x_float, "x")?;
             let y_stride = row_stride(y_stride, linear.out_features(), y_float, "y")?;
             let run = options::read(options)?;
-            if run.flags != 0 {
+            if run.flags & !BL_RUN_ACCUMULATE != 0 {
                 return Err(fail!(InvalidArgument, "run flags {:#x} are unknown", run.flags));
             }
             if m == 0 {
@@ -104,7 +105,8 @@ pub unsafe extern "C" fn bl_forward(
             addressable(m, y_stride, "y")?;
             let workspace = workspace(&run)?;
             let x = MatrixRef::new(x.cast(), x_float, x_stride, linear.in_features());
-            let y = MatrixMut::new(y.cast(), y_float, y_stride, linear.out_features());
+            let y = MatrixMut::new(y.cast(), y_float, y_stride, linear.out_features())
+                .accumulating(run.flags & BL_RUN_ACCUMULATE != 0);
             run_counted(&layer.context, &[Target { layer: linear, y }], m, x, workspace)
         })
     }
@@ -158,7 +160,8 @@ fn run_counted(
 }
 
 /// Several layers on the same x (Q, K and V; gate and up): ys[i] = x W_i^T + b_i, each bit for bit what
-/// bl_forward gives. x is quantised once and all layers are one parallel region. The layers have the
+/// bl_forward gives. x is quantised once (and normed and rotated, where all layers do that alike) and all
+/// layers are one parallel region. The layers have the
 /// same in_features and belong to one context; the y's are of one type and do not overlap. y_strides is
 /// NULL (rows touch) or has one stride for each layer. A workspace as large as the layers' planned
 /// ones together is always enough.
@@ -195,7 +198,7 @@ pub unsafe extern "C" fn bl_forward_many(
             let in_features = first.linear.in_features();
             let x_stride = row_stride(x_stride, in_features, x_float, "x")?;
             let run = options::read(options)?;
-            if run.flags != 0 {
+            if run.flags & !BL_RUN_ACCUMULATE != 0 {
                 return Err(fail!(InvalidArgument, "run flags {:#x} are unknown", run.flags));
             }
             // A fixed array: a call allocates nothing where it has a workspace.
@@ -222,7 +225,8 @@ pub unsafe extern "C" fn bl_forward_many(
                 }
                 addressable(m, x_stride, "x")?;
                 addressable(m, stride, "y")?;
-                let y = MatrixMut::new(y.cast(), y_float, stride, linear.out_features());
+                let y = MatrixMut::new(y.cast(), y_float, stride, linear.out_features())
+                    .accumulating(run.flags & BL_RUN_ACCUMULATE != 0);
                 *target = Target { layer: linear, y };
             }
             if m == 0 {

@@ -15,15 +15,16 @@ use crate::codec::bitnet_hf::WeightScale;
 use crate::codec::gptq::GptqVersion;
 use crate::codec::{Floats, Matrix};
 use crate::container::{self, Quoted};
+use crate::epilogue::Epilogue;
 use crate::error::{Error, Result, fail};
-use crate::layer::{Activation, Linear, Options};
+use crate::layer::{Activation, Linear, Settings};
 use crate::layout::{Float, Layout, Part, Shard};
 use crate::limits::FEATURES_MAX;
 use crate::matrix::MatrixMut;
-use crate::memory::filled;
+use crate::memory::{copied, filled};
 use crate::model::{Plan, Request};
-use crate::quantize;
 use crate::types::Type;
+use crate::{norm, quantize};
 
 /// The body of a `bl_layer`.
 pub struct Layer {
@@ -36,7 +37,7 @@ pub struct Layer {
     /// The row and the column of the whole weights that it begins with.
     pub first: (usize, usize),
     /// How it was made, where it can be made again.
-    pub made: Option<Made>,
+    made: Option<Made>,
 }
 
 impl Layer {
@@ -102,6 +103,9 @@ pub fn addressable(rows: usize, stride: usize, what: &str) -> Result<()> {
 /// tensors nor config.json tell is BL_ERROR_INVALID_ARGUMENT that names the option which decides. The layer
 /// keeps what it needs of the model alive; the model may be freed. Runs on the model's context.
 ///
+/// A weight that the file names as Hadamard-folded (prism.hadamard.* metadata) gets the rotation of its
+/// input by itself; where that metadata is not understood, no layer of the file is opened.
+///
 /// # Safety
 /// As the rules at the top of bitlinear.h say.
 #[unsafe(no_mangle)]
@@ -154,21 +158,23 @@ unsafe fn open_stored(model: &Model, name: &CStr, options: &bl_layer_options) ->
     let within = |e: Error| e.within(format_args!("{}", Quoted(name.to_bytes())));
     // First: it checks what the file says of its size, before a bias of that size is read.
     let matrix = plan.matrix().map_err(within)?;
-    let file_bias = plan.bias()?;
-    let bias = match options.bias.is_null() {
-        true => file_bias,
-        // SAFETY: the caller's contract.
-        false => Some(unsafe { read_floats(options.bias, plan.out_features, "bias")? }),
+    let file = Settings {
+        product_scale: plan.product_scale,
+        bias: plan.bias()?,
+        norm: plan.norm_epsilon().map(|epsilon| (norm::Kind::Rms, epsilon)),
+        norm_weight: plan.norm()?,
+        rotation: plan.rotation.as_ref().map(|declared| declared.spec().block),
+        rotation_signs: match plan.rotation.as_ref().and_then(|declared| declared.spec().signs) {
+            None => None,
+            Some(signs) => Some(copied(signs, "signs")?),
+        },
+        ..Settings::default()
     };
-    let settings = Settings {
-        target,
-        activation: activation(options.activation)?,
-        group: request.group_size,
-        part: part(options)?,
-    };
-    let around = Around { product_scale: plan.product_scale, bias: bias.as_deref() };
+    // SAFETY: the caller's contract.
+    let settings = unsafe { file.with(options, plan.out_features, plan.in_features) }.map_err(within)?;
+    let recipe = Recipe { target, group: request.group_size, part: part(options)? };
     reading(model, &plan, |seen| {
-        Layer::pack(&model.context, &*matrix, plan.ty, &settings, around, seen).map_err(within)
+        Layer::pack(&model.context, &*matrix, plan.ty, &recipe, &settings, seen).map_err(within)
     })
 }
 
@@ -185,7 +191,6 @@ unsafe fn open_saved(model: &Model, name: &CStr, options: &bl_layer_options) -> 
     // SAFETY: the caller's contract.
     let scales = unsafe { scale_bytes(options)? };
     let request = request(options, scales.as_deref())?;
-    let group = request.group_size;
     let said = [request.slice, request.in_features, request.out_features, options.flags as usize];
     if said != [0; 4] || request.scales.is_some() {
         return Err(fail!(
@@ -193,42 +198,28 @@ unsafe fn open_saved(model: &Model, name: &CStr, options: &bl_layer_options) -> 
             "flags, scales, slice, in_features and out_features say nothing about a layer that bl_save wrote"
         ));
     }
-    let part = part(options)?;
-    let activation = match activation(options.activation)? {
-        Activation::Auto => activation(ActivationArg(saved.activation))?,
-        activation => activation,
-    };
-    let bias = match options.bias.is_null() {
-        true => saved.bias,
-        // SAFETY: the caller's contract.
-        false => Some(unsafe { read_floats(options.bias, saved.packed.out_features(), "bias")? }),
-    };
-    let around = Around { product_scale: saved.product_scale, bias: bias.as_deref() };
+    let within = |e: Error| e.within(format_args!("{}", Quoted(name.to_bytes())));
+    let (rows, columns) = (saved.packed.out_features(), saved.packed.in_features());
+    // SAFETY: the caller's contract.
+    let settings = unsafe { saved.settings.with(options, rows, columns) }.map_err(within)?;
     let target = request.ty.filter(|ty| *ty != saved.ty);
-    if part != Part::Whole || target.is_some() {
-        let settings = Settings { target, activation, group, part };
-        return Layer::pack(context, &saved.packed, saved.ty, &settings, around, &mut |_| {});
+    let recipe = Recipe { target, group: request.group_size, part: part(options)? };
+    if recipe.part != Part::Whole || target.is_some() {
+        return Layer::pack(context, &saved.packed, saved.ty, &recipe, &settings, &mut |_| {})
+            .map_err(within);
     }
-    if group != 0 {
+    if recipe.group != 0 {
         return Err(fail!(InvalidArgument, "group_size says nothing about weights that are not rounded"));
     }
-    let options = Options { activation, product_scale: around.product_scale, bias: around.bias };
-    Ok(Layer::new(context.clone(), Linear::of(saved.packed, &options, context.isa)?, saved.ty))
-}
-
-/// What stands around the product, of the whole matrix.
-#[derive(Clone, Copy)]
-struct Around<'a> {
-    product_scale: Option<f32>,
-    bias: Option<&'a [f32]>,
+    let linear = Linear::of(saved.packed, &settings.options(), context.isa).map_err(within)?;
+    Ok(Layer::new(context.clone(), linear, saved.ty))
 }
 
 /// How weights become a layer's.
 #[derive(Clone, Copy)]
-struct Settings {
+struct Recipe {
     /// What floats are rounded to; `None`: what is stored.
     target: Option<Type>,
-    activation: Activation,
     /// Columns of a group where the target leaves it open.
     group: usize,
     part: Part,
@@ -250,20 +241,21 @@ fn part(options: &bl_layer_options) -> Result<Part> {
 }
 
 /// How a layer of `bl_layer_create` was made, so that it can be made again of other weights.
-pub struct Made {
-    settings: Settings,
+struct Made {
+    recipe: Recipe,
+    transposed: bool,
     rows: usize,
     columns: usize,
 }
 
-/// Weights on their way into a layer: a matrix, rounded and cut as the settings say.
+/// Weights on their way into a layer: a matrix, rounded and cut as the recipe says.
 fn with_matrix<T>(
     matrix: &dyn Matrix,
     ty: Type,
-    settings: &Settings,
+    recipe: &Recipe,
     work: impl FnOnce(&Shard<'_>, Type) -> Result<T>,
 ) -> Result<T> {
-    match settings.target {
+    match recipe.target {
         Some(target) if target != ty => {
             if !matches!(matrix.layout(), Layout::Dense(_)) || weights::float_of(ty).is_none() {
                 return Err(fail!(
@@ -273,33 +265,28 @@ fn with_matrix<T>(
                     target.name()
                 ));
             }
-            let rounded = quantize::round(matrix, target, settings.group)?;
-            work(&Shard::new(&*rounded, settings.part)?, target)
+            let rounded = quantize::round(matrix, target, recipe.group)?;
+            work(&Shard::new(&*rounded, recipe.part)?, target)
         }
-        _ => work(&Shard::new(matrix, settings.part)?, ty),
+        _ => work(&Shard::new(matrix, recipe.part)?, ty),
     }
 }
 
 impl Layer {
-    /// Packs a matrix. `seen` is told each row that has been read, counted in
-    /// the whole matrix.
+    /// Packs a matrix. `settings` are the whole matrix's; `seen` is told each row that has been read,
+    /// counted in the whole matrix.
     fn pack(
         context: &Arc<Context>,
         matrix: &dyn Matrix,
         ty: Type,
+        recipe: &Recipe,
         settings: &Settings,
-        around: Around<'_>,
         seen: &mut dyn FnMut(usize),
     ) -> Result<Layer> {
-        with_matrix(matrix, ty, settings, |shard, ty| {
-            let bias = match (around.bias, settings.part) {
-                (Some(bias), Part::Rows { .. }) => bias.get(shard.rows()),
-                (_, Part::Columns { rank: 1.., .. }) => None,
-                (bias, _) => bias,
-            };
-            let (first, activation) = (shard.rows().start, settings.activation);
+        with_matrix(matrix, ty, recipe, |shard, ty| {
+            let options = settings.options_of(recipe.part, shard.rows(), shard.columns())?;
+            let first = shard.rows().start;
             let mut seen = |row: usize| seen(first + row);
-            let options = Options { activation, product_scale: around.product_scale, bias };
             let linear = Linear::new(shard, &options, context.isa, &context.heap, &mut seen)?;
             let mut layer = Layer::new(context.clone(), linear, ty);
             layer.first = (first, shard.columns().start);
@@ -354,7 +341,8 @@ fn request<'a>(options: &bl_layer_options, scales: Option<&'a [u8]>) -> Result<R
         | BL_LAYER_GPTQ_V1
         | BL_LAYER_GPTQ_V2
         | BL_LAYER_ALL_SLICES
-        | BL_LAYER_WITHOUT_NORM;
+        | BL_LAYER_WITHOUT_NORM
+        | BL_LAYER_TRANSPOSED;
     let flags = options.flags;
     if flags & !ALL != 0 {
         return Err(fail!(InvalidArgument, "layer flags {:#x} are unknown", flags & !ALL));
@@ -384,6 +372,7 @@ fn request<'a>(options: &bl_layer_options, scales: Option<&'a [u8]>) -> Result<R
         slice,
         all_slices: has(BL_LAYER_ALL_SLICES),
         without_norm: has(BL_LAYER_WITHOUT_NORM),
+        transposed: has(BL_LAYER_TRANSPOSED),
         in_features: option_size(options.in_features, "in_features")?,
         out_features: option_size(options.out_features, "out_features")?,
         scales: scales.map(|bytes| Floats::new(Type::F32, bytes)).transpose()?,
@@ -464,26 +453,23 @@ pub unsafe extern "C" fn bl_layer_create(
                 TypeArg(0) => None,
                 target => Some(target.known()?),
             };
-            if options.flags != 0 || [options.slice, options.in_features, options.out_features] != [0; 3] {
+            let request = request(&options, None)?;
+            let said = [request.slice, request.in_features, request.out_features];
+            if options.flags & !BL_LAYER_TRANSPOSED != 0 || said != [0; 3] {
                 return Err(fail!(
                     InvalidArgument,
-                    "flags, slice, in_features and out_features of the options are for layers of files"
+                    "slice, in_features, out_features and flags but BL_LAYER_TRANSPOSED are for layers of files"
                 ));
             }
-            let activation = activation(options.activation)?;
-            let group = option_size(options.group_size, "group_size")?;
-            let settings = Settings { target, activation, group, part: part(&options)? };
+            let (transposed, group) = (request.transposed, request.group_size);
+            let recipe = Recipe { target, group, part: part(&options)? };
             let scales = scale_bytes(&options)?;
             let scales = scales.as_deref().unwrap_or(&[]);
-            let given = Weights { address: weights, ty, stride, rows, columns, scales, group };
+            let given = Weights { address: weights, ty, stride, rows, columns, transposed, scales, group };
+            let settings = Settings::default().with(&options, rows, columns)?;
             let matrix = given.matrix()?;
-            let bias = match options.bias.is_null() {
-                true => None,
-                false => Some(read_floats(options.bias, rows, "bias")?),
-            };
-            let around = Around { product_scale: None, bias: bias.as_deref() };
-            let mut layer = Layer::pack(&context, &*matrix, ty, &settings, around, &mut |_| {})?;
-            layer.made = Some(Made { settings, rows, columns });
+            let mut layer = Layer::pack(&context, &*matrix, ty, &recipe, &settings, &mut |_| {})?;
+            layer.made = Some(Made { recipe, transposed, rows, columns });
             *out = handle::make::<bl_layer, _>(Arc::new(layer))?;
             Ok(())
         })
@@ -511,13 +497,13 @@ pub unsafe extern "C" fn bl_layer_update(
             let Some(made) = &layer.made else {
                 return Err(fail!(InvalidArgument, "only layers of bl_layer_create are updated"));
             };
-            let Made { settings, rows, columns } = *made;
+            let Made { recipe, transposed, rows, columns } = *made;
             let (ty, old) = (r#type.known()?, layer.ty);
-            let (scales, group) = (&[][..], settings.group);
-            let given = Weights { address: weights, ty, stride, rows, columns, scales, group };
+            let (scales, group) = (&[][..], recipe.group);
+            let given = Weights { address: weights, ty, stride, rows, columns, transposed, scales, group };
             let matrix = given.matrix()?;
-            let settings = Settings { target: Some(old), ..settings };
-            let packed = with_matrix(&*matrix, ty, &settings, |shard, _| {
+            let recipe = Recipe { target: Some(old), ..recipe };
+            let packed = with_matrix(&*matrix, ty, &recipe, |shard, _| {
                 Linear::pack(shard, &layer.context.heap, &mut |_| {})
             })?;
             layer.linear.replace(packed)
@@ -527,6 +513,86 @@ pub unsafe extern "C" fn bl_layer_update(
 
 /// Bytes that a loader leaves mapped behind it before it gives pages back.
 const DROP_BEHIND: usize = 1 << 20;
+
+impl Settings {
+    /// What a file says of a layer, with what a caller adds.
+    ///
+    /// # Safety
+    /// The options' pointers are NULL or valid for as many floats as the header says.
+    unsafe fn with(self, raw: &bl_layer_options, rows: usize, columns: usize) -> Result<Settings> {
+        let no_norm = raw.norm.0 == bl_norm::BL_NORM_NONE as u32;
+        if no_norm && !(raw.norm_weight.is_null() && raw.norm_bias.is_null() && raw.norm_epsilon == 0.0) {
+            return Err(fail!(InvalidArgument, "a weight, bias or epsilon of a norm is set, but no norm"));
+        }
+        if raw.rotation_block == 0 && !raw.rotation_signs.is_null() {
+            return Err(fail!(InvalidArgument, "rotation_signs is set, but no rotation_block"));
+        }
+        if !no_norm && self.norm.is_some() {
+            return Err(fail!(
+                InvalidArgument,
+                "a norm is set, but the file has one: BL_LAYER_WITHOUT_NORM leaves that out"
+            ));
+        }
+        if raw.rotation_block != 0 && self.rotation.is_some() {
+            return Err(fail!(InvalidArgument, "rotation_block is set, but the file declares a rotation"));
+        }
+        let epilogue = Epilogue::from_number(raw.epilogue.0, raw.epilogue_threshold)?;
+        if epilogue != Epilogue::None && self.epilogue != Epilogue::None {
+            return Err(fail!(InvalidArgument, "an epilogue is set, but the file has one"));
+        }
+        if raw.activation_scale != 0.0 && self.activation_scale.is_some() {
+            return Err(fail!(InvalidArgument, "activation_scale is set, but the file has one"));
+        }
+        let norm = match raw.norm.0 {
+            0 => self.norm,
+            number => {
+                let kind = norm::Kind::ALL.into_iter().find(|kind| *kind as u32 == number);
+                let kind =
+                    kind.ok_or_else(|| fail!(Unsupported, "norm {number} is unknown to this library"))?;
+                let epsilon = if raw.norm_epsilon == 0.0 { EPSILON } else { raw.norm_epsilon };
+                Some((kind, epsilon))
+            }
+        };
+        // SAFETY: the caller's contract.
+        unsafe {
+            Ok(Settings {
+                activation: match activation(raw.activation)? {
+                    Activation::Auto => self.activation,
+                    activation => activation,
+                },
+                product_scale: self.product_scale,
+                bias: read_some(raw.bias, rows, "bias")?.or(self.bias),
+                norm,
+                norm_weight: read_some(raw.norm_weight, columns, "norm_weight")?.or(self.norm_weight),
+                norm_bias: read_some(raw.norm_bias, columns, "norm_bias")?.or(self.norm_bias),
+                rotation: if raw.rotation_block == 0 {
+                    self.rotation
+                } else {
+                    Some(raw.rotation_block as usize)
+                },
+                rotation_signs: read_some(raw.rotation_signs, columns, "rotation_signs")?
+                    .or(self.rotation_signs),
+                epilogue: if self.epilogue == Epilogue::None { epilogue } else { self.epilogue },
+                activation_scale: match raw.activation_scale {
+                    0.0 => self.activation_scale,
+                    scale => Some(scale),
+                },
+            })
+        }
+    }
+}
+
+/// What is added to the mean square where a caller does not say.
+const EPSILON: f32 = 1e-5;
+
+/// `None` for NULL.
+///
+/// # Safety
+/// `from` is NULL or valid for reading `count` floats of any alignment.
+pub unsafe fn read_some(from: *const f32, count: usize, what: &str) -> Result<Option<Vec<f32>>> {
+    // SAFETY: the caller's contract.
+    if from.is_null() { Ok(None) } else { unsafe { read_floats(from, count, what).map(Some) } }
+}
 
 /// # Safety
 /// `from` is valid for reading `count` floats of any alignment.
@@ -561,6 +627,10 @@ pub unsafe extern "C" fn bl_layer_describe(
                 bytes_mapped: layer.linear.bytes_mapped() as u64,
                 device: 0,
                 activation: ActivationArg(layer.linear.activation() as u32),
+                norm: NormArg(layer.linear.norm().map_or(0, |norm| norm.spec().kind as u32)),
+                epilogue: EpilogueArg(layer.linear.epilogue().number()),
+                rotation_block: layer.linear.rotation().map_or(0, |rotation| rotation.block() as u32),
+                reserved: 0,
                 first_row: layer.first.0 as i64,
                 first_column: layer.first.1 as i64,
             });
@@ -570,7 +640,8 @@ pub unsafe extern "C" fn bl_layer_describe(
 }
 
 /// Writes `rows` rows of the dequantised weights, from first_row on, into dst (f32, f16 or bf16): what
-/// float activations are multiplied with, times the factor of the product where the layer has one.
+/// float activations are multiplied with, times the factor of the product where the layer has one,
+/// after norm and rotation.
 ///
 /// # Safety
 /// As the rules at the top of bitlinear.h say.

@@ -17,6 +17,7 @@ pub mod layer;
 pub mod model;
 pub mod options;
 pub mod profile;
+pub mod rotate;
 pub mod save;
 #[cfg(feature = "test-hooks")]
 pub mod test_hooks;

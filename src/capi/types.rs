@@ -149,6 +149,34 @@ pub enum bl_shard {
     BL_SHARD_COLUMNS = 2,
 }
 
+/// What is done to each row of x before anything else, in f32.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum bl_norm {
+    BL_NORM_NONE = 0,
+    /// (x - mean) / sqrt(mean of (x - mean)^2 + epsilon) * weight + bias.
+    BL_NORM_LAYER = 1,
+    /// x / sqrt(mean of x^2 + epsilon) * weight + bias.
+    BL_NORM_RMS = 2,
+}
+
+/// What is done to each output after the bias. A NaN stays a NaN.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum bl_epilogue {
+    BL_EPILOGUE_NONE = 0,
+    /// max(y - epilogue_threshold, 0).
+    BL_EPILOGUE_RELU = 1,
+    /// max(y, 0)^2.
+    BL_EPILOGUE_RELU2 = 2,
+    /// y / (1 + exp(-y)).
+    BL_EPILOGUE_SILU = 3,
+    /// y / 2 * (1 + erf(y / sqrt(2))).
+    BL_EPILOGUE_GELU_ERF = 4,
+    /// y / 2 * (1 + tanh(sqrt(2 / pi) * (y + 0.044715 y^3))).
+    BL_EPILOGUE_GELU_TANH = 5,
+}
+
 /// Kind of a metadata value.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,6 +204,14 @@ pub struct TypeArg(pub u32);
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ActivationArg(pub u32);
+/// As [`TypeArg`].
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NormArg(pub u32);
+/// As [`TypeArg`].
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EpilogueArg(pub u32);
 /// As [`TypeArg`].
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -389,8 +425,9 @@ pub struct bl_model_layer_info {
     pub out_features: i64,
     /// Matrices: more than 1 in tensors of three dimensions (experts).
     pub slices: i64,
-    /// BL_OK, or what bl_layer_open without options will answer: a part is missing, an option must
-    /// decide, the format is not read. bl_layer_open says it in words.
+    /// BL_OK, or what bl_layer_open without options will answer, as far as that shows without reading the
+    /// weights: a part is missing, an option must decide, the format is not read. bl_layer_open says it
+    /// in words.
     pub status: StatusArg,
     pub reserved: u32,
     /// NULL only where the weights are missing.
@@ -429,7 +466,8 @@ pub struct bl_meta_info {
     pub items: i64,
 }
 
-/// How a layer is made. Options that say nothing about a format are refused with it, but for flags.
+/// How a layer is made: y = epilogue(rotation(norm(x)) W^T + bias). Options that say nothing about a format are refused with it, but for flags; a
+/// value out of its range is BL_ERROR_INVALID_ARGUMENT.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct bl_layer_options {
@@ -464,8 +502,34 @@ pub struct bl_layer_options {
     /// Where packed bytes do not tell them (rows or columns of padding, flat arrays); 0: they do.
     pub in_features: i64,
     pub out_features: i64,
+    /// Done to each row of x first, once per row. Where the file has a norm before the layer it is done
+    /// without being asked for, and must not be asked for (but see BL_LAYER_WITHOUT_NORM).
+    pub norm: NormArg,
+    /// Finite and not negative. 0: 1e-5.
+    pub norm_epsilon: f32,
+    /// in_features factors; copied. NULL: none. Only with a norm.
+    pub norm_weight: *const f32,
+    /// in_features values to add; copied. NULL: none. Only with a norm.
+    pub norm_bias: *const f32,
+    /// Each block of so many columns of the (normed) row goes through the Walsh-Hadamard transform, as
+    /// bl_rotate says: a power of two from 2 to 16384 that divides in_features. 0: no rotation, but
+    /// where the file itself says that this weight wants one (prism.hadamard.* metadata) it is done
+    /// without being asked for, and must not be asked for.
+    pub rotation_block: u32,
+    /// Done to each output after the bias.
+    pub epilogue: EpilogueArg,
+    /// in_features signs, +1 or -1, that the row is multiplied with before the transform; copied.
+    /// NULL: all +1. Only with rotation_block.
+    pub rotation_signs: *const f32,
+    /// BL_EPILOGUE_RELU only: finite.
+    pub epilogue_threshold: f32,
+    /// Integer activations only: one scale for all of x, q = clamp(round(x * (1 / scale)), -127, 127),
+    /// instead of one that follows from each segment's largest value. It and its inverse finite and
+    /// above 0. 0: none.
+    pub activation_scale: f32,
     /// Make the layer of a part of the weights: part shard_rank (from 0) of shard_count. Parts are as
     /// even as rows, or whole groups of columns, allow; bl_layer_describe tells where a part begins.
+    /// Of columns there is no norm, which needs all of x, and no epilogue, which needs the whole sum.
     pub shard: ShardArg,
     pub shard_rank: u32,
     pub shard_count: u32,
@@ -508,6 +572,11 @@ pub struct bl_layer_info {
     pub device: u32,
     /// How the layer takes x; BL_ACTIVATION_AUTO has been resolved.
     pub activation: ActivationArg,
+    pub norm: NormArg,
+    pub epilogue: EpilogueArg,
+    /// Columns of a block of the rotation, asked for or declared by the file; 0: none.
+    pub rotation_block: u32,
+    pub reserved: u32,
     /// Of the whole weights, the row and the column that the layer begins with: 0 where it is no shard.
     pub first_row: i64,
     pub first_column: i64,
@@ -518,7 +587,7 @@ pub struct bl_layer_info {
 #[derive(Clone, Copy)]
 pub struct bl_run_options {
     pub struct_size: u32,
-    /// Must be 0.
+    /// BL_RUN_ACCUMULATE.
     pub flags: u32,
     /// NULL: the library allocates. Else at least bl_plan's workspace_size bytes; not shared by calls
     /// that run at the same time.
@@ -580,8 +649,14 @@ pub const BL_LAYER_GPTQ_V1: u32 = 4;
 pub const BL_LAYER_GPTQ_V2: u32 = 8;
 /// All matrices of a tensor of three dimensions, one below the other, as one layer.
 pub const BL_LAYER_ALL_SLICES: u32 = 16;
-/// The caller applies the norm that the file has before the layer.
+/// The norm that the file has before the layer is left out: the caller applies it, or gives another.
 pub const BL_LAYER_WITHOUT_NORM: u32 = 32;
+/// `bl_layer_options.flags`: the tensor (f32, f16 or bf16) is stored [in_features, out_features].
+pub const BL_LAYER_TRANSPOSED: u32 = 64;
+/// `bl_run_options.flags`: adds to what is in y instead of replacing it, after everything else.
+pub const BL_RUN_ACCUMULATE: u32 = 1;
+/// `bl_rotate`: from rotated rows back to plain ones.
+pub const BL_ROTATE_INVERSE: u32 = 1;
 
 macro_rules! sized {
     ($($t:ident),* $(,)?) => {$(

@@ -5,6 +5,7 @@ use std::ffi::c_void;
 use super::layer::row_stride;
 use crate::codec::burn_dragon::{self, Artifact, View};
 use crate::codec::cortex;
+use crate::codec::transposed::Transposed;
 use crate::codec::{self, BitnetHf, CompressedTensors, Floats, Matrix, Rows, Stored};
 use crate::error::{Error, Result, fail};
 use crate::layout::{Float, Layout, Row};
@@ -42,6 +43,8 @@ pub struct Weights<'a> {
     pub rows: usize,
     /// Columns.
     pub columns: usize,
+    /// Whether it is the other way round: [columns, rows]; floats only.
+    pub transposed: bool,
     /// Scales that stand apart, f32.
     pub scales: &'a [u8],
     /// Columns of a group; 0: not said.
@@ -72,6 +75,19 @@ impl<'a> Weights<'a> {
         if apart == scales.is_empty() {
             let what = if apart { "stand apart: give them in the options" } else { "are in its bytes" };
             return Err(fail!(InvalidArgument, "the scales of {} {what}", ty.name()));
+        }
+        if self.transposed {
+            let Some(float) = float_of(ty) else {
+                return Err(fail!(Unsupported, "{} weights stored [in_features, out_features]", ty.name()));
+            };
+            let stride = row_stride(self.stride, rows, float, "the weights")?;
+            if stride != rows * float.bytes() {
+                return Err(fail!(Unsupported, "transposed weights whose rows do not touch"));
+            }
+            fits(stride, columns)?;
+            // SAFETY: the caller's contract.
+            let bytes = unsafe { std::slice::from_raw_parts(address.cast(), stride * columns) };
+            return Ok(Box::new(Transposed::new(ty, rows, columns, bytes)?));
         }
         if self.group != 0 && !apart && float_of(ty).is_none() {
             return Err(fail!(InvalidArgument, "group_size says nothing about {} weights", ty.name()));

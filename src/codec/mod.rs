@@ -29,6 +29,7 @@ mod iq1_s_grid;
 mod plain;
 pub mod ruvllm;
 mod stored;
+pub mod transposed;
 
 pub use bitnet_hf::BitnetHf;
 pub use ggml_tables as tables;

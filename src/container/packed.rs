@@ -8,13 +8,15 @@
 //!   "bitlinear.layer.<name>":"<line>", ...,          one for each layer, in the order of the file
 //!   "<key>":"<value>", ...},                         the texts of the caller
 //!  "<name>":{"dtype":"U8","shape":[bytes],...},      the panels (layout::packed), at a multiple of 64
-//!  "<name>.bitlinear.bias":{"dtype":"F32",...},      where the layer has one
-//!  "<name>.bitlinear.permutation":{"dtype":"U32",...},
+//!  "<name>.bitlinear.<part>":{"dtype":"F32",...},   what else it has: bias, norm_weight, norm_bias,
+//!                                                   rotation_signs; permutation is U32
 //!  "bitlinear.pad.<number>":{"dtype":"U8",...}}      0 to 63 zeros, so that the data has no gaps
 //!
 //! line = type=q4_k rows=64 columns=512 layout=codes:4:zero0:super32+minimum:f16:1 record=256 unit=8
-//!        unit_bytes=64 head=20 bytes=20480 activation=3 [product_scale=<f32, 8 hexadecimal digits>]
-//!        sum=<sum> [bias=<sum>] [permutation=<sum>]
+//!        unit_bytes=64 head=20 bytes=20480 activation=3 [activation_scale=<float>]
+//!        [product_scale=<float>] [norm=<number>:<float>] [rotation=<block>] [epilogue=<number>:<float>]
+//!        sum=<sum> [<part>=<sum>] ...               numbers as in bitlinear.h
+//! float  = the bits of an f32, 8 hexadecimal digits
 //! layout = f32 | f16 | bf16 | codes:<bits>:<values>:<scales>:<scale type>:<bases>
 //! values = zero<n> | sign | iq4 | e2m1
 //! scales = row | group<len> | group<len>+minimum | group<len>+zero | super<len> | super<len>+minimum
@@ -51,10 +53,58 @@ pub(crate) const RESERVED: &str = "bitlinear.";
 pub(crate) const LAYER: &str = "bitlinear.layer.";
 /// What the name of a padding tensor begins with.
 pub(crate) const PAD: &str = "bitlinear.pad.";
-/// What follows a layer's name in the name of its bias, and of its permutation.
-pub(crate) const BIAS: &str = ".bitlinear.bias";
-/// As [`BIAS`].
-pub(crate) const PERMUTATION: &str = ".bitlinear.permutation";
+/// What stands between a layer's name and that of a part.
+pub(crate) const PART: &str = ".bitlinear.";
+
+/// What a layer may have beside its panels; the names are those of words and of tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Added to y: f32, one for each row.
+    Bias,
+    /// The column of x at each packed column: u32.
+    Permutation,
+    /// Factors of the norm: f32, one for each column.
+    NormWeight,
+    /// What the norm adds: f32, one for each column.
+    NormBias,
+    /// Signs of the rotation: f32, one for each column.
+    RotationSigns,
+}
+
+/// How many parts there are.
+pub const PARTS: usize = 5;
+
+impl Part {
+    /// All of them, in the order of words and tensors.
+    pub const ALL: [Part; PARTS] =
+        [Part::Bias, Part::Permutation, Part::NormWeight, Part::NormBias, Part::RotationSigns];
+
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Part::Bias => "bias",
+            Part::Permutation => "permutation",
+            Part::NormWeight => "norm_weight",
+            Part::NormBias => "norm_bias",
+            Part::RotationSigns => "rotation_signs",
+        }
+    }
+
+    /// Its dtype.
+    pub(crate) const fn dtype(self) -> (&'static str, Type) {
+        match self {
+            Part::Permutation => ("U32", Type::U32),
+            _ => ("F32", Type::F32),
+        }
+    }
+
+    fn count(self, line: &Line) -> usize {
+        match self {
+            Part::Bias => line.out_features,
+            _ => line.in_features,
+        }
+    }
+}
 
 /// Digits of a sum.
 const DIGITS: usize = 16;
@@ -68,13 +118,11 @@ pub struct Layer {
     pub line: Line,
     /// Its panels, in the bytes of the file.
     pub panels: Range<usize>,
-    /// Its bias, f32.
-    pub bias: Option<Range<usize>>,
-    /// Its permutation of the columns, u32.
-    pub permutation: Option<Range<usize>>,
+    /// Its parts, in the order of [`Part::ALL`].
+    pub parts: [Option<Range<usize>>; PARTS],
 }
 
-/// The line of a layer, without the sums.
+/// The line of a layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Line {
     /// The format that its weights were stored in.
@@ -87,14 +135,20 @@ pub struct Line {
     pub layout: Layout,
     /// How the layer takes x: a number of `bl_activation`.
     pub activation: u32,
+    /// One scale for all of x.
+    pub activation_scale: Option<f32>,
     /// What the product is multiplied with before the bias is added.
     pub product_scale: Option<f32>,
+    /// The norm of x: a number of `bl_norm`, and its epsilon.
+    pub norm: Option<(u32, f32)>,
+    /// Columns of a block of the rotation of x.
+    pub rotation: Option<usize>,
+    /// What is done to y: a number of `bl_epilogue`, and its threshold.
+    pub epilogue: Option<(u32, f32)>,
     /// Of the panels.
     pub sum: u64,
-    /// Of the bias.
-    pub bias_sum: Option<u64>,
-    /// Of the permutation.
-    pub permutation_sum: Option<u64>,
+    /// Of the parts, in the order of [`Part::ALL`].
+    pub sums: [Option<u64>; PARTS],
 }
 
 /// The sum of bytes.
@@ -123,15 +177,27 @@ impl fmt::Display for Line {
         write_layout(f, layout)?;
         write!(f, " record={} unit={} unit_bytes={} head={}", g.record, g.unit, g.unit_bytes, g.head)?;
         write!(f, " bytes={bytes} activation={activation}")?;
-        if let Some(scale) = self.product_scale {
-            write!(f, " product_scale={:08x}", scale.to_bits())?;
+        for (key, value) in
+            [("activation_scale", self.activation_scale), ("product_scale", self.product_scale)]
+        {
+            if let Some(value) = value {
+                write!(f, " {key}={:08x}", value.to_bits())?;
+            }
+        }
+        if let Some((kind, epsilon)) = self.norm {
+            write!(f, " norm={kind}:{:08x}", epsilon.to_bits())?;
+        }
+        if let Some(block) = self.rotation {
+            write!(f, " rotation={block}")?;
+        }
+        if let Some((kind, threshold)) = self.epilogue {
+            write!(f, " epilogue={kind}:{:08x}", threshold.to_bits())?;
         }
         write!(f, " sum={sum:016x}")?;
-        if let Some(sum) = self.bias_sum {
-            write!(f, " bias={sum:016x}")?;
-        }
-        if let Some(sum) = self.permutation_sum {
-            write!(f, " permutation={sum:016x}")?;
+        for (part, sum) in Part::ALL.iter().zip(self.sums) {
+            if let Some(sum) = sum {
+                write!(f, " {}={sum:016x}", part.name())?;
+            }
         }
         Ok(())
     }
@@ -243,6 +309,20 @@ impl<'a> Words<'a> {
         word.parse().map_err(|_| fail!(BadFile, "{key}: {} is no number", Quoted(word.as_bytes())))
     }
 
+    /// A word of bits.
+    fn float(&mut self, key: &str) -> Result<Option<f32>> {
+        self.optional(key).map(|word| float(key, word)).transpose()
+    }
+
+    /// A word of a number and a float.
+    fn kind(&mut self, key: &str) -> Result<Option<(u32, f32)>> {
+        let Some(word) = self.optional(key) else { return Ok(None) };
+        match word.split_once(':').and_then(|(kind, value)| Some((kind.parse().ok()?, value))) {
+            Some((kind, value)) => Ok(Some((kind, float(key, value)?))),
+            None => Err(fail!(BadFile, "{key}: {} is no number and float", Quoted(word.as_bytes()))),
+        }
+    }
+
     fn sum(&mut self, key: &str) -> Result<Option<u64>> {
         match self.optional(key) {
             None => Ok(None),
@@ -251,6 +331,14 @@ impl<'a> Words<'a> {
                 _ => Err(fail!(BadFile, "{key}: {} is no sum", Quoted(word.as_bytes()))),
             },
         }
+    }
+}
+
+/// A float from its bits.
+fn float(key: &str, word: &str) -> Result<f32> {
+    match u32::from_str_radix(word, 16) {
+        Ok(bits) if word.len() == 8 => Ok(f32::from_bits(bits)),
+        _ => Err(fail!(BadFile, "{key}: {} is no f32", Quoted(word.as_bytes()))),
     }
 }
 
@@ -285,13 +373,19 @@ impl Line {
         let activation = words.number("activation")?;
         let activation = u32::try_from(activation)
             .map_err(|_| fail!(Unsupported, "activation {activation} is not known"))?;
-        let product_scale = words.optional("product_scale").map(|word| match u32::from_str_radix(word, 16) {
-            Ok(bits) if word.len() == 8 => Ok(f32::from_bits(bits)),
-            _ => Err(fail!(BadFile, "product_scale: {} is no f32", Quoted(word.as_bytes()))),
+        let (activation_scale, product_scale) =
+            (words.float("activation_scale")?, words.float("product_scale")?);
+        let norm = words.kind("norm")?;
+        let rotation = words.optional("rotation").map(|word| {
+            word.parse().map_err(|_| fail!(BadFile, "rotation: {} is no number", Quoted(word.as_bytes())))
         });
-        let product_scale = product_scale.transpose()?;
+        let rotation = rotation.transpose()?;
+        let epilogue = words.kind("epilogue")?;
         let sum = words.sum("sum")?.ok_or_else(|| fail!(BadFile, "sum= expected"))?;
-        let (bias_sum, permutation_sum) = (words.sum("bias")?, words.sum("permutation")?);
+        let mut sums = [None; PARTS];
+        for (sum, part) in sums.iter_mut().zip(Part::ALL) {
+            *sum = words.sum(part.name())?;
+        }
         if !words.0.is_empty() {
             let rest = Quoted(words.0.as_bytes());
             return Err(fail!(Unsupported, "{rest} is not known: written by a later version"));
@@ -302,10 +396,13 @@ impl Line {
             in_features,
             layout,
             activation,
+            activation_scale,
             product_scale,
+            norm,
+            rotation,
+            epilogue,
             sum,
-            bias_sum,
-            permutation_sum,
+            sums,
         })
     }
 }
@@ -384,11 +481,11 @@ fn sum_of(digits: &[u8]) -> Option<u64> {
 fn layer(directory: &Directory, name: &[u8], line: Str) -> Result<(Layer, Tensor)> {
     let text = str::from_utf8(directory.texts.get(line));
     let line = Line::read(text.map_err(|_| fail!(BadFile, "its line is no UTF-8"))?)?;
-    let part = |suffix: &str, ty: Type, bytes: usize, align: usize| -> Result<Tensor> {
+    let find = |suffix: [&str; 2], ty: Type, bytes: usize, align: usize| -> Result<Tensor> {
         let mut full = Vec::new();
-        reserve(&mut full, name.len() + suffix.len(), "the name of a tensor")?;
+        reserve(&mut full, name.len() + suffix[0].len() + suffix[1].len(), "the name of a tensor")?;
         full.extend_from_slice(name);
-        full.extend_from_slice(suffix.as_bytes());
+        suffix.iter().for_each(|suffix| full.extend_from_slice(suffix.as_bytes()));
         let tensor = directory.tensor(&full);
         let tensor = *tensor.ok_or_else(|| fail!(BadFile, "no tensor {}", Quoted(&full)))?;
         if tensor.ty != ty || tensor.bytes != bytes as u64 || !tensor.offset.is_multiple_of(align as u64) {
@@ -406,15 +503,15 @@ fn layer(directory: &Directory, name: &[u8], line: Str) -> Result<(Layer, Tensor
     };
     let range = |t: Tensor| t.offset as usize..(t.offset + t.bytes) as usize;
     let size = Packed::size(&line.layout, line.out_features, line.in_features)?;
-    let mut panels = part("", Type::U8, size, ALIGNMENT)?;
-    // Features are at most 2^31, so that these products fit.
-    let (bias_bytes, permutation_bytes) = (4 * line.out_features, 4 * line.in_features);
-    let bias = line.bias_sum.map(|_| part(BIAS, Type::F32, bias_bytes, 4).map(range)).transpose()?;
-    let permutation = line
-        .permutation_sum
-        .map(|_| part(PERMUTATION, Type::U32, permutation_bytes, 4).map(range))
-        .transpose()?;
-    let layer = Layer { line, panels: range(panels), bias, permutation };
+    let mut panels = find(["", ""], Type::U8, size, ALIGNMENT)?;
+    let mut parts = [const { None }; PARTS];
+    for ((place, part), sum) in parts.iter_mut().zip(Part::ALL).zip(line.sums) {
+        if sum.is_some() {
+            // Features are at most 2^31, so that the product fits.
+            *place = Some(range(find([PART, part.name()], part.dtype().1, 4 * part.count(&line), 4)?));
+        }
+    }
+    let layer = Layer { line, panels: range(panels), parts };
     // To callers the tensor is the matrix that it holds.
     panels.ty = Type::Panels;
     panels.dims = 2;
@@ -425,16 +522,20 @@ fn layer(directory: &Directory, name: &[u8], line: Str) -> Result<(Layer, Tensor
 impl Layer {
     /// How many tensors of the file are its own.
     fn tensors(&self) -> usize {
-        1 + self.bias.is_some() as usize + self.permutation.is_some() as usize
+        1 + self.parts.iter().flatten().count()
+    }
+
+    fn bytes<'a>(&self, part: Part, file: &'a [u8]) -> Option<&'a [[u8; 4]]> {
+        let range = self.parts[part as usize].clone()?;
+        Some(file.get(range).unwrap_or(&[]).as_chunks().0)
     }
 
     /// Reads its permutation, which has to be one.
-    pub fn read_permutation(&self, file: &[u8]) -> Result<Option<Vec<u32>>> {
-        let Some(range) = self.permutation.clone() else { return Ok(None) };
+    pub fn permutation(&self, file: &[u8]) -> Result<Option<Vec<u32>>> {
+        let Some(bytes) = self.bytes(Part::Permutation, file) else { return Ok(None) };
         let count = self.line.in_features;
         let mut columns = filled(count, 0u32, "a column permutation")?;
         let mut seen = filled(count, false, "a column permutation")?;
-        let bytes = file.get(range).unwrap_or(&[]).as_chunks().0;
         for (k, (column, bytes)) in columns.iter_mut().zip(bytes).enumerate() {
             *column = u32::from_le_bytes(*bytes);
             match seen.get_mut(*column as usize) {
@@ -448,29 +549,24 @@ impl Layer {
         Ok(Some(columns))
     }
 
-    /// Reads its bias.
-    pub fn read_bias(&self, file: &[u8]) -> Result<Option<Vec<f32>>> {
-        let Some(range) = self.bias.clone() else { return Ok(None) };
-        let mut bias = filled(self.line.out_features, 0.0f32, "bias")?;
-        for (value, bytes) in bias.iter_mut().zip(file.get(range).unwrap_or(&[]).as_chunks().0) {
+    /// Reads another of its parts.
+    pub fn floats(&self, part: Part, file: &[u8]) -> Result<Option<Vec<f32>>> {
+        let Some(bytes) = self.bytes(part, file) else { return Ok(None) };
+        let mut values = filled(bytes.len(), 0.0f32, part.name())?;
+        for (value, bytes) in values.iter_mut().zip(bytes) {
             *value = f32::from_le_bytes(*bytes);
         }
-        Ok(Some(bias))
+        Ok(Some(values))
     }
 }
 
 /// Checks the sums of all tensors: reads the whole file.
 pub fn verify(directory: &Directory, file: &[u8]) -> Result<()> {
     for (tensor, layer) in directory.tensors.iter().zip(&directory.layers) {
-        let line = &layer.line;
-        let parts = [
-            ("weights", Some(layer.panels.clone()), Some(line.sum)),
-            ("bias", layer.bias.clone(), line.bias_sum),
-            ("permutation", layer.permutation.clone(), line.permutation_sum),
-        ];
-        for (what, range, expected) in parts {
-            let (Some(range), Some(expected)) = (range, expected) else { continue };
-            let found = sum(file.get(range).unwrap_or(&[]));
+        let parts = Part::ALL.iter().map(|part| part.name()).zip(&layer.parts).zip(layer.line.sums);
+        let parts = parts.filter_map(|((what, range), sum)| Some((what, range.as_ref()?, sum?)));
+        for (what, range, expected) in [("weights", &layer.panels, layer.line.sum)].into_iter().chain(parts) {
+            let found = sum(file.get(range.clone()).unwrap_or(&[]));
             if found != expected {
                 return Err(fail!(
                     BadFile,

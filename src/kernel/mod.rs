@@ -19,6 +19,8 @@ use crate::error::Result;
 use crate::layout::{Coded, Float, Layout, Offset, Packed, Scales, TILE, Values};
 use crate::limits::INT32_COLUMNS;
 
+#[cfg(target_arch = "aarch64")]
+pub mod aarch64;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod narrow;
 pub mod scalar;
@@ -136,6 +138,12 @@ static TABLES: &[&[&[Kernel]]] = &[
     x86_64::avxvnni::KERNELS,
     #[cfg(target_arch = "x86_64")]
     x86_64::avx2::KERNELS,
+    #[cfg(target_arch = "aarch64")]
+    aarch64::i8mm::KERNELS,
+    #[cfg(target_arch = "aarch64")]
+    aarch64::dotprod::KERNELS,
+    #[cfg(target_arch = "aarch64")]
+    aarch64::neon::KERNELS,
     scalar::KERNELS,
 ];
 
@@ -176,9 +184,17 @@ pub fn select(layout: &Layout, in_features: usize, activation: Kind, isa: Isa) -
                 || !(long_group || several_sums && k.mr > 1))
     };
     let first = |several: bool| {
-        // A better instruction set beats a better shape: one that only takes many rows serves one.
-        let best = all().find(fits).unwrap_or(&scalar::KERNELS[0][(activation == Kind::Integer) as usize]);
-        all().filter(fits).find(|k| k.isa == best.isa && (k.mr > 1) == several).unwrap_or(best)
+        let best = all().filter(fits).find(|k| (k.mr > 1) == several);
+        let other = all().filter(fits).find(|k| (k.mr > 1) != several);
+        // A better instruction set beats a kernel made for so many rows; but for one row, a vector
+        // kernel that decodes in registers is best (i8mm has none).
+        match (best, other) {
+            (Some(best), Some(other)) if best.isa >= other.isa || !several && best.isa != Isa::Scalar => best,
+            (_, Some(other)) => other,
+            (Some(best), None) => best,
+            // The scalar table has `Any` for both kinds.
+            (None, None) => &scalar::KERNELS[0][(activation == Kind::Integer) as usize],
+        }
     };
     Choice { gemv: first(false), gemm: first(true) }
 }
@@ -218,6 +234,30 @@ pub fn panel_rows(kernel: &Kernel, m: usize) -> usize {
     m.div_ceil(m.div_ceil(kernel.mr).max(1)).max(1)
 }
 
+/// Plain Rust that is worth compiling for each instruction set, because compilers vectorise it. Its
+/// operations are exact or elementwise (or in an order that the text fixes), so that every compilation
+/// gives the same bits.
+pub trait Portable {
+    /// What it gives.
+    type Output;
+    /// Does it. Write `#[inline(always)]` here and on what it calls: only code that is inlined gets
+    /// the instructions.
+    fn run(self) -> Self::Output;
+}
+
+/// Runs that instruction set's compilation.
+pub fn compiled<P: Portable>(isa: Isa, work: P) -> P::Output {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a layer's instruction set was detected when it was chosen (`Isa::detected`).
+        Isa::Avx512Vnni => unsafe { x86_64::avx512vnni::compiled(work) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx2 | Isa::AvxVnni => unsafe { x86_64::avx2::compiled(work) },
+        _ => work.run(),
+    }
+}
+
 /// Quantises one row of x with the instruction set's compilation of `activation::quantize_row`.
 pub fn quantize_row(isa: Isa, x: &[f32], shape: &Shape, rule: &Rule, out: &mut RowCodes<'_>) -> bool {
     assert!(x.len() == shape.geometry.in_features);
@@ -230,6 +270,7 @@ pub fn quantize_row(isa: Isa, x: &[f32], shape: &Shape, rule: &Rule, out: &mut R
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Isa::Avx2 | Isa::AvxVnni => unsafe { x86_64::avx2::quantize_row(x, shape, rule, out) },
+        // NEON is in every compilation for AArch64.
         _ => crate::activation::quantize_row(x, shape, rule, out),
     }
 }

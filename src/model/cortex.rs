@@ -101,6 +101,6 @@ pub(super) fn int4_of<'a>(
         return Err(fail!(InvalidArgument, "out_features is {}, the file's {rows}", request.out_features));
     }
     let mut plan = Plan::new(Type::Int4, rows, columns, Recipe::Int4(group, packed, scales));
-    plan.used = Used { group_size: true, features: true, scales: true };
+    plan.used = Used { group_size: true, features: true, scales: true, ..Used::default() };
     Ok(plan)
 }

@@ -105,7 +105,7 @@ pub(super) fn tensor<'a>(
         )),
         (rows, columns) => Ok([rows, columns]),
     };
-    let all = Used { group_size: false, features: true, scales: true };
+    let all = Used { features: true, scales: true, ..Used::default() };
     match ty {
         Type::Ternary => super::cortex::ternary_of(tensor, packed, scales),
         Type::Int4 => super::cortex::int4_of(tensor, packed, scales, request),

@@ -38,6 +38,7 @@ mod whole;
 pub use saved::{Saved, saved};
 
 pub use plan::{Plan, Request};
+pub use rotation::Declared;
 
 use crate::container::{Files, Kind, Quoted, Str, Tensor, Texts};
 use crate::error::{Error, Result, fail};
@@ -251,9 +252,7 @@ impl Layers {
         let within = |e: Error| e.within(format_args!("layer {}", Quoted(name)));
         let parts = Parts { files, name, tensors: &layer.tensors };
         let plan = || {
-            if let Some(index) = layer.tensors[Role::Weight as usize] {
-                self.rotation.refuse(index)?;
-            }
+            self.rotation.check()?;
             let mut plan = match layer.family {
                 Family::Whole => whole::gguf(&parts, request)?,
                 Family::Floats => bitnet::floats(&parts, request)?,
@@ -271,7 +270,11 @@ impl Layers {
                 }
             };
             plan.add_bias(&parts, request)?;
-            plan.check(&parts, request)?;
+            plan.add_norm(&parts, request)?;
+            plan.check_request(request)?;
+            if let Some(index) = layer.tensors[Role::Weight as usize] {
+                plan.rotation = self.rotation.of_tensor(files, index, plan.in_features)?;
+            }
             Ok(plan)
         };
         plan().map_err(within)
@@ -287,16 +290,17 @@ impl Layers {
         let name = files.directory.name(tensor);
         let within = |e: Error| e.within(format_args!("tensor {}", Quoted(name)));
         let plan = || {
-            if let Some(index) = files.directory.index(name) {
-                self.rotation.refuse(index)?;
-            }
-            let plan = match request.ty {
+            self.rotation.check()?;
+            let mut plan = match request.ty {
                 Some(ty) if tensor.ty != ty && flat::is_apart(ty) => {
                     flat::tensor(files, tensor, ty, request)?
                 }
                 _ => whole::tensor(files, tensor, request).map_err(|e| self.hint(files, tensor, e))?,
             };
             plan.check_request(request)?;
+            if let Some(index) = files.directory.index(name) {
+                plan.rotation = self.rotation.of_tensor(files, index, plan.in_features)?;
+            }
             Ok(plan)
         };
         plan().map_err(within)
@@ -305,7 +309,8 @@ impl Layers {
     /// Says, where a tensor cannot be opened alone, which layer it belongs to.
     fn hint(&self, files: &Files, tensor: &Tensor, error: Error) -> Error {
         let index = files.directory.index(files.directory.name(tensor));
-        let of = |layer: &&Layer| layer.family != Family::Whole && layer.tensors.contains(&index);
+        let whole = |layer: &Layer| matches!(layer.family, Family::Whole | Family::Floats);
+        let of = |layer: &&Layer| !whole(layer) && layer.tensors.contains(&index);
         match self.list.iter().find(of) {
             Some(layer) if index.is_some() => {
                 let name = Quoted(self.name(layer));

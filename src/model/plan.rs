@@ -1,11 +1,13 @@
 //! How to make the matrix of a layer: everything checked, nothing but small tensors read.
 
 use super::Role;
-use super::parts::{Parts, size};
+use super::parts::{Parts, expect, size};
+use super::rotation::Declared;
 use crate::codec::bitnet_hf::{BitnetHf, BitnetOnline, WeightScale};
 use crate::codec::burn_dragon::{Artifact, View};
 use crate::codec::gptq::{Awq, Gptq, GptqVersion};
 use crate::codec::int4_rows::{CompressedTensors, Mlx};
+use crate::codec::transposed::Transposed;
 use crate::codec::{self, Floats, Matrix, cortex, ruvllm};
 use crate::container::Tensor;
 use crate::error::{Result, fail};
@@ -29,6 +31,8 @@ pub struct Request<'a> {
     pub all_slices: bool,
     /// The caller applies the norm that the file has.
     pub without_norm: bool,
+    /// The tensor is stored `[in_features, out_features]`.
+    pub transposed: bool,
     /// Columns and rows, where packed weights do not tell them; 0: they do.
     pub in_features: usize,
     /// See `in_features`.
@@ -39,12 +43,16 @@ pub struct Request<'a> {
     pub has_bias: bool,
 }
 
+/// `rms_norm_eps` where config.json does not have it: the default of transformers' BitNet.
+const RMS_EPSILON: f32 = 1e-6;
+
 /// Which options of a [`Request`] a plan made use of.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Used {
     pub(super) group_size: bool,
     pub(super) features: bool,
     pub(super) scales: bool,
+    pub(super) transposed: bool,
 }
 
 /// A layer whose parts were found and fit together.
@@ -65,12 +73,17 @@ pub struct Plan<'a> {
     pub(super) all_slices: bool,
     pub(super) recipe: Recipe<'a>,
     pub(super) used: Used,
+    /// What the file declares to be done to x first, after a norm.
+    pub rotation: Option<Declared>,
     bias: Option<Floats<'a>>,
+    /// The weight of an RMS norm before the layer, and its epsilon.
+    norm: Option<(Floats<'a>, f32)>,
 }
 
 /// The arguments of a codec's constructor.
 pub(super) enum Recipe<'a> {
     Whole(&'a [u8]),
+    Transposed(&'a [u8]),
     BitnetHf(&'a [u8], Floats<'a>, WeightScale),
     Online(Floats<'a>),
     Ternary(Type, &'a [u8], Floats<'a>),
@@ -117,7 +130,9 @@ impl<'a> Plan<'a> {
             all_slices: false,
             recipe,
             used: Used::default(),
+            rotation: None,
             bias: None,
+            norm: None,
         }
     }
 
@@ -126,6 +141,7 @@ impl<'a> Plan<'a> {
         let (rows, columns) = (self.out_features, self.in_features);
         Ok(match &self.recipe {
             Recipe::Whole(bytes) => codec::open(self.ty, rows, columns, bytes)?,
+            Recipe::Transposed(bytes) => Box::new(Transposed::new(self.ty, rows, columns, bytes)?),
             Recipe::BitnetHf(packed, scale, meaning) => {
                 Box::new(BitnetHf::new(rows, columns, packed, *scale, *meaning)?)
             }
@@ -196,16 +212,30 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    /// Refuses what the layer cannot do, and options that say nothing about it.
-    pub(super) fn check(&self, parts: &Parts<'_, '_>, request: &Request<'_>) -> Result<()> {
-        if parts.get(Role::Norm).is_some() && !request.without_norm {
-            return Err(fail!(
-                Unsupported,
-                "rms_norm.weight: the norm of x before the layer is not applied yet; with \
-                 BL_LAYER_WITHOUT_NORM the caller applies it"
-            ));
+    /// The weight of the RMS norm that the file has before the layer.
+    pub fn norm(&self) -> Result<Option<Vec<f32>>> {
+        let Some((floats, _)) = self.norm else { return Ok(None) };
+        let mut weight = filled(self.in_features, 0.0f32, "norm")?;
+        for (k, w) in weight.iter_mut().enumerate() {
+            *w = floats.get(k);
         }
-        self.check_request(request)
+        Ok(Some(weight))
+    }
+
+    /// Its epsilon.
+    pub fn norm_epsilon(&self) -> Option<f32> {
+        self.norm.map(|(_, epsilon)| epsilon)
+    }
+
+    /// Finds the norm before the layer, where the caller does not apply it.
+    pub(super) fn add_norm(&mut self, parts: &Parts<'a, '_>, request: &Request<'_>) -> Result<()> {
+        let Some(tensor) = parts.get(Role::Norm).filter(|_| !request.without_norm) else { return Ok(()) };
+        expect(tensor, "rms_norm.weight", &[self.in_features])?;
+        let config =
+            parts.config().and_then(|config| config.number(&["quantization_config", "rms_norm_eps"]));
+        let epsilon = config.map_or(RMS_EPSILON, |epsilon| epsilon as f32);
+        self.norm = Some((parts.floats(tensor, "rms_norm.weight")?, epsilon));
+        Ok(())
     }
 
     /// Refuses options that say nothing about this layer.
@@ -219,6 +249,7 @@ impl<'a> Plan<'a> {
             ("in_features", request.in_features != 0, self.used.features),
             ("out_features", request.out_features != 0, self.used.features),
             ("scales", request.scales.is_some(), self.used.scales),
+            ("flags: BL_LAYER_TRANSPOSED", request.transposed, self.used.transposed),
         ];
         match given.iter().find(|(_, given, used)| *given && !used) {
             None => Ok(()),

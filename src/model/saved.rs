@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use super::parts::Parts;
 use super::plan::{Plan, Recipe};
-use crate::container::packed::Line;
+use crate::container::packed::{Layer, Part};
 use crate::container::{Files, Quoted, Tensor};
-use crate::error::{Error, Result, fail};
+use crate::epilogue::Epilogue;
+use crate::error::{Result, fail};
+use crate::layer::{Activation, Settings};
 use crate::layout::Packed;
 use crate::memory::{ALIGNMENT, Block, Heap};
+use crate::norm;
 use crate::types::Type;
 
 /// What a listing tells of such a layer.
@@ -23,12 +26,8 @@ pub(super) fn plan<'a>(parts: &Parts<'a, '_>) -> Result<Plan<'a>> {
 pub struct Saved {
     /// Its panels, in place.
     pub packed: Packed,
-    /// What is added to y.
-    pub bias: Option<Vec<f32>>,
-    /// What the product is multiplied with before the bias is added.
-    pub product_scale: Option<f32>,
-    /// How it takes x: a number of `bl_activation`.
-    pub activation: u32,
+    /// What stands around the product.
+    pub settings: Settings,
     /// The format that its weights were stored in.
     pub ty: Type,
 }
@@ -41,7 +40,13 @@ where
 {
     let Some(layer) = files.directory.layer(tensor) else { return Ok(None) };
     let name = Quoted(files.directory.name(tensor));
-    let within = |e: Error| e.within(format_args!("layer {name}"));
+    read(files, layer, heap).map(Some).map_err(|e| e.within(format_args!("layer {name}")))
+}
+
+fn read<T>(files: &Arc<T>, layer: &Layer, heap: &Heap) -> Result<Saved>
+where
+    T: Deref<Target = Files> + Send + Sync + 'static,
+{
     let file = files.sources.first().map_or(&[][..], |source| source.bytes());
     let (line, range) = (&layer.line, layer.panels.clone());
     let bytes = file.get(range.clone()).unwrap_or(&[]);
@@ -54,10 +59,36 @@ where
         block.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
         block
     };
-    let permutation = layer.read_permutation(file).map_err(within)?;
-    let bias = layer.read_bias(file).map_err(within)?;
-    let packed = Packed::of(line.layout, line.out_features, line.in_features, panels, permutation);
-    let packed = packed.map_err(within)?;
-    let Line { activation, product_scale, ty, .. } = *line;
-    Ok(Some(Saved { packed, bias, product_scale, activation, ty }))
+    let permutation = layer.permutation(file)?;
+    let packed = Packed::of(line.layout, line.out_features, line.in_features, panels, permutation)?;
+    let unknown = |what: &str, number: u32| fail!(Unsupported, "{what} {number} is unknown to this library");
+    let activation = Activation::ALL.into_iter().find(|a| *a as u32 == line.activation);
+    let norm = match line.norm {
+        None => None,
+        Some((number, epsilon)) => {
+            let kind = norm::Kind::ALL.into_iter().find(|kind| *kind as u32 == number);
+            Some((kind.ok_or_else(|| unknown("norm", number))?, epsilon))
+        }
+    };
+    let settings = Settings {
+        activation: activation.ok_or_else(|| unknown("activation", line.activation))?,
+        product_scale: line.product_scale,
+        bias: layer.floats(Part::Bias, file)?,
+        norm,
+        norm_weight: layer.floats(Part::NormWeight, file)?,
+        norm_bias: layer.floats(Part::NormBias, file)?,
+        rotation: line.rotation,
+        rotation_signs: layer.floats(Part::RotationSigns, file)?,
+        epilogue: match line.epilogue {
+            None => Epilogue::None,
+            Some((number, threshold)) => Epilogue::from_number(number, threshold)?,
+        },
+        activation_scale: line.activation_scale,
+    };
+    let stray = settings.norm.is_none() && (settings.norm_weight.is_some() || settings.norm_bias.is_some())
+        || settings.rotation.is_none() && settings.rotation_signs.is_some();
+    if stray {
+        return Err(fail!(BadFile, "vectors of a norm or a rotation, but no such thing"));
+    }
+    Ok(Saved { packed, settings, ty: line.ty })
 }

@@ -58,6 +58,9 @@ pub(super) fn tensor<'a>(files: &'a Files, tensor: &'a Tensor, request: &Request
         }
     };
     let bytes = files.bytes(tensor);
+    if request.transposed {
+        return transposed(tensor, [slices, rows, columns], bytes, request);
+    }
     let mut plan = Plan::new(ty, rows, columns, Recipe::Whole(bytes));
     plan.sliced(slices, request)?;
     if matches!(ty, Type::I2S | Type::I2SArm | Type::I2SRows | Type::T158) {
@@ -82,5 +85,37 @@ pub(super) fn tensor<'a>(files: &'a Files, tensor: &'a Tensor, request: &Request
     let rest = bytes.get(start..).unwrap_or(&[]);
     plan.recipe = Recipe::Whole(&rest[..len.min(rest.len())]);
     plan.rows = Some((tensor, start, row_bytes));
+    Ok(plan)
+}
+
+/// One tensor of floats whose rows are the columns of x.
+fn transposed<'a>(
+    tensor: &Tensor,
+    [slices, rows, columns]: [usize; 3],
+    bytes: &'a [u8],
+    request: &Request<'_>,
+) -> Result<Plan<'a>> {
+    if tensor.dims < 2 {
+        return Err(fail!(Unsupported, "one dimension; [in_features, out_features] expected"));
+    }
+    let row_bytes = match tensor.ty {
+        Type::F32 | Type::F16 | Type::Bf16 => codec::find(tensor.ty)?.row_bytes(columns),
+        ty => {
+            let name = ty.name();
+            return Err(fail!(
+                Unsupported,
+                "{name} weights stored [in_features, out_features]: f32, f16 or bf16 expected"
+            ));
+        }
+    };
+    if request.all_slices && slices > 1 {
+        return Err(fail!(Unsupported, "{slices} transposed matrices: open them one by one"));
+    }
+    let len = rows.saturating_mul(row_bytes);
+    let rest = bytes.get(request.slice.saturating_mul(len)..).unwrap_or(&[]);
+    let recipe = Recipe::Transposed(&rest[..len.min(rest.len())]);
+    let mut plan = Plan::new(tensor.ty, columns, rows, recipe);
+    plan.sliced(slices, request)?;
+    plan.used.transposed = true;
     Ok(plan)
 }

@@ -8,6 +8,8 @@ pub enum Kv {
     U64(u64),
     Bytes(Vec<u8>),
     Strings(Vec<&'static str>),
+    I8s(Vec<i8>),
+    U32s(Vec<u32>),
     /// An array in an array in ... that many deep, the innermost of one byte.
     Nested(u32),
 }
@@ -93,6 +95,16 @@ impl File {
                     put(9, &8u32.to_le_bytes());
                     out.extend((strings.len() as u64).to_le_bytes());
                     strings.iter().for_each(|s| string(&mut out, s.as_bytes()));
+                }
+                Kv::I8s(values) => {
+                    put(9, &1u32.to_le_bytes());
+                    out.extend((values.len() as u64).to_le_bytes());
+                    out.extend(values.iter().map(|v| *v as u8));
+                }
+                Kv::U32s(values) => {
+                    put(9, &4u32.to_le_bytes());
+                    out.extend((values.len() as u64).to_le_bytes());
+                    values.iter().for_each(|v| out.extend(v.to_le_bytes()));
                 }
                 Kv::Nested(depth) => {
                     put(9, &[]);

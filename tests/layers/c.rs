@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::ptr::{null, null_mut};
 
 use bitlinear::capi::context::bl_free;
-use bitlinear::capi::forward::bl_forward;
+use bitlinear::capi::forward::{bl_forward, bl_forward_many};
 use bitlinear::capi::layer::{bl_layer_describe, bl_layer_open, bl_layer_read};
 use bitlinear::capi::model::{bl_load, bl_load_memory, bl_model_describe, bl_model_layer};
 pub(crate) use bitlinear::capi::types::*;
@@ -214,6 +214,26 @@ impl Layer {
         .unwrap();
         y
     }
+}
+
+/// y of several layers on the rows of x, in memory that held `old`.
+pub(crate) fn forward_many(layers: &[Layer], x: &[f32], old: f32, flags: u32) -> Vec<Vec<f32>> {
+    let m = x.len() / layers[0].shape()[1];
+    let mut ys: Vec<Vec<f32>> = layers.iter().map(|layer| vec![old; m * layer.shape()[0]]).collect();
+    let handles: Vec<*const bl_layer> = layers.iter().map(|layer| layer.0.cast_const()).collect();
+    let to: Vec<_> = ys.iter_mut().map(|y| y.as_mut_ptr().cast()).collect();
+    let mut run = sized!(bl_run_options);
+    run.flags = flags;
+    let (count, m, from) = (layers.len(), m as i64, x.as_ptr().cast());
+    let ty = TypeArg(bl_type::BL_TYPE_F32 as u32);
+    call(|error| {
+        // SAFETY: x and every y have m rows.
+        unsafe {
+            bl_forward_many(handles.as_ptr(), count, m, from, ty, 0, to.as_ptr(), ty, null(), &run, error)
+        }
+    })
+    .unwrap();
+    ys
 }
 
 /// Checks y of float activations: within 1e-5 of the sum of magnitudes of the true product.

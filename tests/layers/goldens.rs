@@ -323,7 +323,7 @@ fn burn_dragon() {
         let want = floats(&case["dequantized"]);
         let packed = crate::data::hex(&case["packed_hex"]);
         let n = want.len();
-        if n % 2 != 0 {
+        if !n.is_multiple_of(2) {
             continue;
         }
         seen += 1;

@@ -14,5 +14,6 @@ mod fresh;
 mod goldens;
 mod half_present;
 mod naming;
+mod norm;
 mod options;
 mod rotation;

@@ -83,7 +83,7 @@ pub fn tool(name: &str, for_what: &str) -> Option<PathBuf> {
     if let Some(found) = find(name) {
         return Some(found);
     }
-    let wanted = |variable: &str| std::env::var_os(variable).is_some_and(|v| v != "" && v != "0");
+    let wanted = |variable: &str| std::env::var_os(variable).is_some_and(|v| !v.is_empty() && v != "0");
     if wanted("CI") || wanted("BITLINEAR_INSTALL_TOOLS") {
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
         let _lock = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());

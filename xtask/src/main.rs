@@ -1,4 +1,6 @@
-//! Chores of the project: `cargo xtask header [--check]`.
+//! Chores of the project: `cargo xtask header [--check]`, `cargo xtask install [--prefix FOLDER] ...`.
+
+mod install;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,7 +11,10 @@ fn main() -> ExitCode {
     let result = match words[..] {
         ["header"] => header(false),
         ["header", "--check"] => header(true),
-        _ => Err("usage: cargo xtask header [--check]".to_owned()),
+        ["install", ..] => install::install(&words[1..]),
+        _ => Err("usage: cargo xtask header [--check]\n       cargo xtask install [--prefix FOLDER] \
+            [--destdir FOLDER] [--libdir FOLDER] [--includedir FOLDER]"
+            .to_owned()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -28,11 +33,7 @@ fn root() -> PathBuf {
 fn header(check: bool) -> Result<(), String> {
     let root = root();
     let mut config = cbindgen::Config::from_file(root.join("cbindgen.toml"))?;
-    let manifest = std::fs::read_to_string(root.join("Cargo.toml")).map_err(|e| e.to_string())?;
-    let version = manifest
-        .lines()
-        .find_map(|line| line.strip_prefix("version = \"")?.strip_suffix('"'))
-        .ok_or("Cargo.toml has no version")?;
+    let version = install::version()?;
     let parts: Vec<&str> = version.split('.').collect();
     let [major, minor, patch] = parts[..] else { return Err(format!("version {version} is not x.y.z")) };
     let text = config.after_includes.take().ok_or("cbindgen.toml has no after_includes")?;
@@ -40,7 +41,7 @@ fn header(check: bool) -> Result<(), String> {
         Some(text.replace("@MAJOR@", major).replace("@MINOR@", minor).replace("@PATCH@", patch));
     let mut builder = cbindgen::Builder::new().with_config(config);
     // In the order in which the header is read.
-    for file in ["types", "diagnostics", "context", "profile", "model", "layer", "forward"] {
+    for file in ["types", "diagnostics", "context", "profile", "model", "layer", "forward", "rotate"] {
         builder = builder.with_src(root.join("src/capi").join(file).with_extension("rs"));
     }
     let mut bytes = Vec::new();

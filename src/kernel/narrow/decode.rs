@@ -53,46 +53,35 @@ macro_rules! decode {
             }
         }
 
-        /// Decodes units of one panel into quads of a line each. A unit is `unit_bytes` long (all panels
-        /// and bases); the panel's first line in it is at `at`, its next ones every `stride` bytes.
+        /// Decodes units of one panel into quads of a line each.
         #[inline(never)]
         #[target_feature(enable = $features)]
-        pub(super) fn decode(
-            coded: &Coded,
-            units: &[u8],
-            unit_bytes: usize,
-            at: usize,
-            stride: usize,
-            block: &mut [u8],
-        ) {
+        pub(super) fn decode(coded: &Coded, units: &$crate::kernel::narrow::Units<'_>, block: &mut [u8]) {
             let table = table(coded);
-            $crate::kernel::narrow::for_width!(
-                coded,
-                decode_width(units, unit_bytes, at, stride, table, block)
-            )
+            $crate::kernel::narrow::for_width!(coded, decode_width(units, table, block))
         }
 
         #[inline(never)]
         #[target_feature(enable = $features)]
         fn decode_width<const BITS: u8, const TABLE: bool>(
-            units: &[u8],
-            unit_bytes: usize,
-            at: usize,
-            stride: usize,
+            units: &$crate::kernel::narrow::Units<'_>,
             table: Bytes,
             block: &mut [u8],
         ) {
             use $crate::kernel::narrow::{unit_lines, unit_quads};
             let (block, _) = block.as_chunks_mut::<LINE>();
-            for (unit, block) in units.chunks_exact(unit_bytes).zip(block.chunks_exact_mut(unit_quads(BITS)))
-            {
-                for line in 0..unit_lines(BITS) {
-                    prefetch(unit, 2048 + at + line * stride);
-                }
-                let lines = lines::<BITS>(unit, at, stride);
-                for i in 0..unit_quads(BITS) {
-                    for h in 0..PARTS {
-                        store(&mut block[i], h, quad::<BITS, TABLE>(&lines, h, i, table));
+            let (at, stride) = (units.at, units.stride);
+            let mut blocks = block.chunks_exact_mut(unit_quads(BITS));
+            for record in units.bytes.chunks(units.record) {
+                for (unit, block) in record[units.head..].chunks_exact(units.unit).zip(&mut blocks) {
+                    for line in 0..unit_lines(BITS) {
+                        prefetch(unit, 2048 + at + line * stride);
+                    }
+                    let lines = lines::<BITS>(unit, at, stride);
+                    for i in 0..unit_quads(BITS) {
+                        for h in 0..PARTS {
+                            store(&mut block[i], h, quad::<BITS, TABLE>(&lines, h, i, table));
+                        }
                     }
                 }
             }

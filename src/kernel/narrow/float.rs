@@ -17,7 +17,7 @@ macro_rules! float {
         use crate::kernel::Job;
         use crate::kernel::narrow::float::{BLOCK, Mode, block_columns, code_bytes};
         use crate::kernel::narrow::gemm::split;
-        use crate::kernel::narrow::{for_rows, unit_lines, zero_point};
+        use crate::kernel::narrow::{Units, for_rows, unit_lines, zero_point};
         use crate::layout::packed::{Geometry, LINE, Tile, unit_columns};
         use crate::layout::{
             self, Coded, Layout, Offset, PANEL, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE, TILE_PANELS,
@@ -106,11 +106,17 @@ macro_rules! float {
         #[inline(never)]
         #[target_feature(enable = $features)]
         fn dense(float: layout::Float, tile: Tile<'_>, p: usize, at: usize, block: &mut [f32], len: usize) {
-            let ty = match float {
-                layout::Float::F32 => ScaleType::F32,
-                layout::Float::F16 => ScaleType::F16,
-                layout::Float::Bf16 => ScaleType::Bf16,
-            };
+            match float {
+                layout::Float::F32 => columns(ScaleType::F32, tile, p, at, block, len),
+                layout::Float::F16 => columns(ScaleType::F16, tile, p, at, block, len),
+                layout::Float::Bf16 => columns(ScaleType::Bf16, tile, p, at, block, len),
+            }
+        }
+
+        /// Columns of floats of a type, which is a constant where this is inlined.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn columns(ty: ScaleType, tile: Tile<'_>, p: usize, at: usize, block: &mut [f32], len: usize) {
             let size = tile.panels * PANEL * ty.bytes();
             let columns = tile.bytes[at * size..][..len * size].chunks_exact(size);
             for (column, block) in columns.zip(block.chunks_exact_mut(PANEL)) {
@@ -147,11 +153,12 @@ macro_rules! float {
                 // The columns of this step are in one group: one set of scales.
                 let count = (at + len - k).min(group - inside % group).min(geometry.record_len(r) - inside);
                 let (first, end) = (inside / columns, (inside + count).div_ceil(columns));
-                let units = &units[first * base_bytes * bases..end * base_bytes * bases];
+                let bytes = &units[first * base_bytes * bases..end * base_bytes * bases];
                 let block = &mut block[(k - at) * PANEL..][..count * PANEL];
                 for base in 0..bases {
-                    let place = base * base_bytes + p * LINE;
-                    decode(coded, units, base_bytes * bases, place, stride, codes);
+                    let at = base * base_bytes + p * LINE;
+                    let unit = base_bytes * bases;
+                    decode(coded, &Units { bytes, record: bytes.len(), head: 0, unit, at, stride }, codes);
                     for h in (0..PANEL).step_by(LANES) {
                         let lane = p * PANEL + h;
                         let (mut scale, mut plus, mut zero) =

@@ -17,7 +17,8 @@ macro_rules! gemm {
         use crate::error::Result;
         use crate::kernel::Job;
         use crate::kernel::narrow::gemm::{block_columns, block_records, head_floats, split};
-        use crate::kernel::narrow::{for_rows, unit_lines, wide, zero_point};
+        use crate::kernel::narrow::{Units, for_rows, unit_lines, wide, zero_point};
+        use std::slice::Chunks;
         use crate::layout::packed::{LINE, unit_columns};
         use crate::layout::{Coded, Layout, Offset, PANEL, SUPER_BLOCK, ScaleType, Scales, TILE, Values};
 
@@ -59,6 +60,7 @@ macro_rules! gemm {
             let panels = job.rows.div_ceil(x.mr);
             let (block, heads) = split(job.scratch, block_columns(job.packed) * PANEL);
             for p in 0..tile.panels {
+                let units = |bytes, record, head| Units { bytes, record, head, unit: unit_bytes, at: p * LINE, stride };
                 let mut work = Work { coded, wide, zero, lane: p * PANEL, x, out: job.out };
                 if coded.scales == Scales::Row {
                     let (head, bytes) = tile.bytes.split_at(lanes * 4);
@@ -67,7 +69,7 @@ macro_rules! gemm {
                         let len = size.min(geometry.padded() - at);
                         let codes = &mut block[..len * PANEL];
                         let bytes = &bytes[at / columns * unit_bytes..][..len / columns * unit_bytes];
-                        decode(coded, bytes, unit_bytes, p * LINE, stride, codes);
+                        decode(coded, &units(bytes, bytes.len(), 0), codes);
                         let last = at + len == geometry.padded();
                         let k = Block { at, columns: len, first_record: 0, codes, heads: &[] };
                         for panel in 0..panels {
@@ -79,21 +81,13 @@ macro_rules! gemm {
                 let per_block = block_records(job.packed);
                 let blocks = tile.bytes.chunks(per_block * geometry.record_bytes(tile.panels));
                 for (b, records) in blocks.enumerate() {
-                    let mut at = 0;
-                    for (record, head) in records
-                        .chunks(geometry.record_bytes(tile.panels))
-                        .zip(heads.chunks_exact_mut(head_floats(coded)))
-                    {
-                        let (stored, bytes) = record.split_at(lanes * geometry.head);
-                        let len = bytes.len() / unit_bytes * columns;
-                        let codes = &mut block[at * PANEL..][..len * PANEL];
-                        decode(coded, bytes, unit_bytes, p * LINE, stride, codes);
-                        decode_head(coded, stored, lanes, p * PANEL, head);
-                        at += len;
-                    }
+                    let record = geometry.record_bytes(tile.panels);
+                    decode(coded, &units(records, record, lanes * geometry.head), block);
+                    decode_heads(coded, records.chunks(record), lanes, p * PANEL, heads);
+                    let at = b * per_block * geometry.record_padded();
                     let k = Block {
-                        at: b * per_block * geometry.record_padded(),
-                        columns: at,
+                        at,
+                        columns: (per_block * geometry.record_padded()).min(geometry.padded() - at),
                         first_record: b * per_block,
                         codes: block,
                         heads,
@@ -110,11 +104,18 @@ macro_rules! gemm {
             Ok(())
         }
 
-        /// The head of a record as vectors of 16.
+        /// The heads of records as vectors of 16.
         #[inline(never)]
         #[target_feature(enable = $features)]
-        fn decode_head(coded: &Coded, stored: &[u8], lanes: usize, lane: usize, head: &mut [f32]) {
+        fn decode_heads(
+            coded: &Coded,
+            records: Chunks<'_, u8>,
+            lanes: usize,
+            lane: usize,
+            heads: &mut [f32],
+        ) {
             let ty = coded.scale_type;
+            for (stored, head) in records.zip(heads.chunks_exact_mut(head_floats(coded))) {
             for h in (0..PANEL).step_by(LANES) {
                 put_floats(head, h, scales(ty, stored, lane + h));
                 let rest = &stored[lanes * ty.bytes()..];
@@ -125,19 +126,21 @@ macro_rules! gemm {
                     Scales::Group { offset: Offset::Zero, .. } => {
                         put_floats(head, PANEL + h, as_floats(unsigned_bytes(rest, lane + h)));
                     }
-                    Scales::TwoLevel { minimum, .. } => {
+                    Scales::TwoLevel { len, minimum } => {
+                        let groups = SUPER_BLOCK / len * (1 + minimum as usize);
                         let subs = if minimum {
                             put_floats(head, PANEL + h, scales(ty, rest, lane + h));
                             &rest[lanes * ty.bytes()..]
                         } else {
                             rest
                         };
-                        for (j, subs) in subs.chunks_exact(lanes).enumerate() {
+                        for (j, subs) in subs.chunks_exact(lanes).take(groups).enumerate() {
                             put_floats(head, (2 + j) * PANEL + h, as_floats(signed_bytes(subs, lane + h)));
                         }
                     }
                     _ => {}
                 }
+            }
             }
         }
 

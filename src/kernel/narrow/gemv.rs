@@ -13,9 +13,7 @@ macro_rules! gemv {
         use crate::kernel::Job;
         use crate::kernel::narrow::{for_width, run as run_of, unit_lines, unit_quads, wide, zero_point};
         use crate::layout::packed::{LINE, Tile};
-        use crate::layout::{
-            Coded, Layout, Offset, PANEL, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE, Values,
-        };
+        use crate::layout::{Coded, Layout, Offset, PANEL, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE};
         use crate::limits::INT32_COLUMNS;
 
         /// How far ahead of the reader a cache line is asked for.

@@ -75,6 +75,20 @@ pub(super) fn zero_point(coded: &Coded) -> i32 {
     }
 }
 
+/// Where the codes of a panel lie: what `decode` reads.
+pub(super) struct Units<'a> {
+    /// Records, one after another; the last may be short.
+    pub(super) bytes: &'a [u8],
+    /// Bytes of a record, and those of its head.
+    pub(super) record: usize,
+    pub(super) head: usize,
+    /// Bytes of a unit: all panels and bases.
+    pub(super) unit: usize,
+    /// The panel's first line in a unit, and the way from each to its next one.
+    pub(super) at: usize,
+    pub(super) stride: usize,
+}
+
 /// Evaluates an expression with the constant `$rows` equal to the panel's number of rows.
 macro_rules! for_rows {
     ([$($n:literal)*] $mr:expr, $rows:ident => $body:expr) => {
@@ -85,23 +99,30 @@ macro_rules! for_rows {
     };
 }
 
-/// Calls `$f::<BITS, TABLE>` for the width of `$coded`.
+/// Calls `$f::<BITS, TABLE>` for the width of `$coded`; more constants may stand in brackets.
 macro_rules! for_width {
     ($coded:expr, $f:ident $args:tt) => {
-        match ($coded.bits, matches!($coded.values, Values::Table(_))) {
-            (1, _) => $f::<1, false> $args,
-            (2, _) => $f::<2, false> $args,
-            (3, _) => $f::<3, false> $args,
-            (4, false) => $f::<4, false> $args,
-            (4, true) => $f::<4, true> $args,
-            (5, _) => $f::<5, false> $args,
-            (6, _) => $f::<6, false> $args,
-            _ => $f::<8, false> $args,
+        $crate::kernel::narrow::for_width!($coded, $f [] $args)
+    };
+    ($coded:expr, $f:ident $more:tt $args:tt) => {
+        match ($coded.bits, matches!($coded.values, $crate::layout::Values::Table(_))) {
+            (1, _) => $crate::kernel::narrow::for_width!(@ 1, false, $f $more $args),
+            (2, _) => $crate::kernel::narrow::for_width!(@ 2, false, $f $more $args),
+            (3, _) => $crate::kernel::narrow::for_width!(@ 3, false, $f $more $args),
+            (4, false) => $crate::kernel::narrow::for_width!(@ 4, false, $f $more $args),
+            (4, true) => $crate::kernel::narrow::for_width!(@ 4, true, $f $more $args),
+            (5, _) => $crate::kernel::narrow::for_width!(@ 5, false, $f $more $args),
+            (6, _) => $crate::kernel::narrow::for_width!(@ 6, false, $f $more $args),
+            _ => $crate::kernel::narrow::for_width!(@ 8, false, $f $more $args),
         }
+    };
+    (@ $bits:literal, $table:literal, $f:ident [$($more:ident),*] $args:tt) => {
+        $f::<$bits, $table $(, $more)*> $args
     };
 }
 
-/// An array of kernels that take codes, one for each width and scheme of scales.
+/// An array of kernels that take codes, one for each width and scheme of scales. `$mr` is a pair: most
+/// rows where weights have one scale, and where they have groups.
 macro_rules! coded_kernels {
     ($isa:ident, $suffix:literal, $kind:ident, $mr:expr, $scratch:expr, $run:expr) => {
         coded_kernels!(@ $isa, $suffix, $kind, $mr, $scratch, $run,
@@ -128,7 +149,7 @@ macro_rules! coded_kernels {
             isa: Isa::$isa,
             layout: LayoutKey::Coded { bits: $bits, table: $table, scheme: Scheme::$scheme },
             activation: Kind::$kind,
-            mr: $mr,
+            mr: if matches!(Scheme::$scheme, Scheme::Row) { $mr.0 } else { $mr.1 },
             scratch: $scratch,
             run: $run,
         }

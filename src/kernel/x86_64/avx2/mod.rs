@@ -4,7 +4,7 @@ use super::ymm as vector;
 use crate::activation::{self, Kind, RowCodes, Rule, Shape};
 use crate::cpu::Isa;
 use crate::kernel::narrow::{self, coded_kernels, dense_kernels};
-use crate::kernel::{Kernel, LayoutKey, Scheme};
+use crate::kernel::{Kernel, LayoutKey, Portable, Scheme};
 use crate::layout::Float;
 
 mod float {
@@ -59,11 +59,23 @@ pub(super) mod step {
     }
 }
 
-static GEMV: [[Kernel; 6]; 8] = coded_kernels!(Avx2, "_i8_avx2_1x64\0", Integer, 1, |_, _| 0, gemv::run);
-static GEMM: [[Kernel; 6]; 8] =
-    coded_kernels!(Avx2, "_i8_avx2_mx16\0", Integer, multiply::ROWS, narrow::gemm::scratch, gemm::run);
-static FLOAT: [[Kernel; 6]; 8] =
-    coded_kernels!(Avx2, "_f32_avx2_mx16\0", Float, narrow::float::ROWS, narrow::float::scratch, float::run);
+static GEMV: [[Kernel; 6]; 8] = coded_kernels!(Avx2, "_i8_avx2_1x64\0", Integer, (1, 1), |_, _| 0, gemv::run);
+static GEMM: [[Kernel; 6]; 8] = coded_kernels!(
+    Avx2,
+    "_i8_avx2_mx16\0",
+    Integer,
+    (multiply::ROWS, multiply::ROWS),
+    narrow::gemm::scratch,
+    gemm::run
+);
+static FLOAT: [[Kernel; 6]; 8] = coded_kernels!(
+    Avx2,
+    "_f32_avx2_mx16\0",
+    Float,
+    (narrow::float::ROWS, narrow::float::ROWS),
+    narrow::float::scratch,
+    float::run
+);
 static DENSE: [Kernel; 3] =
     dense_kernels!(Avx2, "_f32_avx2_mx16\0", narrow::float::ROWS, narrow::float::scratch, float::run);
 
@@ -74,4 +86,10 @@ pub(in crate::kernel) static KERNELS: &[&[Kernel]] =
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(in crate::kernel) fn quantize_row(x: &[f32], shape: &Shape, rule: &Rule, out: &mut RowCodes<'_>) -> bool {
     activation::quantize_row(x, shape, rule, out)
+}
+
+/// `kernel::Portable`, compiled for this instruction set.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(in crate::kernel) fn compiled<P: Portable>(work: P) -> P::Output {
+    work.run()
 }

@@ -11,13 +11,18 @@
 
 use core::arch::x86_64::*;
 
+use super::gemm::decode;
 use super::vector::*;
 use crate::activation::{Activations, Floats};
+use crate::error::Result;
 use crate::kernel::Job;
-use crate::kernel::narrow::{unit_lines, unit_quads};
-use crate::kernel::x86_64::{scheme, zero_point};
-use crate::layout::packed::{Geometry, LINE, Tile};
-use crate::layout::{Coded, Float, Layout, PANEL, Packed, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE};
+use crate::kernel::narrow::gemm::split;
+use crate::kernel::narrow::{Units, unit_lines};
+use crate::kernel::x86_64::zero_point;
+use crate::layout::packed::{Geometry, LINE, Tile, unit_columns};
+use crate::layout::{
+    Coded, Float, Layout, Offset, PANEL, Packed, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE,
+};
 
 /// Most rows of a panel of x.
 pub(super) const ROWS: usize = 12;
@@ -26,59 +31,38 @@ const PAIR: usize = 2;
 /// Columns of a k-block: a pair of panels is 32 KiB of floats. A multiple of every unit.
 const BLOCK: usize = 256;
 
+/// Bytes of the decoded codes of a k-block: a group may begin and end inside a unit of 32 columns.
+fn code_bytes(packed: &Packed) -> usize {
+    match packed.layout() {
+        Layout::Dense(_) => 0,
+        Layout::Coded(_) => (BLOCK + 2 * 32) * PANEL,
+    }
+}
+
 pub(super) fn scratch(packed: &Packed, _rows: usize) -> usize {
-    BLOCK.min(packed.in_features()) * PAIR * PANEL * 4
+    code_bytes(packed) + BLOCK.min(packed.in_features()) * PAIR * PANEL * 4
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) fn run_dense(job: &mut Job<'_>, float: Float) {
-    let tile = job.packed.tile(job.tile);
-    let size = tile.panels * PANEL * float.bytes();
-    blocks(job, |first, np, at, len, block| {
-        let columns = tile.bytes[at * size..][..len * size].chunks_exact(size);
-        for (column, block) in columns.zip(block.chunks_exact_mut(np * PANEL)) {
-            for p in 0..np {
-                let w = &column[(first + p) * PANEL * float.bytes()..];
-                let ty = match float {
-                    Float::F32 => ScaleType::F32,
-                    Float::F16 => ScaleType::F16,
-                    Float::Bf16 => ScaleType::Bf16,
-                };
-                put_floats(block, p * PANEL, scales(ty, w, 0));
-            }
-        }
-    });
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) fn run_coded<const BITS: u8, const TABLE: bool, const SCHEME: u8>(job: &mut Job<'_>) {
-    let Layout::Coded(coded) = job.packed.layout() else { return };
-    let tile = job.packed.tile(job.tile);
-    let geometry = *job.packed.geometry();
-    blocks(job, |first, np, at, len, block| {
-        for p in 0..np {
-            dequantize::<BITS, TABLE, SCHEME>(coded, &geometry, tile, first + p, at, len, block, p, np);
-        }
-    });
-}
-
-/// Walks the tile by pairs of panels and k-blocks: `decode(first, np, at, len, block)` fills a block,
-/// then every panel of x is multiplied with it.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn blocks(job: &mut Job<'_>, mut decode: impl FnMut(usize, usize, usize, usize, &mut [f32])) {
-    let Activations::Float(x) = job.x else { return };
-    let in_features = job.packed.in_features();
-    let panels = job.packed.tile(job.tile).panels;
-    // SAFETY: any bytes are valid floats; `align_to_mut` itself keeps to the aligned middle.
-    let (_, floats, _) = unsafe { job.scratch.align_to_mut::<f32>() };
+pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
+    let Activations::Float(x) = job.x else { return Ok(()) };
+    let (tile, geometry) = (job.packed.tile(job.tile), *job.packed.geometry());
+    let in_features = geometry.in_features;
+    let (codes, floats) = split(job.scratch, code_bytes(job.packed));
     let mut first = 0;
-    while first < panels {
-        let np = PAIR.min(panels - first);
+    while first < tile.panels {
+        let np = PAIR.min(tile.panels - first);
         for at in (0..in_features).step_by(BLOCK) {
             let len = BLOCK.min(in_features - at);
             let block = &mut floats[..len * np * PANEL];
-            decode(first, np, at, len, block);
+            match job.packed.layout() {
+                Layout::Dense(float) => dense(*float, tile, first, np, at, block),
+                Layout::Coded(coded) => {
+                    for p in 0..np {
+                        dequantize(coded, &geometry, tile, first + p, at, len, block, (p, np), codes);
+                    }
+                }
+            }
             for panel in 0..job.rows.div_ceil(x.mr) {
                 let x = x.panel(panel, in_features);
                 let out = &mut job.out[panel * x.mr * TILE..][..x.mr * TILE];
@@ -89,6 +73,30 @@ fn blocks(job: &mut Job<'_>, mut decode: impl FnMut(usize, usize, usize, usize, 
             }
         }
         first += np;
+    }
+    Ok(())
+}
+
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn dense(float: Float, tile: Tile<'_>, first: usize, np: usize, at: usize, block: &mut [f32]) {
+    match float {
+        Float::F32 => columns(ScaleType::F32, tile, first, np, at, block),
+        Float::F16 => columns(ScaleType::F16, tile, first, np, at, block),
+        Float::Bf16 => columns(ScaleType::Bf16, tile, first, np, at, block),
+    }
+}
+
+/// Columns of floats of a type, which is a constant where this is inlined.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn columns(ty: ScaleType, tile: Tile<'_>, first: usize, np: usize, at: usize, block: &mut [f32]) {
+    let size = tile.panels * PANEL * ty.bytes();
+    let columns = tile.bytes[at * size..].chunks_exact(size);
+    for (column, block) in columns.zip(block.chunks_exact_mut(np * PANEL)) {
+        for p in 0..np {
+            put_floats(block, p * PANEL, scales(ty, column, (first + p) * PANEL));
+        }
     }
 }
 
@@ -142,10 +150,11 @@ fn multiply<const MR: usize, const NP: usize>(
     }
 }
 
-/// The weights of columns `at .. at + len` of one panel, each evaluated as `Row::weight` does.
-#[inline]
+/// The weights of columns `at .. at + len` of one panel, each evaluated as `Row::weight` does; they are
+/// panel `p` of `np` in the block.
+#[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn dequantize<const BITS: u8, const TABLE: bool, const SCHEME: u8>(
+fn dequantize(
     coded: &Coded,
     geometry: &Geometry,
     tile: Tile<'_>,
@@ -153,88 +162,104 @@ fn dequantize<const BITS: u8, const TABLE: bool, const SCHEME: u8>(
     at: usize,
     len: usize,
     block: &mut [f32],
-    p: usize,
-    np: usize,
+    (p, np): (usize, usize),
+    codes: &mut [u8],
 ) {
-    let ty = coded.scale_type;
-    let bases = coded.bases as usize;
-    let table = table(coded);
-    let stride = tile.panels;
-    let lanes = stride * PANEL;
-    let lane = panel * PANEL;
-    let base_bytes = unit_lines(BITS) * stride * LINE;
-    let columns = unit_quads(BITS) * QUAD;
-    let group_len = coded.group_len(geometry.in_features);
-    let record_bytes = geometry.record_bytes(stride);
+    let (ty, lanes, stride) = (coded.scale_type, tile.panels * PANEL, tile.panels * LINE);
+    let (bases, lane) = (coded.bases as usize, panel * PANEL);
+    let columns = unit_columns(coded.bits);
+    let base_bytes = unit_lines(coded.bits) * stride;
+    let group = coded.group_len(geometry.in_features);
+    let zero = _mm512_set1_epi32(zero_point(coded));
     let mut k = at;
     while k < at + len {
         let (r, inside) = (k / geometry.record, k % geometry.record);
-        let record = &tile.bytes[r * record_bytes..];
+        let record = &tile.bytes[r * geometry.record_bytes(tile.panels)..];
         let (head, units) = record.split_at(lanes * geometry.head);
-        // The columns of this step: one quad of one record, as far as the block and the record go.
-        let q = inside / QUAD;
-        let end = (inside / QUAD * QUAD + QUAD).min(geometry.record_len(r)) - inside;
-        let count = end.min(at + len - k);
-        let unit = &units[inside / columns * base_bytes * bases..];
+        // The columns of this step are in one group: one set of scales.
+        let count = (at + len - k).min(group - inside % group).min(geometry.record_len(r) - inside);
+        let (first, end) = (inside / columns, (inside + count).div_ceil(columns));
+        let bytes = &units[first * base_bytes * bases..end * base_bytes * bases];
+        let block = &mut block[(k - at) * np * PANEL..][..count * np * PANEL];
+        let skip = inside - first * columns;
         for base in 0..bases {
-            let codes =
-                quad_at::<BITS, TABLE>(&unit[base * base_bytes..][..base_bytes], panel, stride, q, table);
-            for c in 0..count {
-                let byte = (inside % QUAD + c) as u32;
-                let code = _mm512_and_si512(
-                    _mm512_srl_epi32(codes, _mm_cvtsi32_si128(8 * byte as i32)),
-                    _mm512_set1_epi32(255),
-                );
-                let value = _mm512_sub_epi32(code, _mm512_set1_epi32(zero_point(coded)));
-                let v = _mm512_cvtepi32_ps(value);
-                let place = ((k - at + c) * np + p) * PANEL;
-                let w = match SCHEME {
-                    scheme::ROW => {
-                        let w = _mm512_mul_ps(v, scales(ScaleType::F32, &head[base * lanes * 4..], lane));
-                        if base == 0 { w } else { _mm512_add_ps(floats(block, place), w) }
-                    }
-                    scheme::GROUP => _mm512_mul_ps(scales(ty, head, lane), v),
-                    scheme::GROUP_MINIMUM => {
-                        let minimum = scales(ty, &head[lanes * ty.bytes()..], lane);
-                        _mm512_add_ps(_mm512_mul_ps(scales(ty, head, lane), v), minimum)
-                    }
-                    scheme::GROUP_ZERO => {
-                        let zeros = unsigned_bytes(head, lanes * ty.bytes() + lane);
-                        let v = _mm512_cvtepi32_ps(_mm512_sub_epi32(code, zeros));
-                        _mm512_mul_ps(scales(ty, head, lane), v)
-                    }
-                    _ => {
-                        let Scales::TwoLevel { minimum, .. } = coded.scales else { return };
-                        let subs = &head[lanes * ty.bytes() * (1 + minimum as usize)..];
-                        let j = inside / group_len;
-                        let sc = _mm512_cvtepi32_ps(signed_bytes(subs, j * lanes + lane));
-                        let product = _mm512_mul_ps(_mm512_mul_ps(scales(ty, head, lane), sc), v);
-                        if minimum {
-                            let groups = SUPER_BLOCK / group_len;
-                            let mn = _mm512_cvtepi32_ps(signed_bytes(subs, (groups + j) * lanes + lane));
-                            let dmin = scales(ty, &head[lanes * ty.bytes()..], lane);
-                            _mm512_sub_ps(product, _mm512_mul_ps(dmin, mn))
-                        } else {
-                            product
+            let (unit, at) = (base_bytes * bases, base * base_bytes + panel * LINE);
+            let units = Units { bytes, record: bytes.len(), head: 0, unit, at, stride };
+            decode::<1>(coded, &units, codes);
+            match coded.scales {
+                Scales::Row => {
+                    let s = scales(ScaleType::F32, &head[base * lanes * 4..], lane);
+                    weights(codes, skip, zero, block, (p, np), |v, before| {
+                        let w = _mm512_mul_ps(v, s);
+                        if base == 0 { w } else { _mm512_add_ps(before, w) }
+                    });
+                }
+                Scales::Group { offset: Offset::Minimum, .. } => {
+                    let (s, minimum) =
+                        (scales(ty, head, lane), scales(ty, &head[lanes * ty.bytes()..], lane));
+                    let f = |v, _| _mm512_add_ps(_mm512_mul_ps(s, v), minimum);
+                    weights(codes, skip, zero, block, (p, np), f);
+                }
+                Scales::Group { offset, .. } => {
+                    let s = scales(ty, head, lane);
+                    let zero = match offset {
+                        Offset::Zero => {
+                            _mm512_add_epi32(zero, unsigned_bytes(head, lanes * ty.bytes() + lane))
                         }
+                        _ => zero,
+                    };
+                    weights(codes, skip, zero, block, (p, np), |v, _| _mm512_mul_ps(s, v));
+                }
+                Scales::TwoLevel { minimum, .. } => {
+                    let subs = &head[lanes * ty.bytes() * (1 + minimum as usize)..];
+                    let j = inside / group;
+                    let sc = _mm512_cvtepi32_ps(signed_bytes(subs, j * lanes + lane));
+                    let s = _mm512_mul_ps(scales(ty, head, lane), sc);
+                    if !minimum {
+                        weights(codes, skip, zero, block, (p, np), |v, _| _mm512_mul_ps(s, v));
+                        continue;
                     }
-                };
-                put_floats(block, place, w);
+                    let mn = signed_bytes(subs, (SUPER_BLOCK / group + j) * lanes + lane);
+                    let dmin = scales(ty, &head[lanes * ty.bytes()..], lane);
+                    let minus = _mm512_mul_ps(dmin, _mm512_cvtepi32_ps(mn));
+                    let f = |v, _| _mm512_sub_ps(_mm512_mul_ps(s, v), minus);
+                    weights(codes, skip, zero, block, (p, np), f);
+                }
             }
         }
         k += count;
     }
 }
 
-/// `quad` with the quad's index inside the record, which is no constant here.
+/// `block[c] = f(value of column skip + c, block[c])` for panel `p` of `np`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn quad_at<const BITS: u8, const TABLE: bool>(
-    unit: &[u8],
-    panel: usize,
-    stride: usize,
-    q: usize,
-    table: __m512i,
-) -> __m512i {
-    quad::<BITS, TABLE>(unit, panel * LINE, stride * LINE, q % unit_quads(BITS), table)
+fn weights(
+    codes: &[u8],
+    skip: usize,
+    zero: __m512i,
+    block: &mut [f32],
+    (p, np): (usize, usize),
+    f: impl Fn(__m512, __m512) -> __m512,
+) {
+    let columns = block.len() / (np * PANEL);
+    for q in skip / QUAD..(skip + columns).div_ceil(QUAD) {
+        let codes = line(codes, q * LINE);
+        for c in 0..QUAD {
+            let k = (q * QUAD + c).wrapping_sub(skip);
+            if k < columns {
+                let code = match c {
+                    0 => codes,
+                    1 => _mm512_srli_epi32::<8>(codes),
+                    2 => _mm512_srli_epi32::<16>(codes),
+                    _ => _mm512_srli_epi32::<24>(codes),
+                };
+                let code = _mm512_and_si512(code, _mm512_set1_epi32(255));
+                let v = _mm512_cvtepi32_ps(_mm512_sub_epi32(code, zero));
+                let place = (k * np + p) * PANEL;
+                let before = floats(block, place);
+                put_floats(block, place, f(v, before));
+            }
+        }
+    }
 }

@@ -18,11 +18,13 @@ use core::arch::x86_64::*;
 
 use super::vector::*;
 use crate::activation::{Activations, Codes};
+use crate::error::Result;
 use crate::kernel::Job;
-use crate::kernel::narrow::{unit_lines, unit_quads};
-use crate::kernel::x86_64::{scheme, zero_point};
+use crate::kernel::narrow::gemm::split;
+use crate::kernel::narrow::{Units, for_rows, for_width, unit_lines, unit_quads};
+use crate::kernel::x86_64::zero_point;
 use crate::layout::packed::{LINE, Tile};
-use crate::layout::{Coded, Layout, PANEL, Packed, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE};
+use crate::layout::{Coded, Layout, Offset, PANEL, Packed, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE};
 
 /// Most rows of a panel of x where weights have one scale.
 pub(super) const ROWS_SINGLE: usize = 12;
@@ -59,21 +61,24 @@ pub(super) fn scratch(packed: &Packed, _rows: usize) -> usize {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) fn run<const BITS: u8, const TABLE: bool, const SCHEME: u8>(job: &mut Job<'_>) {
-    let (Activations::Integer(x), Layout::Coded(coded)) = (job.x, job.packed.layout()) else { return };
+pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
+    let (Activations::Integer(x), Layout::Coded(coded)) = (job.x, job.packed.layout()) else {
+        return Ok(());
+    };
     let tile = job.packed.tile(job.tile);
     let mut first = 0;
     while first < tile.panels {
         let np = PAIR.min(tile.panels - first);
         let mut work = Work { packed: job.packed, coded, tile, first, x, rows: job.rows, out: job.out };
-        match (SCHEME, np) {
-            (scheme::ROW, 1) => work.row::<BITS, TABLE, 1>(job.scratch),
-            (scheme::ROW, _) => work.row::<BITS, TABLE, PAIR>(job.scratch),
-            (_, 1) => work.records::<BITS, TABLE, SCHEME, 1>(job.scratch),
-            _ => work.records::<BITS, TABLE, SCHEME, PAIR>(job.scratch),
+        match (coded.scales, np) {
+            (Scales::Row, 1) => work.row::<1>(job.scratch),
+            (Scales::Row, _) => work.row::<PAIR>(job.scratch),
+            (_, 1) => work.records::<1>(job.scratch),
+            _ => work.records::<PAIR>(job.scratch),
         }
         first += np;
     }
+    Ok(())
 }
 
 /// One or two panels of W times the batch.
@@ -88,25 +93,31 @@ struct Work<'a, 'o> {
 }
 
 /// Decodes units into quads of `NP` panels.
-#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn decode<const BITS: u8, const TABLE: bool, const NP: usize>(
-    units: &[u8],
-    stride: usize,
-    first: usize,
+pub(super) fn decode<const NP: usize>(coded: &Coded, units: &Units<'_>, block: &mut [u8]) {
+    let table = table(coded);
+    for_width!(coded, decode_width[NP](units, table, block))
+}
+
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn decode_width<const BITS: u8, const TABLE: bool, const NP: usize>(
+    units: &Units<'_>,
     table: __m512i,
     block: &mut [u8],
 ) {
-    let unit_bytes = unit_lines(BITS) * stride * LINE;
-    for (u, block) in units.chunks_exact(unit_bytes).zip(block.chunks_exact_mut(unit_quads(BITS) * NP * LINE))
-    {
-        for line in 0..unit_lines(BITS) * NP {
-            prefetch(u, 2048 + line * LINE);
-        }
-        for i in 0..unit_quads(BITS) {
-            for p in 0..NP {
-                let codes = quad::<BITS, TABLE>(u, (first + p) * LINE, stride * LINE, i, table);
-                put_line(block, (i * NP + p) * LINE, codes);
+    let (at, stride) = (units.at, units.stride);
+    let mut blocks = block.chunks_exact_mut(unit_quads(BITS) * NP * LINE);
+    for record in units.bytes.chunks(units.record) {
+        for (u, block) in record[units.head..].chunks_exact(units.unit).zip(&mut blocks) {
+            for line in 0..unit_lines(BITS) * NP {
+                prefetch(u, 2048 + line * LINE);
+            }
+            for i in 0..unit_quads(BITS) {
+                for p in 0..NP {
+                    let codes = quad::<BITS, TABLE>(u, at + p * LINE, stride, i, table);
+                    put_line(block, (i * NP + p) * LINE, codes);
+                }
             }
         }
     }
@@ -131,41 +142,25 @@ fn multiply<const MR: usize, const NP: usize>(block: &[u8], x: &[i8], acc: &mut 
     }
 }
 
-/// Splits scratch into a block of codes and floats.
-fn split(scratch: &mut [u8], codes: usize) -> (&mut [u8], &mut [f32]) {
-    // Scratch is 64-byte aligned and `codes` a multiple of 64.
-    let (block, rest) = scratch.split_at_mut(codes);
-    // SAFETY: any bytes are valid floats; `align_to_mut` itself keeps to the aligned middle.
-    let (_, floats, _) = unsafe { rest.align_to_mut::<f32>() };
-    (block, floats)
-}
-
-/// Evaluates an expression with the constant `$rows` equal to the panel's number of rows.
-macro_rules! for_rows {
-    ([$($n:literal)*] $mr:expr, $rows:ident => $body:expr) => {
-        match $mr {
-            $($n => { const $rows: usize = $n; $body })*
-            _ => unreachable!("a panel has at most the kernel's rows (kernel::run)"),
-        }
-    };
-}
-
 impl Work<'_, '_> {
     /// One scale for each row of W: integers over all of k, then one product.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn row<const BITS: u8, const TABLE: bool, const NP: usize>(&mut self, scratch: &mut [u8]) {
-        let table = table(self.coded);
+    fn row<const NP: usize>(&mut self, scratch: &mut [u8]) {
+        let bits = self.coded.bits;
         let stride = self.tile.panels;
         let (head, units) = self.tile.bytes.split_at(stride * PANEL * 4);
-        let unit_bytes = unit_lines(BITS) * stride * LINE;
-        let columns = unit_quads(BITS) * QUAD;
+        let unit_bytes = unit_lines(bits) * stride * LINE;
+        let columns = unit_quads(bits) * QUAD;
         let padded = self.packed.geometry().padded();
         let (block, _) = split(scratch, block_columns(self.packed) * NP * PANEL);
         for at in (0..padded).step_by(BLOCK) {
             let len = BLOCK.min(padded - at);
             let block = &mut block[..len * NP * PANEL];
-            decode::<BITS, TABLE, NP>(&units[at / columns * unit_bytes..], stride, self.first, table, block);
+            let bytes = &units[at / columns * unit_bytes..][..len / columns * unit_bytes];
+            let (unit, at_panel, stride) = (unit_bytes, self.first * LINE, stride * LINE);
+            let units = Units { bytes, record: bytes.len(), head: 0, unit, at: at_panel, stride };
+            decode::<NP>(self.coded, &units, block);
             for panel in 0..self.rows.div_ceil(self.x.mr) {
                 for_rows!([1 2 3 4 5 6 7 8 9 10 11 12] self.x.mr,
                     MR => self.row_panel::<MR, NP>(panel, at, len, block, head));
@@ -215,62 +210,68 @@ impl Work<'_, '_> {
     /// Groups and super-blocks: integers inside a record, floats across records.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn records<const BITS: u8, const TABLE: bool, const SCHEME: u8, const NP: usize>(
-        &mut self,
-        scratch: &mut [u8],
-    ) {
-        let table = table(self.coded);
+    fn records<const NP: usize>(&mut self, scratch: &mut [u8]) {
         let geometry = *self.packed.geometry();
         let stride = self.tile.panels;
         let lanes = stride * PANEL;
-        let unit_bytes = unit_lines(BITS) * stride * LINE;
+        let unit_bytes = unit_lines(self.coded.bits) * stride * LINE;
         let per_block = block_records(self.packed);
-        let two_level = SCHEME == scheme::TWO_LEVEL || SCHEME == scheme::TWO_LEVEL_MINIMUM;
+        let two_level = matches!(self.coded.scales, Scales::TwoLevel { .. });
         let head_floats = NP * PANEL * if two_level { HEAD / (PAIR * PANEL) } else { 2 };
         let (block, heads) = split(scratch, block_columns(self.packed) * NP * PANEL);
         let blocks = self.tile.bytes.chunks(per_block * geometry.record_bytes(stride));
-        for (b, records) in blocks.enumerate() {
-            let records = records.chunks(geometry.record_bytes(stride));
-            let mut columns = 0;
-            for ((record, block), head) in records
-                .zip(block.chunks_mut(geometry.record_padded() * NP * PANEL))
-                .zip(heads.chunks_exact_mut(head_floats))
-            {
-                let (stored, units) = record.split_at(lanes * geometry.head);
-                let quads = units.len() / unit_bytes * unit_quads(BITS);
-                columns += quads * QUAD;
-                let block = &mut block[..quads * NP * LINE];
-                decode::<BITS, TABLE, NP>(units, stride, self.first, table, block);
-                self.decode_head::<SCHEME, NP>(stored, lanes, head);
-            }
+        let (record, head) = (geometry.record_bytes(stride), lanes * geometry.head);
+        for (b, bytes) in blocks.enumerate() {
+            let (unit, at) = (unit_bytes, self.first * LINE);
+            let units = Units { bytes, record, head, unit, at, stride: stride * LINE };
+            decode::<NP>(self.coded, &units, block);
+            self.decode_heads::<NP>(&units, lanes, heads, head_floats);
+            let at = b * per_block * geometry.record_padded();
+            let columns = (per_block * geometry.record_padded()).min(geometry.padded() - at);
             let k = Block { first_record: b * per_block, columns, codes: block, heads, head_floats };
             for panel in 0..self.rows.div_ceil(self.x.mr) {
-                if two_level {
-                    for_rows!([1 2 3 4 5 6] self.x.mr, MR => self.super_blocks::<MR, SCHEME, NP>(panel, &k));
-                } else {
-                    for_rows!([1 2 3 4 5 6] self.x.mr, MR => self.groups::<MR, SCHEME, NP>(panel, &k));
-                }
+                for_rows!([1 2 3 4 5 6] self.x.mr, MR => match self.coded.scales {
+                    Scales::TwoLevel { len, minimum } => self.super_blocks::<MR, NP>(panel, &k, len, minimum),
+                    Scales::Group { offset, .. } => self.groups::<MR, NP>(panel, &k, offset),
+                    Scales::Row => {}
+                });
             }
         }
     }
 
-    /// The head of a record as vectors: scale, minimum or zero points; or d, dmin, sub-scales, sub-minima.
+    /// The heads of records as vectors: scale, minimum or zero points; or d, dmin, sub-scales, sub-minima.
     #[inline(never)] // one copy for all code widths
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn decode_head<const SCHEME: u8, const NP: usize>(&self, stored: &[u8], lanes: usize, head: &mut [f32]) {
+    fn decode_heads<const NP: usize>(
+        &self,
+        units: &Units<'_>,
+        lanes: usize,
+        heads: &mut [f32],
+        head_floats: usize,
+    ) {
+        let records = units.bytes.chunks(units.record);
+        for (record, head) in records.zip(heads.chunks_exact_mut(head_floats)) {
+            self.decode_head::<NP>(&record[..units.head], lanes, head);
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn decode_head<const NP: usize>(&self, stored: &[u8], lanes: usize, head: &mut [f32]) {
         let ty = self.coded.scale_type;
         for p in 0..NP {
             let lane = (self.first + p) * PANEL;
             put_floats(head, p * PANEL, scales(ty, stored, lane));
             let rest = &stored[lanes * ty.bytes()..];
-            match SCHEME {
-                scheme::GROUP_MINIMUM => put_floats(head, (NP + p) * PANEL, scales(ty, rest, lane)),
-                scheme::GROUP_ZERO => {
+            match self.coded.scales {
+                Scales::Group { offset: Offset::Minimum, .. } => {
+                    put_floats(head, (NP + p) * PANEL, scales(ty, rest, lane))
+                }
+                Scales::Group { offset: Offset::Zero, .. } => {
                     let zeros = unsigned_bytes(rest, lane);
                     put_floats(head, (NP + p) * PANEL, _mm512_castsi512_ps(zeros));
                 }
-                scheme::TWO_LEVEL | scheme::TWO_LEVEL_MINIMUM => {
-                    let minimum = SCHEME == scheme::TWO_LEVEL_MINIMUM;
+                Scales::TwoLevel { minimum, .. } => {
                     let subs = if minimum {
                         put_floats(head, (NP + p) * PANEL, scales(ty, rest, lane));
                         &rest[lanes * ty.bytes()..]
@@ -289,11 +290,11 @@ impl Work<'_, '_> {
 
     #[inline(never)] // one copy for all code widths
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn groups<const MR: usize, const SCHEME: u8, const NP: usize>(&mut self, panel: usize, k: &Block<'_>) {
+    fn groups<const MR: usize, const NP: usize>(&mut self, panel: usize, k: &Block<'_>, offset: Offset) {
         let x = self.x.panel(panel);
         let geometry = self.packed.geometry();
         let padded = geometry.record_padded();
-        let zero = _mm512_set1_epi32(-zero_point(self.coded));
+        let zero = zero_point(self.coded);
         let at = k.first_record * padded;
         let out = &mut self.out[panel * MR * TILE..][..MR * TILE];
         let mut acc = [[_mm512_setzero_ps(); NP]; MR];
@@ -314,14 +315,15 @@ impl Work<'_, '_> {
         {
             let mut dot = [[_mm512_setzero_si512(); NP]; MR];
             for i in 0..MR {
-                let xsum = _mm512_set1_epi32(sums[i]);
-                for p in 0..NP {
-                    dot[i][p] = if SCHEME == scheme::GROUP_ZERO {
+                dot[i] = [_mm512_set1_epi32(-zero * sums[i]); NP];
+            }
+            if offset == Offset::Zero {
+                for i in 0..MR {
+                    for p in 0..NP {
                         let zeros = _mm512_castps_si512(floats(head, (NP + p) * PANEL));
-                        _mm512_mullo_epi32(zeros, _mm512_sub_epi32(_mm512_setzero_si512(), xsum))
-                    } else {
-                        _mm512_mullo_epi32(zero, xsum)
-                    };
+                        let product = _mm512_mullo_epi32(zeros, _mm512_set1_epi32(sums[i]));
+                        dot[i][p] = _mm512_sub_epi32(dot[i][p], product);
+                    }
                 }
             }
             multiply::<MR, NP>(w, q, &mut dot);
@@ -330,8 +332,12 @@ impl Work<'_, '_> {
                 for p in 0..NP {
                     let scale = _mm512_mul_ps(floats(head, p * PANEL), s);
                     acc[i][p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[i][p]), scale, acc[i][p]);
-                    if SCHEME == scheme::GROUP_MINIMUM {
-                        let weighted = _mm512_set1_ps(sums[i] as f32 * s_x[i]);
+                }
+            }
+            if offset == Offset::Minimum {
+                for i in 0..MR {
+                    let weighted = _mm512_set1_ps(sums[i] as f32 * s_x[i]);
+                    for p in 0..NP {
                         acc[i][p] = _mm512_fmadd_ps(weighted, floats(head, (NP + p) * PANEL), acc[i][p]);
                     }
                 }
@@ -346,13 +352,13 @@ impl Work<'_, '_> {
 
     #[inline(never)] // one copy for all code widths
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn super_blocks<const MR: usize, const SCHEME: u8, const NP: usize>(
+    fn super_blocks<const MR: usize, const NP: usize>(
         &mut self,
         panel: usize,
         k: &Block<'_>,
+        len: usize,
+        minimum: bool,
     ) {
-        let Scales::TwoLevel { len, .. } = self.coded.scales else { return };
-        let minimum = SCHEME == scheme::TWO_LEVEL_MINIMUM;
         let x = self.x.panel(panel);
         let groups = SUPER_BLOCK / len;
         let zero = zero_point(self.coded);

@@ -10,30 +10,42 @@ use core::arch::x86_64::*;
 
 use super::vector::*;
 use crate::activation::{Activations, Codes};
+use crate::error::Result;
 use crate::kernel::Job;
-use crate::kernel::narrow::{unit_lines, unit_quads};
-use crate::kernel::x86_64::{scheme, zero_point};
+use crate::kernel::narrow::{for_width, unit_lines, unit_quads};
+use crate::kernel::x86_64::zero_point;
 use crate::layout::packed::{LINE, Tile};
-use crate::layout::{Coded, Layout, PANEL, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE, TILE_PANELS};
+use crate::layout::{Coded, Layout, Offset, PANEL, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE, TILE_PANELS};
 use crate::limits::INT32_COLUMNS;
 
 /// How far ahead of the reader a cache line is asked for.
 const AHEAD: usize = 8192;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) fn run<const BITS: u8, const TABLE: bool, const SCHEME: u8>(job: &mut Job<'_>) {
-    let (Activations::Integer(x), Layout::Coded(coded)) = (&job.x, job.packed.layout()) else { return };
+pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
+    let (Activations::Integer(x), Layout::Coded(coded)) = (&job.x, job.packed.layout()) else {
+        return Ok(());
+    };
     let tile = job.packed.tile(job.tile);
     // Several rows come where no kernel takes them together (several bases, very long rows).
     for (i, out) in job.out.chunks_exact_mut(TILE).take(job.rows).enumerate() {
-        let x = x.panel(i);
-        if tile.panels == TILE_PANELS {
-            panels::<BITS, TABLE, SCHEME, TILE_PANELS>(coded, tile, 0, &x, out);
-        } else {
-            for panel in 0..tile.panels {
-                panels::<BITS, TABLE, SCHEME, 1>(coded, tile, panel, &x, out);
-            }
-        }
+        for_width!(coded, row_of_x(coded, tile, &x.panel(i), out));
+    }
+    Ok(())
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn row_of_x<const BITS: u8, const TABLE: bool>(
+    coded: &Coded,
+    tile: Tile<'_>,
+    x: &Codes<'_>,
+    out: &mut [f32],
+) {
+    if tile.panels == TILE_PANELS {
+        return panels::<BITS, TABLE, TILE_PANELS>(coded, tile, 0, x, out);
+    }
+    for panel in 0..tile.panels {
+        panels::<BITS, TABLE, 1>(coded, tile, panel, x, out);
     }
 }
 
@@ -41,7 +53,7 @@ pub(super) fn run<const BITS: u8, const TABLE: bool, const SCHEME: u8>(job: &mut
 /// constant.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn panels<const BITS: u8, const TABLE: bool, const SCHEME: u8, const NP: usize>(
+fn panels<const BITS: u8, const TABLE: bool, const NP: usize>(
     coded: &Coded,
     tile: Tile<'_>,
     first: usize,
@@ -50,17 +62,17 @@ fn panels<const BITS: u8, const TABLE: bool, const SCHEME: u8, const NP: usize>(
 ) {
     let stride = if NP == TILE_PANELS { TILE_PANELS } else { tile.panels };
     let mut acc = [_mm512_setzero_ps(); NP];
-    match SCHEME {
-        scheme::ROW => row::<BITS, TABLE, NP>(coded, tile, stride, first, x, &mut acc),
-        scheme::TWO_LEVEL | scheme::TWO_LEVEL_MINIMUM => {
-            let Scales::TwoLevel { len, .. } = coded.scales else { return };
-            if len == 16 {
-                two_level::<BITS, TABLE, SCHEME, NP, 4>(coded, tile, stride, first, x, &mut acc);
-            } else {
-                two_level::<BITS, TABLE, SCHEME, NP, 8>(coded, tile, stride, first, x, &mut acc);
-            }
+    match coded.scales {
+        Scales::Row => row::<BITS, TABLE, NP>(coded, tile, stride, first, x, &mut acc),
+        Scales::Group { offset, .. } => {
+            group::<BITS, TABLE, NP>(coded, offset, tile, stride, first, x, &mut acc)
         }
-        _ => group::<BITS, TABLE, SCHEME, NP>(coded, tile, stride, first, x, &mut acc),
+        Scales::TwoLevel { len: 16, minimum } => {
+            two_level::<BITS, TABLE, NP, 4>(coded, minimum, tile, stride, first, x, &mut acc)
+        }
+        Scales::TwoLevel { minimum, .. } => {
+            two_level::<BITS, TABLE, NP, 8>(coded, minimum, tile, stride, first, x, &mut acc)
+        }
     }
     for p in 0..NP {
         put_floats(out, (first + p) * PANEL, acc[p]);
@@ -158,8 +170,9 @@ fn from_i64(total: &[i64; PANEL]) -> __m512 {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn group<const BITS: u8, const TABLE: bool, const SCHEME: u8, const NP: usize>(
+fn group<const BITS: u8, const TABLE: bool, const NP: usize>(
     coded: &Coded,
+    offset: Offset,
     tile: Tile<'_>,
     stride: usize,
     first: usize,
@@ -176,7 +189,7 @@ fn group<const BITS: u8, const TABLE: bool, const SCHEME: u8, const NP: usize>(
         let (head, units) = record.split_at(lanes * geometry.head);
         let (xsum, s_x) = (x.sums[g], _mm512_set1_ps(x.scales[g]));
         let mut sums = [_mm512_set1_epi32(-zero * xsum); NP];
-        if SCHEME == scheme::GROUP_ZERO {
+        if offset == Offset::Zero {
             for p in 0..NP {
                 let zeros = unsigned_bytes(head, lanes * ty.bytes() + (first + p) * PANEL);
                 sums[p] = _mm512_mullo_epi32(zeros, _mm512_set1_epi32(-xsum));
@@ -194,7 +207,7 @@ fn group<const BITS: u8, const TABLE: bool, const SCHEME: u8, const NP: usize>(
         for p in 0..NP {
             let s_w = scales(ty, head, (first + p) * PANEL);
             acc[p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[p]), _mm512_mul_ps(s_w, s_x), acc[p]);
-            if SCHEME == scheme::GROUP_MINIMUM {
+            if offset == Offset::Minimum {
                 let minimum = scales(ty, &head[lanes * ty.bytes()..], (first + p) * PANEL);
                 let weighted = _mm512_mul_ps(_mm512_set1_ps(xsum as f32), s_x);
                 acc[p] = _mm512_fmadd_ps(weighted, minimum, acc[p]);
@@ -206,8 +219,9 @@ fn group<const BITS: u8, const TABLE: bool, const SCHEME: u8, const NP: usize>(
 /// `GQ`: quads of a group, 4 or 8.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn two_level<const BITS: u8, const TABLE: bool, const SCHEME: u8, const NP: usize, const GQ: usize>(
+fn two_level<const BITS: u8, const TABLE: bool, const NP: usize, const GQ: usize>(
     coded: &Coded,
+    minimum: bool,
     tile: Tile<'_>,
     stride: usize,
     first: usize,
@@ -216,7 +230,6 @@ fn two_level<const BITS: u8, const TABLE: bool, const SCHEME: u8, const NP: usiz
 ) {
     let (ty, table, zero) = (coded.scale_type, table(coded), zero_point(coded));
     let geometry = &x.shape.geometry;
-    let minimum = SCHEME == scheme::TWO_LEVEL_MINIMUM;
     let groups = SUPER_BLOCK / QUAD / GQ;
     let lanes = stride * PANEL;
     let unit_bytes = unit_lines(BITS) * stride * LINE;

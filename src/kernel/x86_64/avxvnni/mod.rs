@@ -49,9 +49,15 @@ pub(super) mod step {
 }
 
 static GEMV: [[Kernel; 6]; 8] =
-    coded_kernels!(AvxVnni, "_i8_avxvnni_1x64\0", Integer, 1, |_, _| 0, gemv::run);
-static GEMM: [[Kernel; 6]; 8] =
-    coded_kernels!(AvxVnni, "_i8_avxvnni_mx16\0", Integer, multiply::ROWS, narrow::gemm::scratch, gemm::run);
+    coded_kernels!(AvxVnni, "_i8_avxvnni_1x64\0", Integer, (1, 1), |_, _| 0, gemv::run);
+static GEMM: [[Kernel; 6]; 8] = coded_kernels!(
+    AvxVnni,
+    "_i8_avxvnni_mx16\0",
+    Integer,
+    (multiply::ROWS, multiply::ROWS),
+    narrow::gemm::scratch,
+    gemm::run
+);
 
 pub(in crate::kernel) static KERNELS: &[&[Kernel]] = &[GEMV.as_flattened(), GEMM.as_flattened()];
 

@@ -1,0 +1,261 @@
+/* Contexts: own pools, the host's threads, log, allocator, counters. Whoever runs the pieces, the bits
+ * are those of one thread. */
+#include "layers.h"
+
+#include <dirent.h>
+#include <pthread.h>
+#include <stdint.h>
+
+enum { M = 9, ROWS = 64, COLUMNS = 512, LARGE = 2048 };
+
+static float x[M * LARGE], want[M * LARGE], y[M * LARGE];
+
+/* A host's parallel-for, in ways that hosts get it right and wrong. */
+static void in_order(void *user, size_t count, bl_task_fn run, void *task) {
+  size_t i;
+  ++*(size_t *)user;
+  for (i = 0; i < count; i++) run(task, i);
+}
+static void reversed(void *user, size_t count, bl_task_fn run, void *task) {
+  ++*(size_t *)user;
+  while (count-- > 0) run(task, count);
+}
+static void none(void *user, size_t count, bl_task_fn run, void *task) {
+  (void)count, (void)run, (void)task;
+  ++*(size_t *)user;
+}
+static void first_only(void *user, size_t count, bl_task_fn run, void *task) {
+  (void)count;
+  ++*(size_t *)user;
+  run(task, 0);
+}
+static void twice(void *user, size_t count, bl_task_fn run, void *task) {
+  size_t i;
+  ++*(size_t *)user;
+  for (i = 0; i < 2 * count; i++) run(task, i / 2);
+}
+static void too_many(void *user, size_t count, bl_task_fn run, void *task) {
+  size_t i;
+  ++*(size_t *)user;
+  for (i = 0; i < 3 * count + 5; i++) run(task, i);
+}
+typedef struct {
+  bl_task_fn run;
+  void *task;
+  size_t index;
+} piece;
+static void *one(void *argument) {
+  const piece *p = (const piece *)argument;
+  p->run(p->task, p->index);
+  return NULL;
+}
+static void on_threads(void *user, size_t count, bl_task_fn run, void *task) {
+  pthread_t threads[64];
+  piece pieces[64];
+  size_t i, n = count < 64 ? count : 64;
+  ++*(size_t *)user;
+  for (i = 0; i < n; i++) {
+    pieces[i].run = run, pieces[i].task = task, pieces[i].index = i;
+    if (pthread_create(&threads[i], NULL, one, &pieces[i]) != 0) abort();
+  }
+  for (i = 0; i < n; i++) pthread_join(threads[i], NULL);
+}
+
+static int threads_alive(void) {
+  DIR *list = opendir("/proc/self/task");
+  int n = -2;
+  while (list != NULL && readdir(list) != NULL) n++;
+  if (list != NULL) closedir(list);
+  return n;
+}
+
+/* The bits of a context: small and large layers, one row and several. */
+static void same_bits(const bl_context *context, int first) {
+  static const char *const tensors[] = {"blk.0.q4_0.weight", "blk.0.q4_k.weight", "blk.0.tq2_0.weight"};
+  static const int64_t batches[] = {1, M};
+  static float kept[8][M * LARGE];
+  bl_model *model = NULL;
+  size_t t, b, n = 0;
+  GOOD(bl_load(context, golden(ALL_TYPES), NULL, &model, &error));
+  for (t = 0; t < 4; t++) {
+    bl_layer *layer = t < 3 ? open_layer(model, tensors[t], BL_ACTIVATION_AUTO, NULL)
+                            : large_layer(context, LARGE, LARGE);
+    int64_t out = layer_info(layer).out_features;
+    for (b = 0; b < 2; b++, n++) {
+      memset(y, 0, sizeof y);
+      forward(layer, batches[b], x, y);
+      if (first) memcpy(kept[n], y, sizeof y);
+      CHECK(same(y, kept[n], batches[b] * out));
+    }
+    bl_free(layer);
+  }
+  bl_free(model);
+}
+
+static void pools(void) {
+  static const uint32_t threads[] = {0, 1, 2, 5, BL_THREADS_ALL, 16};
+  int before = threads_alive(), round;
+  size_t i;
+  same_bits(NULL, 1);
+  for (i = 0; i < sizeof threads / sizeof *threads; i++)
+    for (round = 0; round < 3; round++) {
+      bl_context *context = NULL;
+      STRUCT(bl_context_options, options);
+      options.threads = threads[i];
+      GOOD(bl_context_create(&options, &context, &error));
+      CHECK(threads[i] > 16 || threads_alive() - before == (int)(threads[i] > 1 ? threads[i] - 1 : 0));
+      same_bits(context, 0);
+      bl_free(context);
+      CHECK(threads_alive() == before); /* joined */
+    }
+}
+
+static void hosts(void) {
+  static const struct {
+    bl_parallel_for_fn run;
+    const char *name;
+  } kinds[] = {{in_order, "in order"}, {reversed, "reversed"}, {none, "none"},      {first_only, "first only"},
+               {twice, "twice"},       {too_many, "too many"}, {on_threads, "on threads"}};
+  int before = threads_alive();
+  size_t i;
+  for (i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+    bl_context *context = NULL;
+    size_t asked = 0;
+    STRUCT(bl_context_options, options);
+    options.parallel_for = kinds[i].run;
+    options.parallel_for_user = &asked;
+    options.threads = 4;
+    GOOD(bl_context_create(&options, &context, &error));
+    same_bits(context, 0);
+    CHECK(asked > 0);
+    CHECK(threads_alive() == before);
+    bl_free(context);
+  }
+}
+
+/* Two threads of the host, each with forwards on the same context of two threads. */
+static bl_layer *shared;
+static void *many_forwards(void *argument) {
+  float *mine = floats(LARGE);
+  int i, *wrong = (int *)argument;
+  for (i = 0; i < 40; i++) {
+    *wrong += bl_forward(shared, 1, x, BL_TYPE_F32, 0, mine, BL_TYPE_F32, 0, NULL, NULL) != BL_OK;
+    *wrong += !same(mine, want, LARGE);
+  }
+  free(mine);
+  return NULL;
+}
+static void shared_pool(void) {
+  pthread_t threads[4];
+  int wrong[4] = {0, 0, 0, 0}, i;
+  bl_context *context = NULL;
+  STRUCT(bl_context_options, options);
+  options.threads = 2;
+  GOOD(bl_context_create(&options, &context, &error));
+  shared = large_layer(context, LARGE, LARGE);
+  forward(shared, 1, x, want);
+  for (i = 0; i < 4; i++) CHECK(pthread_create(&threads[i], NULL, many_forwards, &wrong[i]) == 0);
+  bl_free(context); /* the layer keeps it */
+  for (i = 0; i < 4; i++) CHECK(pthread_join(threads[i], NULL) == 0 && wrong[i] == 0);
+  bl_free(shared);
+}
+
+/* What the log says is for the host alone, and only what it asked for. */
+static int lines[8];
+static void log_line(void *user, bl_log_level level, const char *message) {
+  CHECK(user == (void *)lines && message != NULL && message[0]);
+  lines[(uint32_t)level % 8]++;
+}
+static void logs(void) {
+  uint32_t level;
+  for (level = 0; level <= 4; level++) {
+    bl_context *context = NULL;
+    bl_layer *layer;
+    STRUCT(bl_context_options, options);
+    uint32_t above;
+    memset(lines, 0, sizeof lines);
+    options.log = log_line;
+    options.log_user = lines;
+    options.log_level = ANY(bl_log_level, level);
+    GOOD(bl_context_create(&options, &context, &error));
+    layer = large_layer(context, 64, 64);
+    bl_free(layer), bl_free(context);
+    for (above = level ? level + 1 : 3; above < 8; above++) CHECK(lines[above] == 0);
+    if (level >= BL_LOG_INFO) CHECK(lines[BL_LOG_INFO] > 0);
+  }
+}
+
+/* The host's allocator gets back all that it gave, with the same size and alignment. */
+typedef struct {
+  size_t bytes, blocks, most;
+} heap;
+static void *give(void *user, size_t size, size_t alignment) {
+  heap *h = (heap *)user;
+  void *memory = NULL;
+  CHECK(size > 0 && alignment >= sizeof(void *) && (alignment & (alignment - 1)) == 0);
+  if (posix_memalign(&memory, alignment, size) != 0) return NULL;
+  memset(memory, 0xdd, size);
+  h->bytes += size * alignment, h->blocks++;
+  if (h->bytes > h->most) h->most = h->bytes;
+  return memory;
+}
+static void take_back(void *user, void *memory, size_t size, size_t alignment) {
+  heap *h = (heap *)user;
+  h->bytes -= size * alignment, h->blocks--;
+  free(memory);
+}
+static void allocators(void) {
+  heap h = {0, 0, 0};
+  bl_context *context = NULL;
+  STRUCT(bl_context_options, options);
+  options.alloc = give, options.dealloc = take_back, options.alloc_user = &h;
+  GOOD(bl_context_create(&options, &context, &error));
+  same_bits(context, 0);
+  CHECK(h.most > (size_t)LARGE * LARGE * 4);
+  bl_free(context);
+  CHECK(h.bytes == 0 && h.blocks == 0);
+}
+
+static void counters(void) {
+  bl_context *context = NULL;
+  bl_layer *layer;
+  bl_profile_entry entries[8];
+  size_t count = 0, room;
+  STRUCT(bl_context_options, options);
+  STRUCT(bl_memory_info, held);
+  options.flags = BL_CONTEXT_PROFILE;
+  GOOD(bl_context_create(&options, &context, &error));
+  GOOD(bl_memory(context, &held, &error));
+  CHECK(held.handles == 0 && held.packed == 0 && held.mapped == 0 && held.workspace == 0);
+  layer = large_layer(context, LARGE, LARGE);
+  GOOD(bl_memory(context, &held, &error));
+  CHECK(held.handles == 1 && held.packed >= (uint64_t)LARGE * LARGE * 4);
+  forward(layer, 1, x, y);
+  forward(layer, 1, x, y);
+  GOOD(bl_profile(context, NULL, 0, &count, 0, &error));
+  CHECK(count == 1);
+  room = count;
+  EXPECT(bl_profile(context, entries, 0, &count, 0, &error), BL_ERROR_BUFFER_TOO_SMALL, "");
+  CHECK(count == room);
+  GOOD(bl_profile(context, entries, 8, &count, 1, &error));
+  CHECK(count == 1 && entries[0].calls == 2 && entries[0].kernel == plan_of(layer, 1).kernel);
+  CHECK(entries[0].bytes == 2 * plan_of(layer, 1).bytes_read);
+  GOOD(bl_profile(context, entries, 8, &count, 0, &error));
+  CHECK(count == 0); /* was reset */
+  bl_free(layer);
+  GOOD(bl_memory(context, &held, &error));
+  CHECK(held.handles == 0 && held.packed == 0 && held.workspace == 0);
+  bl_free(context);
+}
+
+int main(int count, char **words) {
+  start(count, words);
+  fill(x, M * LARGE, 16);
+  pools();
+  hosts();
+  shared_pool();
+  logs();
+  allocators();
+  counters();
+  return done();
+}

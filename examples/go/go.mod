@@ -1,0 +1,3 @@
+module example.org/bitlinear
+
+go 1.19

@@ -1,0 +1,235 @@
+"""Low-bit linear layers through libbitlinear, with ctypes and numpy. One file: copy it.
+
+    layer = bitlinear.Model("model.gguf").layer("blk.0.ffn_up.weight")
+    y = layer(x)                                  # x [m, in_features], float32 or float16
+
+The library is found by BITLINEAR_LIBRARY (a path) or by its name. Handles are freed with their objects,
+in any order. ctypes releases the interpreter's lock during calls, so that threads run side by side.
+"""
+import ctypes
+import os
+
+import numpy as np
+
+VERSION = (0, 1)  # of the header that the structs below follow
+BL_OP_FORWARD = 0
+BL_THREADS_ALL = 0xFFFFFFFF
+_TYPES = {np.dtype(np.float32): 1, np.dtype(np.float16): 2}
+
+
+class Error(Exception):
+    """A failure: its status name and its text."""
+
+    def __init__(self, status, text):
+        self.status = _library.bl_status_name(status).decode()
+        super().__init__(f"{self.status}: {text}")
+
+
+class _Error(ctypes.Structure):
+    _fields_ = [("status", ctypes.c_int), ("message", ctypes.c_char * 252)]
+
+
+class _Sized(ctypes.Structure):
+    """A struct that begins with struct_size, all defaults. What it lacks at its end is default too."""
+
+    def __init__(self, **fields):
+        super().__init__(struct_size=ctypes.sizeof(type(self)), **fields)
+
+
+class _ContextOptions(_Sized):
+    _fields_ = [("struct_size", ctypes.c_uint32), ("threads", ctypes.c_uint32)]
+
+
+class _LoadOptions(_Sized):
+    _fields_ = [("struct_size", ctypes.c_uint32), ("flags", ctypes.c_uint32)]
+
+
+class _LayerOptions(_Sized):
+    _fields_ = [
+        ("struct_size", ctypes.c_uint32),
+        ("type", ctypes.c_uint32),
+        ("activation", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("bias", ctypes.c_void_p),
+    ]
+
+
+class _LayerInfo(_Sized):
+    _fields_ = [
+        ("struct_size", ctypes.c_uint32),
+        ("type", ctypes.c_uint32),
+        ("in_features", ctypes.c_int64),
+        ("out_features", ctypes.c_int64),
+    ]
+
+
+class _TensorInfo(_Sized):
+    _fields_ = [
+        ("struct_size", ctypes.c_uint32),
+        ("type", ctypes.c_uint32),
+        ("name", ctypes.c_char_p),
+        ("dims", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+        ("shape", ctypes.c_int64 * 4),
+    ]
+
+
+class _ModelInfo(_Sized):
+    _fields_ = [
+        ("struct_size", ctypes.c_uint32),
+        ("container", ctypes.c_uint32),
+        ("tensors", ctypes.c_int64),
+    ]
+
+
+class _PlanInfo(_Sized):
+    _fields_ = [
+        ("struct_size", ctypes.c_uint32),
+        ("threads", ctypes.c_uint32),
+        ("kernel", ctypes.c_char_p),
+    ]
+
+
+def _open():
+    library = ctypes.CDLL(os.environ.get("BITLINEAR_LIBRARY", "libbitlinear.so.0"))
+    pointer, i64, u32, size = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint32, ctypes.c_size_t
+    for name, arguments in {
+        "bl_context_create": [pointer, pointer, pointer],
+        "bl_load": [pointer, ctypes.c_char_p, pointer, pointer, pointer],
+        "bl_load_memory": [pointer, pointer, size, pointer, pointer, pointer],
+        "bl_model_describe": [pointer, pointer, pointer],
+        "bl_model_tensor": [pointer, ctypes.c_char_p, i64, pointer, pointer],
+        "bl_layer_open": [pointer, ctypes.c_char_p, pointer, pointer, pointer],
+        "bl_layer_describe": [pointer, pointer, pointer],
+        "bl_layer_read": [pointer, i64, i64, pointer, u32, i64, pointer],
+        "bl_plan": [pointer, u32, i64, u32, pointer, pointer],
+        "bl_forward": [pointer, i64, pointer, u32, i64, pointer, u32, i64, pointer, pointer],
+    }.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, ctypes.c_int
+    library.bl_free.argtypes, library.bl_free.restype = [pointer], None
+    library.bl_version.restype = u32
+    library.bl_status_name.argtypes, library.bl_status_name.restype = [ctypes.c_int], ctypes.c_char_p
+    found = library.bl_version()
+    if (found // 1000000, found // 1000 % 1000) != VERSION:
+        raise ImportError(f"libbitlinear {found} does not fit this module, which is for {VERSION}")
+    return library
+
+
+_library = _open()
+
+
+def _call(name, *arguments):
+    error = _Error()
+    status = getattr(_library, name)(*arguments, ctypes.byref(error))
+    if status:
+        raise Error(status, error.message.decode())
+
+
+def _described(kind, name, *arguments):
+    info = kind()
+    _call(name, *arguments, ctypes.byref(info))
+    return info
+
+
+class _Handle:
+    """Owns one handle. `free` may be called early, and more than once."""
+
+    _raw = None
+    _library_free = _library.bl_free  # still there while the interpreter shuts down
+
+    def free(self):
+        raw, self._raw = self._raw, None
+        if raw is not None:
+            self._library_free(raw)
+
+    __del__ = free
+
+    def _make(self, name, *arguments):
+        raw = ctypes.c_void_p()
+        _call(name, *arguments, ctypes.byref(raw))
+        self._raw = raw.value
+
+
+class Context(_Handle):
+    """Threads. Where none is given, calls run in the thread that makes them."""
+
+    def __init__(self, threads=1):
+        options = _ContextOptions(threads=threads)
+        self._make("bl_context_create", ctypes.byref(options))
+
+
+class Model(_Handle):
+    """A GGUF or safetensors file, by its path or from bytes (which are copied)."""
+
+    def __init__(self, source, context=None):
+        raw = context._raw if context else None
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            source = bytes(source)
+            self._make("bl_load_memory", raw, source, len(source), None)
+        else:
+            self._make("bl_load", raw, os.fsencode(source), None)
+
+    def tensors(self):
+        """Name and shape of each tensor."""
+        count = _described(_ModelInfo, "bl_model_describe", self._raw).tensors
+        infos = [_described(_TensorInfo, "bl_model_tensor", self._raw, None, i) for i in range(count)]
+        return {info.name.decode(): tuple(info.shape[: info.dims]) for info in infos}
+
+    def layer(self, tensor, bias=None, activation=0):
+        return Layer(self, tensor, bias, activation)
+
+
+class Layer(_Handle):
+    """y = x W^T + b. Needs its model no longer."""
+
+    def __init__(self, model, tensor, bias=None, activation=0):
+        options = _LayerOptions(activation=activation)
+        if bias is not None:
+            bias = np.ascontiguousarray(bias, dtype=np.float32)
+            shape = model.tensors().get(tensor)
+            if shape is not None and bias.shape != shape[:1]:  # C cannot see how long it is
+                raise ValueError(f"bias {bias.shape} for out_features {shape[0]}")
+            options.bias = bias.ctypes.data
+        self._make("bl_layer_open", model._raw, tensor.encode(), ctypes.byref(options))
+        info = _described(_LayerInfo, "bl_layer_describe", self._raw)
+        self.in_features, self.out_features = info.in_features, info.out_features
+
+    def kernel(self, m=1):
+        return _described(_PlanInfo, "bl_plan", self._raw, BL_OP_FORWARD, m, 1).kernel.decode()
+
+    def weights(self):
+        """The dequantised weights [out_features, in_features]."""
+        w = np.empty((self.out_features, self.in_features), np.float32)
+        _call("bl_layer_read", self._raw, 0, self.out_features, w.ctypes.data, 1, 0)
+        return w
+
+    def __call__(self, x, out=None):
+        """y [m, out_features] of x [m, in_features]; y [out_features] of x [in_features]."""
+        x = np.asarray(x)
+        if x.dtype not in _TYPES:
+            x = x.astype(np.float32)
+        rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1] if x.ndim else 1)
+        if rows.shape[1] != self.in_features:
+            raise ValueError(f"x {x.shape} for in_features {self.in_features}")
+        # Rows may lie any distance apart, their elements not.
+        if rows.strides[1] != rows.itemsize or rows.strides[0] < rows.shape[1] * rows.itemsize:
+            rows = np.ascontiguousarray(rows)
+        m = rows.shape[0]
+        y = np.empty((m, self.out_features), np.float32) if out is None else out
+        if y.shape != (m, self.out_features) or y.dtype not in _TYPES or not y.flags.c_contiguous:
+            raise ValueError(f"out {y.shape} {y.dtype} for {(m, self.out_features)}")
+        x_stride = rows.strides[0] if m > 1 else 0
+        _call(
+            "bl_forward",
+            self._raw,
+            m,
+            rows.ctypes.data,
+            _TYPES[rows.dtype],
+            x_stride,
+            y.ctypes.data,
+            _TYPES[y.dtype],
+            0,
+            None,
+        )
+        return y.reshape(*x.shape[:-1], self.out_features)

@@ -1,0 +1,81 @@
+"""test_bitlinear FILE TENSOR: the module against numpy, on a file with that tensor."""
+import gc
+import sys
+import threading
+
+import numpy as np
+
+import bitlinear
+
+path, tensor = sys.argv[1:]
+model = bitlinear.Model(path)
+assert model.tensors()[tensor] == (64, 512)
+layer = model.layer(tensor)
+exact = model.layer(tensor, activation=1)
+model.free()
+model.free()
+
+random = np.random.default_rng(1)
+x = random.standard_normal((5, 512)).astype(np.float32)
+w = exact.weights()
+assert w.shape == (64, 512)
+np.testing.assert_allclose(exact(x), x @ w.T, rtol=1e-4, atol=1e-4)
+error = np.abs(layer(x) - x @ w.T).max() / np.abs(x @ w.T).max()
+assert error < 0.02, error
+
+y = layer(x)
+for m in range(5):  # rows do not depend on one another
+    assert (layer(x[m]) == y[m]).all()
+assert (layer(x[::2]) == y[::2]).all()  # rows apart
+assert (layer(np.asfortranarray(x)) == y).all()  # copied
+half = x.astype(np.float16)
+assert (layer(half) == layer(half.astype(np.float32))).all()
+assert layer(x.reshape(1, 5, 512)).shape == (1, 5, 64)
+assert layer(x[:0]).shape == (0, 64)
+with open(path, "rb") as file:
+    assert (bitlinear.Model(file.read()).layer(tensor)(x) == y).all()
+assert (bitlinear.Model(path, bitlinear.Context(3)).layer(tensor)(x) == y).all()
+
+bias = random.standard_normal(64).astype(np.float32)
+assert (bitlinear.Model(path).layer(tensor, bias=bias)(x) == y + bias).all()
+
+for wrong in (
+    lambda: bitlinear.Model("/nowhere"),
+    lambda: bitlinear.Model(b"no model"),
+    lambda: bitlinear.Model(path).layer("none"),
+    lambda: bitlinear.Model(path).layer(tensor, activation=77),
+    lambda: model.tensors(),
+):
+    try:
+        wrong()
+    except bitlinear.Error as error:
+        assert error.status.startswith("BL_ERROR_") and len(str(error)) > 20
+    else:
+        raise AssertionError("not refused")
+for wrong in (
+    lambda: layer(x[:, 1:]),
+    lambda: layer(x, out=np.empty((4, 64), np.float32)),
+    lambda: bitlinear.Model(path).layer(tensor, bias=bias[1:]),
+):
+    try:
+        wrong()
+    except ValueError:
+        pass
+    else:
+        raise AssertionError("not refused")
+
+
+def work():
+    for _ in range(50):
+        assert (layer(x) == y).all()
+
+
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+for _ in range(300):  # freed with their objects
+    bitlinear.Model(path).layer(tensor)
+gc.collect()
+print("python: good")

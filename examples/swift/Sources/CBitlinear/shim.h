@@ -1,0 +1,2 @@
+/* pkg-config's -I finds it. */
+#include <bitlinear.h>

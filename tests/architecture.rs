@@ -1,0 +1,153 @@
+//! Rules of the source tree that no compiler knows: who may import whom, where C begins, what is never
+//! written. See docs/architecture.md.
+
+mod native;
+
+use std::path::PathBuf;
+
+use native::{files_below, root};
+
+struct File {
+    path: PathBuf,
+    text: String,
+}
+
+/// The Rust files below a folder of the repository.
+fn sources(folder: &str) -> Vec<File> {
+    let files: Vec<File> = files_below(&root().join(folder), "rs")
+        .into_iter()
+        .map(|path| File { text: std::fs::read_to_string(&path).unwrap(), path })
+        .collect();
+    assert!(!files.is_empty(), "{folder} has no Rust files: has it moved?");
+    files
+}
+
+/// A line without the text of its strings and comments, roughly: what is left of it is code.
+fn code(line: &str) -> String {
+    let (mut out, mut in_string, mut escaped) = (String::new(), false, false);
+    let mut characters = line.chars().peekable();
+    while let Some(c) = characters.next() {
+        match c {
+            '\\' if in_string => escaped = !escaped,
+            '"' if !escaped => in_string = !in_string,
+            '/' if !in_string && characters.peek() == Some(&'/') => break,
+            _ if in_string => escaped = false,
+            _ => out.push(c),
+        }
+    }
+    out
+}
+
+/// Every line of code of a folder that `wrong` says something about.
+fn none_of(folder: &str, wrong: impl Fn(&str) -> bool) {
+    let mut found = Vec::new();
+    for file in sources(folder) {
+        for (i, line) in file.text.lines().enumerate() {
+            if wrong(&code(line)) {
+                found.push(format!("{}:{}: {}", file.path.display(), i + 1, line.trim()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+}
+
+/// Whether a line names a module of this crate, in a path or in the braces of a `use crate::{...}`.
+fn names(line: &str, module: &str) -> bool {
+    let word =
+        |text: &str, w: &str| text.split(|c: char| !c.is_alphanumeric() && c != '_').any(|part| part == w);
+    line.contains(&format!("crate::{module}::"))
+        || line.contains(&format!("crate::{module};"))
+        || line.contains(&format!("crate::{module} "))
+        || line.trim_start().starts_with("use crate::{") && word(line, module)
+}
+
+/// A file format never sees an instruction set.
+#[test]
+fn codecs_and_containers_know_no_kernel() {
+    for folder in ["src/codec", "src/container"] {
+        none_of(folder, |line| ["kernel", "cpu", "exec", "capi"].iter().any(|m| names(line, m)));
+    }
+}
+
+/// A kernel never sees a file format.
+#[test]
+fn kernels_know_no_codec_and_no_container() {
+    none_of("src/kernel", |line| ["codec", "container", "model", "capi"].iter().any(|m| names(line, m)));
+}
+
+/// C programs reach in through src/capi alone. (Functions that are handed to C as callbacks, by
+/// `pthread_atfork` or a host's parallel-for, are C functions too, but nobody can link to them.)
+#[test]
+fn only_capi_exports_c() {
+    let mut exports = 0;
+    for file in sources("src") {
+        let capi = file.path.starts_with(root().join("src/capi"));
+        for (i, line) in file.text.lines().enumerate() {
+            let line = code(line);
+            if line.contains("no_mangle") || line.contains("export_name") {
+                assert!(capi, "{}:{}: {line}", file.path.display(), i + 1);
+                exports += 1;
+            }
+        }
+    }
+    assert!(exports >= native::functions().len());
+}
+
+/// ... and what they export goes through the panic guard, but for what cannot fail.
+#[test]
+fn every_export_is_guarded() {
+    let cannot_fail = ["bl_version", "bl_build_info", "bl_status_name"];
+    for file in sources("src/capi") {
+        for export in file.text.split("#[unsafe(no_mangle)]").skip(1) {
+            let (head, body) = export.split_once('{').unwrap();
+            let name = head.split("fn ").nth(1).unwrap().split('(').next().unwrap();
+            let first = body
+                .lines()
+                .map(str::trim)
+                .find(|l| !l.is_empty() && !l.starts_with("//") && *l != "unsafe {");
+            let guarded = first.is_some_and(|l| l.contains("guard("));
+            assert!(guarded || cannot_fail.contains(&name), "{name} does not begin with guard()");
+        }
+    }
+}
+
+#[test]
+fn nothing_is_left_to_do_and_nothing_is_printed() {
+    let never = ["todo!", "unimplemented!", "println!", "eprintln!", "print!(", "eprint!(", "dbg!("];
+    none_of("src", |line| never.iter().any(|word| line.contains(word)));
+}
+
+/// Every `unsafe` block says why it is right, just above it.
+#[test]
+fn unsafe_blocks_say_why() {
+    let mut found = Vec::new();
+    for file in sources("src") {
+        let lines: Vec<&str> = file.text.lines().collect();
+        for (i, line) in lines.iter().enumerate() {
+            if code(line).contains("unsafe {") && !explained(&lines, i) {
+                found.push(format!("{}:{}: {}", file.path.display(), i + 1, line.trim()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "no SAFETY line above:\n{}", found.join("\n"));
+}
+
+/// Up from a line through its own statement and the comment before it.
+fn explained(lines: &[&str], at: usize) -> bool {
+    let mut in_comment = false;
+    for line in lines[..at].iter().rev().chain([&lines[at]]).map(|l| l.trim()) {
+        if line.contains("SAFETY:") {
+            return true;
+        }
+        let comment = line.starts_with("//");
+        if in_comment && !comment {
+            return false;
+        }
+        in_comment |= comment;
+        // The statement begins after the one before it.
+        if !comment && (line.ends_with(';') || line.is_empty()) {
+            return false;
+        }
+    }
+    false
+}
