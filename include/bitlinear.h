@@ -22,11 +22,12 @@
  *            A `const char *` or `const void *` from a handle lives as long as that handle.
  *            It reads and writes no byte outside the matrices it is given.
  * Threads.   Any thread may make any call. Calls that take a handle as `const` may run at the same
- *            time on one handle. bl_free must be the only call on its handle.
+ *            time on one handle. bl_layer_update and bl_free must be the only call on their handle.
  * Strings.   UTF-8, NUL-terminated.
  * Structs.   Where a struct begins with `struct_size`: zero it, set struct_size = sizeof it, then
  *            the fields you need; zero always means the default. Later versions only add fields at
- *            its end: older programs go on working. bl_error has none and is frozen.
+ *            its end: older programs go on working. bl_error and the items of arrays
+ *            (bl_named_layer, bl_named_text, bl_profile_entry) have none and are frozen.
  * Matrices.  Always three arguments: address, bl_type, row stride in bytes (0: rows touch); the
  *            elements of a row are adjacent and need no alignment. The shape comes before them.
  * Enums.     Values are never renumbered; later versions add some. Any unknown value passed in is
@@ -66,6 +67,12 @@
 
 /** `bl_load_memory` only: the bytes are BORROWED and outlive the model and its layers. */
 #define BL_LOAD_BORROW 2
+
+/**
+ * `bl_load`, `bl_load_memory`: compare what bl_save wrote with the sums in it. Files of other tools
+ * have none.
+ */
+#define BL_LOAD_VERIFY 4
 
 /**
  * `bl_layer_options.flags`: BitNet's weight_scale multiplies the weights, whatever config.json says.
@@ -186,6 +193,10 @@ typedef enum {
   BL_TYPE_Q2_0_LEGACY = 30,
   /** An element type that has a size but no name here; listed, not read. */
   BL_TYPE_OTHER = 31,
+  /**
+   * A layer of a file that bl_save wrote; bl_layer_describe tells what its weights were stored in.
+   */
+  BL_TYPE_PANELS = 32,
   BL_TYPE_Q4_0 = 102,
   BL_TYPE_Q4_1 = 103,
   BL_TYPE_Q5_0 = 106,
@@ -233,6 +244,16 @@ typedef enum {
   /** Int8 with one scale for each group (or super-block) of the weights. */
   BL_ACTIVATION_INT8_GROUP = 3,
 } bl_activation;
+
+/** Which part of the weights a layer has. */
+typedef enum {
+  /** All of them. */
+  BL_SHARD_NONE = 0,
+  /** Some rows: the parts' y, one after another, are the whole y, bit for bit. */
+  BL_SHARD_ROWS = 1,
+  /** Some columns, on which x is given: the sum of the parts' y is the whole y. */
+  BL_SHARD_COLUMNS = 2,
+} bl_shard;
 
 /** What is done to each row of x before anything else, in f32. */
 typedef enum {
@@ -400,7 +421,7 @@ typedef struct {
 /** How a file is opened. */
 typedef struct {
   uint32_t struct_size;
-  /** BL_LOAD_COPY, BL_LOAD_BORROW. */
+  /** BL_LOAD_COPY, BL_LOAD_BORROW, BL_LOAD_VERIFY. */
   uint32_t flags;
 } bl_load_options;
 
@@ -496,10 +517,14 @@ typedef struct {
 typedef struct {
   uint32_t struct_size;
   /**
-   * BL_TYPE_AUTO: as stored. Else which format it is, where the file does not tell: BL_TYPE_I2_S_ARM or
-   * _ROWS of an I2_S tensor; one of several that a layer is stored in; that of packed bytes whose scales
-   * are given below; BL_TYPE_BITNET_HF of floats that are to be ternarised. A type that needs another
-   * quantisation is BL_ERROR_UNSUPPORTED.
+   * BL_TYPE_AUTO: as stored; bl_layer_create from floats: ternary. Else which format it is, where the
+   * file does not tell: BL_TYPE_I2_S_ARM or _ROWS of an I2_S tensor; one of several that a layer is
+   * stored in; that of packed bytes whose scales are given below; BL_TYPE_BITNET_HF of floats that are
+   * to be ternarised as transformers does. Or what plain floats are rounded to: f32, f16, bf16; ternary
+   * (one scale, mean |w| of the matrix), binary (mean |w| of the row), int8 (max |w| / 127 of the
+   * row), int4 (max |w| / 7 of the group); q4_0, q4_1, q5_0, q5_1, q8_0, tq1_0, tq2_0, q1_0, q2_0,
+   * pq2_0 and ptq1_0 as their own tools do. Packed weights are not rounded again:
+   * BL_ERROR_UNSUPPORTED.
    */
   bl_type type;
   /** How the layer takes x. */
@@ -508,15 +533,19 @@ typedef struct {
   uint32_t flags;
   /**
    * out_features values that are added to y, in place of the file's; copied. NULL: the file's (opened
-   * by a tensor's name, there is none).
+   * by a tensor's name, there is none). With shards it is the whole layer's: of rows each takes its own
+   * part, of columns the one of rank 0 takes it.
    */
   const float *bias;
   /**
    * Scales in place of the file's, for formats that keep them apart (docs/formats.md): read once.
+   * bl_layer_create needs them there. Ternary: one for each base; binary, ternary2, int8: one, or one
+   * for each row; int4, compressed-tensors: one for each group of each row; bitnet-hf: one, which
+   * multiplies; ternary-block: one for each block.
    */
   const float *scales;
   int64_t scale_count;
-  /** Columns of a group; 0: what the file says. */
+  /** Columns of a group; 0: what the file or the number of scales says; int4 from floats: 128. */
   int64_t group_size;
   /** Which matrix of a tensor of three dimensions, from 0. */
   int64_t slice;
@@ -556,6 +585,16 @@ typedef struct {
    * above 0. 0: none.
    */
   float activation_scale;
+  /**
+   * Make the layer of a part of the weights: part shard_rank (from 0) of shard_count. Parts are as
+   * even as rows, or whole groups of columns, allow; bl_layer_describe tells where a part begins.
+   * Of columns there is no norm, which needs all of x, and no epilogue, which needs the whole sum.
+   */
+  bl_shard shard;
+  uint32_t shard_rank;
+  uint32_t shard_count;
+  /** Must be 0. */
+  uint32_t reserved;
 } bl_layer_options;
 
 /** What a layer is. */
@@ -578,6 +617,11 @@ typedef struct {
   /** Columns of a block of the rotation, asked for or declared by the file; 0: none. */
   uint32_t rotation_block;
   uint32_t reserved;
+  /**
+   * Of the whole weights, the row and the column that the layer begins with: 0 where it is no shard.
+   */
+  int64_t first_row;
+  int64_t first_column;
 } bl_layer_info;
 
 /** What a call will do. */
@@ -676,9 +720,10 @@ BL_NOEXCEPT;
 
 /**
  * Opens a model: a GGUF file (or the first part of a split one), a safetensors file, an index of
- * shards or the folder they are in. Only headers are read; tensors are mapped. The file must not be
- * cut or rewritten while it is mapped: reading a missing page would stop the process with SIGBUS.
- * BL_LOAD_COPY reads it into memory instead, and then it may change.
+ * shards or the folder they are in, a file that bl_save wrote. Only headers are read; tensors are
+ * mapped. The file must not be cut or rewritten while it is mapped: reading a missing page would stop
+ * the process with SIGBUS. BL_LOAD_COPY reads it into memory instead, and then it may change.
+ * BL_LOAD_VERIFY reads all of a file that bl_save wrote and compares it with the sums in it.
  */
 BL_API
 bl_status bl_load(const bl_context *context,
@@ -754,7 +799,8 @@ BL_NOEXCEPT;
  * Makes a layer of a model. `name` is a layer's (bl_model_layer): its weights with scales, bias and what
  * else its format has beside them. Or it is a tensor's: that matrix alone, [out_features, in_features], as
  * it is stored; where both have the name, the tensor is meant. The weights are packed for the CPU, exactly:
- * nothing is quantised again. A layer of which a part is missing is BL_ERROR_BAD_FILE, and what neither
+ * nothing is quantised again, save plain floats where options.type asks for it. A layer of a file that
+ * bl_save wrote is used in place. A layer of which a part is missing is BL_ERROR_BAD_FILE, and what neither
  * tensors nor config.json tell is BL_ERROR_INVALID_ARGUMENT that names the option which decides. The layer
  * keeps what it needs of the model alive; the model may be freed. Runs on the model's context.
  *
@@ -767,6 +813,36 @@ bl_status bl_layer_open(const bl_model *model,
                         const bl_layer_options *options,
                         bl_layer **out,
                         bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * Makes a layer from weights [out_features, in_features] in memory: floats, which are rounded to
+ * options.type (BL_TYPE_AUTO: ternary), or any packed format whose weights are one tensor, which is kept
+ * exactly. Formats whose scales stand apart take them from the options. The weights are copied.
+ */
+BL_API
+bl_status bl_layer_create(const bl_context *context,
+                          int64_t out_features,
+                          int64_t in_features,
+                          const void *weights,
+                          bl_type type,
+                          int64_t stride,
+                          const bl_layer_options *options,
+                          bl_layer **out,
+                          bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * Packs new weights of the same shape into a layer that bl_layer_create made, by the same rule and into
+ * the same format; bias and the rest stay. Must be the only call on the layer. After a failure the
+ * layer is as it was.
+ */
+BL_API
+bl_status bl_layer_update(bl_layer *layer,
+                          const void *weights,
+                          bl_type type,
+                          int64_t stride,
+                          bl_error *error)
 BL_NOEXCEPT;
 
 /** Shape, format and size of a layer. */

@@ -7,6 +7,7 @@
 //! ```
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use crate::activation::{Activations, Codes, Floats, Kind, RowCodes, Rule, Segment, Shape};
 use crate::codec::Matrix;
@@ -15,7 +16,7 @@ use crate::epilogue::Epilogue;
 use crate::error::{Result, fail};
 use crate::exec::Executor;
 use crate::kernel::{self, Choice, Job, Kernel};
-use crate::layout::{Layout, Packed, QUAD, Row, Scales, TILE};
+use crate::layout::{Layout, Packed, Part, QUAD, Row, Scales, TILE};
 use crate::matrix::{MatrixMut, MatrixRef};
 use crate::memory::{ALIGNMENT, Heap, copied};
 use crate::norm::{self, Norm};
@@ -87,6 +88,83 @@ pub struct Options<'a> {
     pub activation_scale: Option<f32>,
 }
 
+/// The same with its own copies: what a file or a caller says of a layer.
+#[derive(Default)]
+pub struct Settings {
+    /// See [`Options`].
+    pub activation: Activation,
+    /// See [`Options`].
+    pub product_scale: Option<f32>,
+    /// See [`Options`].
+    pub bias: Option<Vec<f32>>,
+    /// Kind and epsilon of the norm.
+    pub norm: Option<(norm::Kind, f32)>,
+    /// Its factors.
+    pub norm_weight: Option<Vec<f32>>,
+    /// What it adds.
+    pub norm_bias: Option<Vec<f32>>,
+    /// Block of the rotation.
+    pub rotation: Option<usize>,
+    /// Its signs.
+    pub rotation_signs: Option<Vec<f32>>,
+    /// See [`Options`].
+    pub epilogue: Epilogue,
+    /// See [`Options`].
+    pub activation_scale: Option<f32>,
+}
+
+impl Settings {
+    /// The options for the whole matrix.
+    pub fn options(&self) -> Options<'_> {
+        Options {
+            activation: self.activation,
+            product_scale: self.product_scale,
+            bias: self.bias.as_deref(),
+            norm: self.norm.map(|(kind, epsilon)| norm::Spec {
+                kind,
+                epsilon,
+                weight: self.norm_weight.as_deref(),
+                bias: self.norm_bias.as_deref(),
+            }),
+            rotation: self
+                .rotation
+                .map(|block| rotation::Spec { block, signs: self.rotation_signs.as_deref() }),
+            epilogue: self.epilogue,
+            activation_scale: self.activation_scale,
+        }
+    }
+
+    /// The options for a part of the matrix: its rows and columns, and which part they are.
+    pub fn options_of(&self, part: Part, rows: Range<usize>, columns: Range<usize>) -> Result<Options<'_>> {
+        let mut options = self.options();
+        match part {
+            Part::Whole => {}
+            Part::Rows { .. } => options.bias = options.bias.and_then(|bias| bias.get(rows)),
+            Part::Columns { rank, .. } => {
+                if options.norm.is_some() || options.epilogue != Epilogue::None {
+                    return Err(fail!(
+                        Unsupported,
+                        "a shard of columns has not all of x, which a norm needs, nor the whole sum, which an epilogue needs"
+                    ));
+                }
+                options.bias = options.bias.filter(|_| rank == 0);
+                if let Some(rotation) = &mut options.rotation {
+                    if !columns.start.is_multiple_of(rotation.block) {
+                        return Err(fail!(
+                            Unsupported,
+                            "columns from {} on: a shard begins with a block of {} columns that are rotated",
+                            columns.start,
+                            rotation.block
+                        ));
+                    }
+                    rotation.signs = rotation.signs.and_then(|signs| signs.get(columns));
+                }
+            }
+        }
+        Ok(options)
+    }
+}
+
 /// One linear layer, `y = epilogue((R norm(x) Wᵀ) s + b)`, of which all but the product may be missing.
 /// Immutable: any number of threads may use it at a time.
 pub struct Linear {
@@ -151,17 +229,19 @@ pub struct PlanInfo {
     pub operations: u64,
 }
 
-impl Linear {
-    /// Packs a matrix. `seen` is told each row of it that has been read.
-    pub fn new(
-        matrix: &dyn Matrix,
-        options: &Options<'_>,
-        isa: Isa,
-        heap: &Heap,
-        seen: &mut dyn FnMut(usize),
-    ) -> Result<Linear> {
-        let layout = matrix.layout();
-        let rule = options.activation.resolve(&layout, options.activation_scale)?;
+/// What stands around a product: options, checked and copied.
+struct Around {
+    rule: Option<Rule>,
+    product_scale: Option<f32>,
+    bias: Option<Vec<f32>>,
+    norm: Option<Norm>,
+    rotation: Option<Rotation>,
+    epilogue: Epilogue,
+}
+
+impl Around {
+    fn new(options: &Options<'_>, layout: &Layout, rows: usize, columns: usize) -> Result<Around> {
+        let rule = options.activation.resolve(layout, options.activation_scale)?;
         if let Some(s) = options.activation_scale {
             if rule.is_none() {
                 return Err(fail!(InvalidArgument, "activation_scale is set, but x is taken as floats"));
@@ -173,31 +253,72 @@ impl Linear {
                 ));
             }
         }
-        // Before the weights are packed: a wrong parameter should not take seconds to find.
-        let columns = matrix.in_features();
         let norm = options.norm.map(|spec| Norm::new(&spec, columns)).transpose()?;
         let rotation = options.rotation.map(|spec| Rotation::new(&spec, columns)).transpose()?;
         let bias = match options.bias {
-            Some(bias) if bias.len() != matrix.out_features() => {
-                let out = matrix.out_features();
+            Some(bias) if bias.len() != rows => {
                 return Err(fail!(
                     InvalidArgument,
-                    "bias has {} values, the layer {out} outputs",
+                    "bias has {} values, the layer {rows} outputs",
                     bias.len()
                 ));
             }
             bias => bias.map(|bias| copied(bias, "bias")).transpose()?,
         };
+        let (product_scale, epilogue) = (options.product_scale, options.epilogue);
+        Ok(Around { rule, product_scale, bias, norm, rotation, epilogue })
+    }
+}
+
+impl Linear {
+    /// Packs a matrix. `seen` is told each row of it that has been read.
+    pub fn new(
+        matrix: &dyn Matrix,
+        options: &Options<'_>,
+        isa: Isa,
+        heap: &Heap,
+        seen: &mut dyn FnMut(usize),
+    ) -> Result<Linear> {
+        // Before the weights are packed: a wrong parameter should not take seconds to find.
+        let (rows, columns) = (matrix.out_features(), matrix.in_features());
+        let around = Around::new(options, &matrix.layout(), rows, columns)?;
+        Ok(Linear::with(Linear::pack(matrix, heap, seen)?, around, isa))
+    }
+
+    /// The panels of a matrix. `seen` is told each row of it that has been read.
+    pub fn pack(matrix: &dyn Matrix, heap: &Heap, seen: &mut dyn FnMut(usize)) -> Result<Packed> {
         let mut packed = Packed::room_for(matrix, heap)?;
-        let mut row = Row::new(layout, matrix.in_features())?;
+        let mut row = Row::new(matrix.layout(), matrix.in_features())?;
         for tile in 0..packed.tiles() {
             packed.fill_tile(tile, matrix, &mut row, seen)?;
         }
-        let kind = if rule.is_some() { Kind::Integer } else { Kind::Float };
-        let shape = Shape::new(&layout, *packed.geometry());
-        let choice = kernel::select(&layout, packed.in_features(), kind, isa);
-        let (product_scale, epilogue) = (options.product_scale, options.epilogue);
-        Ok(Linear { packed, rule, shape, isa, choice, product_scale, bias, norm, rotation, epilogue })
+        Ok(packed)
+    }
+
+    /// The layer of panels that are there already.
+    pub fn of(packed: Packed, options: &Options<'_>, isa: Isa) -> Result<Linear> {
+        let around = Around::new(options, packed.layout(), packed.out_features(), packed.in_features())?;
+        Ok(Linear::with(packed, around, isa))
+    }
+
+    fn with(packed: Packed, around: Around, isa: Isa) -> Linear {
+        let kind = if around.rule.is_some() { Kind::Integer } else { Kind::Float };
+        let shape = Shape::new(packed.layout(), *packed.geometry());
+        let choice = kernel::select(packed.layout(), packed.in_features(), kind, isa);
+        let Around { rule, product_scale, bias, norm, rotation, epilogue } = around;
+        Linear { packed, rule, shape, isa, choice, product_scale, bias, norm, rotation, epilogue }
+    }
+
+    /// Takes other weights of the same shape and layout.
+    pub fn replace(&mut self, packed: Packed) -> Result<()> {
+        let same = packed.layout() == self.packed.layout()
+            && packed.geometry() == self.packed.geometry()
+            && packed.out_features() == self.packed.out_features();
+        if !same {
+            return Err(fail!(InvalidArgument, "weights of another shape or layout than the layer's"));
+        }
+        self.packed = packed;
+        Ok(())
     }
 
     /// Rows of W: values of a row of y.
@@ -270,10 +391,16 @@ impl Linear {
 
     /// Bytes that the layer owns.
     pub fn bytes(&self) -> usize {
-        self.packed.bytes()
+        let panels = if self.packed.is_kept() { 0 } else { self.packed.bytes() };
+        panels
             + self.bias.as_ref().map_or(0, |b| b.len() * 4)
             + self.norm.as_ref().map_or(0, Norm::bytes)
             + self.rotation.as_ref().map_or(0, Rotation::bytes)
+    }
+
+    /// Bytes that it reads in place from a file.
+    pub fn bytes_mapped(&self) -> usize {
+        if self.packed.is_kept() { self.packed.bytes() } else { 0 }
     }
 
     /// What a forward call on `m` rows will do and need.
@@ -283,7 +410,7 @@ impl Linear {
         PlanInfo {
             kernel: self.kernel(plan.rows),
             workspace: plan.bytes,
-            bytes_read: self.bytes() as u64 * blocks,
+            bytes_read: (self.bytes() + self.bytes_mapped()) as u64 * blocks,
             operations: 2 * m as u64 * self.in_features() as u64 * self.out_features() as u64,
         }
     }

@@ -35,5 +35,7 @@ pub mod kernel;
 pub mod layer;
 pub mod matrix;
 pub mod model;
+pub mod quantize;
+pub mod save;
 
 pub mod capi;

@@ -1,6 +1,7 @@
 //! Aligned, fallible allocation: every size that comes from a file or an argument goes through here.
 
 use std::alloc::Layout;
+use std::any::Any;
 use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -82,7 +83,8 @@ impl Heap {
     }
 }
 
-/// Bytes of weights: a buffer, or a part of a chunk that is nobody else's.
+/// Bytes of weights: a buffer, a part of a chunk that is nobody else's, or bytes that something else
+/// owns (a mapped file).
 pub struct Block {
     memory: Memory,
 }
@@ -90,9 +92,30 @@ pub struct Block {
 enum Memory {
     Own(Buffer),
     Shared { chunk: Arc<Chunk>, at: usize, len: usize },
+    Kept { start: *const u8, len: usize, _owner: Arc<dyn Any + Send + Sync> },
 }
 
+// SAFETY: buffers and chunks may go to any thread; kept bytes are only ever read, and belong to an
+// owner that may be used from any thread.
+unsafe impl Send for Block {}
+// SAFETY: as above.
+unsafe impl Sync for Block {}
+
 impl Block {
+    /// Bytes of `owner`, read in place; the block keeps it alive.
+    pub fn kept<T: Send + Sync + 'static>(owner: &Arc<T>, bytes: impl FnOnce(&T) -> &[u8]) -> Block {
+        // The borrow that `bytes` makes stays good while this count of the owner lives: nobody can
+        // get an exclusive reference to it meanwhile.
+        let bytes = bytes(owner);
+        let (start, len) = (bytes.as_ptr(), bytes.len());
+        Block { memory: Memory::Kept { start, len, _owner: owner.clone() } }
+    }
+
+    /// Whether the bytes are another's: they cannot be written.
+    pub fn is_kept(&self) -> bool {
+        matches!(self.memory, Memory::Kept { .. })
+    }
+
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
         match &self.memory {
@@ -102,10 +125,12 @@ impl Block {
                 // block overlaps it, so that nobody writes it while `&self` is shared.
                 unsafe { std::slice::from_raw_parts(chunk.memory.start.as_ptr().add(*at), *len) }
             }
+            // SAFETY: a slice of the owner's, which is alive (see `kept`).
+            Memory::Kept { start, len, .. } => unsafe { std::slice::from_raw_parts(*start, *len) },
         }
     }
 
-    /// The bytes, to be written.
+    /// The bytes, to be written; none where they are another's.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         match &mut self.memory {
             Memory::Own(buffer) => buffer.bytes_mut(),
@@ -113,6 +138,7 @@ impl Block {
                 // SAFETY: as in `bytes`; `&mut self` makes the access to this part exclusive.
                 unsafe { std::slice::from_raw_parts_mut(chunk.memory.start.as_ptr().add(*at), *len) }
             }
+            Memory::Kept { .. } => &mut [],
         }
     }
 }
@@ -286,6 +312,14 @@ mod tests {
             assert!(block.bytes().len() == 300_001 + i && block.bytes().iter().all(|&b| b == i as u8));
         }
         Ok(())
+    }
+
+    #[test]
+    fn a_kept_block_keeps_its_owner() {
+        let owner = Arc::new(vec![1u8, 2, 3]);
+        let mut block = Block::kept(&owner, |bytes| &bytes[1..]);
+        drop(owner);
+        assert!(block.is_kept() && block.bytes() == [2, 3] && block.bytes_mut().is_empty());
     }
 
     #[test]

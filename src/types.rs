@@ -93,6 +93,8 @@ types! {
     Q2_0Legacy = 30, "q2_0-legacy", 128, 34;
     /// An element type of a file that has a size but no name here (listed, not computed).
     Other = 31, "other", 0, 0;
+    /// A layer of bitlinear's own file: panels, as kernels read them.
+    Panels = 32, "panels", 0, 0;
     /// ggml Q4_0.
     Q4_0 = 102, "q4_0", 32, 18;
     /// ggml Q4_1.

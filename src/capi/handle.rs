@@ -95,6 +95,24 @@ pub unsafe fn get<'a, H, T: Kind>(handle: *const H) -> Result<&'a T> {
     }
 }
 
+/// The body of a handle from C, alone, for the time of one call; refused where something else keeps the
+/// body alive.
+///
+/// # Safety
+/// As [`get`], and no other call uses the handle meanwhile.
+pub unsafe fn get_mut<'a, H, T: Kind>(handle: *mut H) -> Result<&'a mut T> {
+    // SAFETY: the caller's contract; `get` proves that the body is an `Arc`'s, whose count stays the
+    // shell's (`ManuallyDrop`).
+    unsafe {
+        let body: &T = get(handle)?;
+        let mut body = std::mem::ManuallyDrop::new(Arc::from_raw(body));
+        match Arc::get_mut(&mut body) {
+            Some(body) => Ok(&mut *std::ptr::from_mut(body)),
+            None => Err(fail!(InvalidArgument, "the {} is in use", T::NAME)),
+        }
+    }
+}
+
 /// Another count of a handle's body, to keep it alive.
 ///
 /// # Safety

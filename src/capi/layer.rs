@@ -1,29 +1,30 @@
 //! Layers.
 
-use std::ffi::{c_char, c_void};
+use std::ffi::{CStr, c_char, c_void};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::boundary::guard;
-use super::context::{Context, out_handle};
+use super::context::{self, Context, out_handle};
 use super::handle::{self, Kind};
 use super::model::{Model, string};
 use super::options;
 use super::types::*;
+use super::weights::{self, Weights, features};
 use crate::codec::bitnet_hf::WeightScale;
 use crate::codec::gptq::GptqVersion;
 use crate::codec::{Floats, Matrix};
-use crate::container::Quoted;
+use crate::container::{self, Quoted};
 use crate::epilogue::Epilogue;
 use crate::error::{Error, Result, fail};
-use crate::layer::{Activation, Linear, Options};
-use crate::layout::Float;
+use crate::layer::{Activation, Linear, Settings};
+use crate::layout::{Float, Layout, Part, Shard};
 use crate::limits::FEATURES_MAX;
 use crate::matrix::MatrixMut;
-use crate::memory::filled;
+use crate::memory::{copied, filled};
 use crate::model::{Plan, Request};
 use crate::types::Type;
-use crate::{norm, rotation};
+use crate::{norm, quantize};
 
 /// The body of a `bl_layer`.
 pub struct Layer {
@@ -33,6 +34,10 @@ pub struct Layer {
     pub linear: Linear,
     /// The format its weights were stored in.
     pub ty: Type,
+    /// The row and the column of the whole weights that it begins with.
+    pub first: (usize, usize),
+    /// How it was made, where it can be made again.
+    made: Option<Made>,
 }
 
 impl Layer {
@@ -40,7 +45,7 @@ impl Layer {
     pub fn new(context: Arc<Context>, linear: Linear, ty: Type) -> Layer {
         context.usage.handles.fetch_add(1, Ordering::Relaxed);
         context.usage.packed.fetch_add(linear.bytes() as u64, Ordering::Relaxed);
-        Layer { context, linear, ty }
+        Layer { context, linear, ty, first: (0, 0), made: None }
     }
 }
 
@@ -93,7 +98,8 @@ pub fn addressable(rows: usize, stride: usize, what: &str) -> Result<()> {
 /// Makes a layer of a model. `name` is a layer's (bl_model_layer): its weights with scales, bias and what
 /// else its format has beside them. Or it is a tensor's: that matrix alone, [out_features, in_features], as
 /// it is stored; where both have the name, the tensor is meant. The weights are packed for the CPU, exactly:
-/// nothing is quantised again. A layer of which a part is missing is BL_ERROR_BAD_FILE, and what neither
+/// nothing is quantised again, save plain floats where options.type asks for it. A layer of a file that
+/// bl_save wrote is used in place. A layer of which a part is missing is BL_ERROR_BAD_FILE, and what neither
 /// tensors nor config.json tell is BL_ERROR_INVALID_ARGUMENT that names the option which decides. The layer
 /// keeps what it needs of the model alive; the model may be freed. Runs on the model's context.
 ///
@@ -117,23 +123,179 @@ pub unsafe extern "C" fn bl_layer_open(
             let model: &Model = handle::get(model)?;
             let name = string(name, "the layer's name")?;
             let options = options::read(options)?;
-            let activation = activation(options.activation)?;
-            let scales = scale_bytes(&options)?;
-            let request = request(&options, scales.as_deref())?;
-            let plan = model.layers()?.plan_named(&model.files, name.to_bytes(), &request)?;
-            let within = |e: Error| e.within(format_args!("{}", Quoted(name.to_bytes())));
-            // First: it checks what the file says of its size, before a bias of that size is read.
-            let matrix = plan.matrix().map_err(within)?;
-            let parameters = Parameters::read(&options, &plan).map_err(within)?;
-            let options = parameters.options(activation, &plan).map_err(within)?;
-            let linear = pack(model, &plan, &*matrix, &options).map_err(within)?;
-            let kernel = linear.plan(1, &model.context.executor).kernel.name();
-            let (shown, ty) = (Quoted(name.to_bytes()), plan.ty.name());
-            let line = format_args!("layer {shown}: {ty} packed for {kernel}");
+            let layer = match model.files.directory.kind {
+                container::Kind::Packed => open_saved(model, name, &options)?,
+                _ => open_stored(model, name, &options)?,
+            };
+            let kernel = layer.linear.plan(1, &model.context.executor).kernel.name();
+            let (shown, ty) = (Quoted(name.to_bytes()), layer.ty.name());
+            let line = format_args!("layer {shown}: {ty} for {kernel}");
             model.context.log(bl_log_level::BL_LOG_DEBUG, line);
-            let layer = Layer::new(model.context.clone(), linear, plan.ty);
             *out = handle::make::<bl_layer, _>(Arc::new(layer))?;
             Ok(())
+        })
+    }
+}
+
+/// A layer of a file of other tools.
+///
+/// # Safety
+/// The pointers in the options are as the header says.
+unsafe fn open_stored(model: &Model, name: &CStr, options: &bl_layer_options) -> Result<Layer> {
+    // SAFETY: the caller's contract.
+    let scales = unsafe { scale_bytes(options)? };
+    let request = request(options, scales.as_deref())?;
+    // Floats that are to be rounded are floats first. Any other wish is about what is stored.
+    let floats = |ty: &Type| {
+        let stored = Request { ty: None, group_size: 0, ..request };
+        model
+            .layers()
+            .ok()?
+            .plan_named(&model.files, name.to_bytes(), &stored)
+            .ok()
+            .filter(|plan| weights::float_of(plan.ty).is_some() && plan.ty != *ty)
+    };
+    let target = request.ty.filter(|ty| request.scales.is_none() && quantize::is_target(*ty));
+    let (plan, target) = match target.as_ref().and_then(floats) {
+        Some(plan) => (plan, target),
+        None => (model.layers()?.plan_named(&model.files, name.to_bytes(), &request)?, None),
+    };
+    let within = |e: Error| e.within(format_args!("{}", Quoted(name.to_bytes())));
+    // First: it checks what the file says of its size, before a bias of that size is read.
+    let matrix = plan.matrix().map_err(within)?;
+    let file = Settings {
+        product_scale: plan.product_scale,
+        bias: plan.bias()?,
+        norm: plan.norm_epsilon().map(|epsilon| (norm::Kind::Rms, epsilon)),
+        norm_weight: plan.norm()?,
+        rotation: plan.rotation.as_ref().map(|declared| declared.spec().block),
+        rotation_signs: match plan.rotation.as_ref().and_then(|declared| declared.spec().signs) {
+            None => None,
+            Some(signs) => Some(copied(signs, "signs")?),
+        },
+        ..Settings::default()
+    };
+    // SAFETY: the caller's contract.
+    let settings = unsafe { file.with(options, plan.out_features, plan.in_features) }.map_err(within)?;
+    let recipe = Recipe { target, group: request.group_size, part: part(options)? };
+    reading(model, &plan, |seen| {
+        Layer::pack(&model.context, &*matrix, plan.ty, &recipe, &settings, seen).map_err(within)
+    })
+}
+
+/// A layer of a packed file: in place, where all of it is wanted.
+///
+/// # Safety
+/// The pointers in the options are as the header says.
+unsafe fn open_saved(model: &Model, name: &CStr, options: &bl_layer_options) -> Result<Layer> {
+    let tensor = model.tensor(name)?;
+    let context = &model.context;
+    let Some(saved) = crate::model::saved(&model.files, tensor, &context.heap)? else {
+        return Err(fail!(Internal, "a tensor of a packed file that is no layer"));
+    };
+    // SAFETY: the caller's contract.
+    let scales = unsafe { scale_bytes(options)? };
+    let request = request(options, scales.as_deref())?;
+    let said = [request.slice, request.in_features, request.out_features, options.flags as usize];
+    if said != [0; 4] || request.scales.is_some() {
+        return Err(fail!(
+            InvalidArgument,
+            "flags, scales, slice, in_features and out_features say nothing about a layer that bl_save wrote"
+        ));
+    }
+    let within = |e: Error| e.within(format_args!("{}", Quoted(name.to_bytes())));
+    let (rows, columns) = (saved.packed.out_features(), saved.packed.in_features());
+    // SAFETY: the caller's contract.
+    let settings = unsafe { saved.settings.with(options, rows, columns) }.map_err(within)?;
+    let target = request.ty.filter(|ty| *ty != saved.ty);
+    let recipe = Recipe { target, group: request.group_size, part: part(options)? };
+    if recipe.part != Part::Whole || target.is_some() {
+        return Layer::pack(context, &saved.packed, saved.ty, &recipe, &settings, &mut |_| {})
+            .map_err(within);
+    }
+    if recipe.group != 0 {
+        return Err(fail!(InvalidArgument, "group_size says nothing about weights that are not rounded"));
+    }
+    let linear = Linear::of(saved.packed, &settings.options(), context.isa).map_err(within)?;
+    Ok(Layer::new(context.clone(), linear, saved.ty))
+}
+
+/// How weights become a layer's.
+#[derive(Clone, Copy)]
+struct Recipe {
+    /// What floats are rounded to; `None`: what is stored.
+    target: Option<Type>,
+    /// Columns of a group where the target leaves it open.
+    group: usize,
+    part: Part,
+}
+
+/// Which part of the weights the options ask for.
+fn part(options: &bl_layer_options) -> Result<Part> {
+    let (rank, count) = (options.shard_rank, options.shard_count);
+    if options.reserved != 0 {
+        return Err(fail!(InvalidArgument, "bl_layer_options.reserved is {}", options.reserved));
+    }
+    match options.shard.0 {
+        0 if rank == 0 && count == 0 => Ok(Part::Whole),
+        0 => Err(fail!(InvalidArgument, "shard {rank} of {count}, but bl_layer_options.shard is 0: none")),
+        1 => Ok(Part::Rows { rank, count }),
+        2 => Ok(Part::Columns { rank, count }),
+        n => Err(fail!(Unsupported, "shard {n} is unknown to this library")),
+    }
+}
+
+/// How a layer of `bl_layer_create` was made, so that it can be made again of other weights.
+struct Made {
+    recipe: Recipe,
+    transposed: bool,
+    rows: usize,
+    columns: usize,
+}
+
+/// Weights on their way into a layer: a matrix, rounded and cut as the recipe says.
+fn with_matrix<T>(
+    matrix: &dyn Matrix,
+    ty: Type,
+    recipe: &Recipe,
+    work: impl FnOnce(&Shard<'_>, Type) -> Result<T>,
+) -> Result<T> {
+    match recipe.target {
+        Some(target) if target != ty => {
+            if !matches!(matrix.layout(), Layout::Dense(_)) || weights::float_of(ty).is_none() {
+                return Err(fail!(
+                    Unsupported,
+                    "{} weights to {}: packed weights are not rounded again",
+                    ty.name(),
+                    target.name()
+                ));
+            }
+            let rounded = quantize::round(matrix, target, recipe.group)?;
+            work(&Shard::new(&*rounded, recipe.part)?, target)
+        }
+        _ => work(&Shard::new(matrix, recipe.part)?, ty),
+    }
+}
+
+impl Layer {
+    /// Packs a matrix. `settings` are the whole matrix's; `seen` is told each row that has been read,
+    /// counted in the whole matrix.
+    fn pack(
+        context: &Arc<Context>,
+        matrix: &dyn Matrix,
+        ty: Type,
+        recipe: &Recipe,
+        settings: &Settings,
+        seen: &mut dyn FnMut(usize),
+    ) -> Result<Layer> {
+        with_matrix(matrix, ty, recipe, |shard, ty| {
+            let options = settings.options_of(recipe.part, shard.rows(), shard.columns())?;
+            let first = shard.rows().start;
+            let mut seen = |row: usize| seen(first + row);
+            let linear = Linear::new(shard, &options, context.isa, &context.heap, &mut seen)?;
+            let mut layer = Layer::new(context.clone(), linear, ty);
+            layer.first = (first, shard.columns().start);
+            Ok(layer)
         })
     }
 }
@@ -223,12 +385,15 @@ fn request<'a>(options: &bl_layer_options, scales: Option<&'a [u8]>) -> Result<R
     })
 }
 
-/// Packs the matrix of a plan. Pages of the file behind the reader are given back, so that it does not
-/// count as resident beside its packed weights.
-fn pack(model: &Model, plan: &Plan<'_>, matrix: &dyn Matrix, options: &Options<'_>) -> Result<Linear> {
+/// Reads the matrix of a plan in `work`, which tells what rows it has read. Pages of the file behind the
+/// reader are given back, so that it does not count as resident beside its packed weights.
+fn reading<T>(
+    model: &Model,
+    plan: &Plan<'_>,
+    work: impl FnOnce(&mut dyn FnMut(usize)) -> Result<T>,
+) -> Result<T> {
     let Some((tensor, start, row_bytes)) = plan.rows else {
-        // Rows are spread over their tensors: what one reads, the next needs.
-        return Linear::new(matrix, options, model.context.isa, &model.context.heap, &mut |_| {});
+        return work(&mut |_| {}); // rows are spread over their tensors: what one reads, the next needs
     };
     let Some(source) = model.files.source(tensor) else {
         return Err(fail!(Internal, "a tensor of no file"));
@@ -242,30 +407,110 @@ fn pack(model: &Model, plan: &Plan<'_>, matrix: &dyn Matrix, options: &Options<'
             dropped = read;
         }
     };
-    let linear = Linear::new(matrix, options, model.context.isa, &model.context.heap, &mut seen)?;
+    let result = work(&mut seen)?;
     source.done(dropped..first + plan.out_features * row_bytes);
-    Ok(linear)
+    Ok(result)
+}
+
+/// Makes a layer from weights [out_features, in_features] in memory: floats, which are rounded to
+/// options.type (BL_TYPE_AUTO: ternary), or any packed format whose weights are one tensor, which is kept
+/// exactly. Formats whose scales stand apart take them from the options. The weights are copied.
+///
+/// # Safety
+/// As the rules at the top of bitlinear.h say.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bl_layer_create(
+    context: *const bl_context,
+    out_features: i64,
+    in_features: i64,
+    weights: *const c_void,
+    r#type: TypeArg,
+    stride: i64,
+    options: *const bl_layer_options,
+    out: *mut *mut bl_layer,
+    error: *mut bl_error,
+) -> bl_status {
+    // SAFETY: as in `bl_layer_open`; the weights are as the arguments say.
+    unsafe {
+        guard(error, || {
+            let out = out_handle(out)?;
+            let context = context::of(context)?;
+            let rows = features(out_features, "out_features")?;
+            let columns = features(in_features, "in_features")?;
+            let ty = r#type.known()?;
+            let options = options::read(options)?;
+            let target = match options.r#type {
+                TypeArg(0) if weights::float_of(ty).is_some() => Some(Type::Ternary),
+                TypeArg(0) => None,
+                target => Some(target.known()?),
+            };
+            let request = request(&options, None)?;
+            let said = [request.slice, request.in_features, request.out_features];
+            if options.flags & !BL_LAYER_TRANSPOSED != 0 || said != [0; 3] {
+                return Err(fail!(
+                    InvalidArgument,
+                    "slice, in_features, out_features and flags but BL_LAYER_TRANSPOSED are for layers of files"
+                ));
+            }
+            let (transposed, group) = (request.transposed, request.group_size);
+            let recipe = Recipe { target, group, part: part(&options)? };
+            let scales = scale_bytes(&options)?;
+            let scales = scales.as_deref().unwrap_or(&[]);
+            let given = Weights { address: weights, ty, stride, rows, columns, transposed, scales, group };
+            let settings = Settings::default().with(&options, rows, columns)?;
+            let matrix = given.matrix()?;
+            let mut layer = Layer::pack(&context, &*matrix, ty, &recipe, &settings, &mut |_| {})?;
+            layer.made = Some(Made { recipe, transposed, rows, columns });
+            *out = handle::make::<bl_layer, _>(Arc::new(layer))?;
+            Ok(())
+        })
+    }
+}
+
+/// Packs new weights of the same shape into a layer that bl_layer_create made, by the same rule and into
+/// the same format; bias and the rest stay. Must be the only call on the layer. After a failure the
+/// layer is as it was.
+///
+/// # Safety
+/// As the rules at the top of bitlinear.h say.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bl_layer_update(
+    layer: *mut bl_layer,
+    weights: *const c_void,
+    r#type: TypeArg,
+    stride: i64,
+    error: *mut bl_error,
+) -> bl_status {
+    // SAFETY: as in `bl_layer_create`; the header's rules make this the only call on the layer.
+    unsafe {
+        guard(error, || {
+            let layer: &mut Layer = handle::get_mut(layer)?;
+            let Some(made) = &layer.made else {
+                return Err(fail!(InvalidArgument, "only layers of bl_layer_create are updated"));
+            };
+            let Made { recipe, transposed, rows, columns } = *made;
+            let (ty, old) = (r#type.known()?, layer.ty);
+            let (scales, group) = (&[][..], recipe.group);
+            let given = Weights { address: weights, ty, stride, rows, columns, transposed, scales, group };
+            let matrix = given.matrix()?;
+            let recipe = Recipe { target: Some(old), ..recipe };
+            let packed = with_matrix(&*matrix, ty, &recipe, |shard, _| {
+                Linear::pack(shard, &layer.context.heap, &mut |_| {})
+            })?;
+            layer.linear.replace(packed)
+        })
+    }
 }
 
 /// Bytes that a loader leaves mapped behind it before it gives pages back.
 const DROP_BEHIND: usize = 1 << 20;
 
-/// What stands around a product, copied from a caller's options.
-struct Parameters {
-    raw: bl_layer_options,
-    bias: Option<Vec<f32>>,
-    norm_weight: Option<Vec<f32>>,
-    norm_bias: Option<Vec<f32>>,
-    rotation_signs: Option<Vec<f32>>,
-}
-
-impl Parameters {
-    /// Reads the vectors that the options point to, and the file's.
+impl Settings {
+    /// What a file says of a layer, with what a caller adds.
     ///
     /// # Safety
     /// The options' pointers are NULL or valid for as many floats as the header says.
-    unsafe fn read(raw: &bl_layer_options, plan: &Plan<'_>) -> Result<Parameters> {
-        let (in_features, out_features) = (plan.in_features, plan.out_features);
+    unsafe fn with(self, raw: &bl_layer_options, rows: usize, columns: usize) -> Result<Settings> {
         let no_norm = raw.norm.0 == bl_norm::BL_NORM_NONE as u32;
         if no_norm && !(raw.norm_weight.is_null() && raw.norm_bias.is_null() && raw.norm_epsilon == 0.0) {
             return Err(fail!(InvalidArgument, "a weight, bias or epsilon of a norm is set, but no norm"));
@@ -273,63 +518,58 @@ impl Parameters {
         if raw.rotation_block == 0 && !raw.rotation_signs.is_null() {
             return Err(fail!(InvalidArgument, "rotation_signs is set, but no rotation_block"));
         }
-        let (file_norm, file_bias) = (plan.norm()?, plan.bias()?);
-        if !no_norm && file_norm.is_some() {
+        if !no_norm && self.norm.is_some() {
             return Err(fail!(
                 InvalidArgument,
                 "a norm is set, but the file has one: BL_LAYER_WITHOUT_NORM leaves that out"
             ));
         }
-        if raw.rotation_block != 0 && plan.rotation.is_some() {
+        if raw.rotation_block != 0 && self.rotation.is_some() {
             return Err(fail!(InvalidArgument, "rotation_block is set, but the file declares a rotation"));
         }
+        let epilogue = Epilogue::from_number(raw.epilogue.0, raw.epilogue_threshold)?;
+        if epilogue != Epilogue::None && self.epilogue != Epilogue::None {
+            return Err(fail!(InvalidArgument, "an epilogue is set, but the file has one"));
+        }
+        if raw.activation_scale != 0.0 && self.activation_scale.is_some() {
+            return Err(fail!(InvalidArgument, "activation_scale is set, but the file has one"));
+        }
+        let norm = match raw.norm.0 {
+            0 => self.norm,
+            number => {
+                let kind = norm::Kind::ALL.into_iter().find(|kind| *kind as u32 == number);
+                let kind =
+                    kind.ok_or_else(|| fail!(Unsupported, "norm {number} is unknown to this library"))?;
+                let epsilon = if raw.norm_epsilon == 0.0 { EPSILON } else { raw.norm_epsilon };
+                Some((kind, epsilon))
+            }
+        };
         // SAFETY: the caller's contract.
         unsafe {
-            Ok(Parameters {
-                raw: *raw,
-                bias: read_some(raw.bias, out_features, "bias")?.or(file_bias),
-                norm_weight: read_some(raw.norm_weight, in_features, "norm_weight")?.or(file_norm),
-                norm_bias: read_some(raw.norm_bias, in_features, "norm_bias")?,
-                rotation_signs: read_some(raw.rotation_signs, in_features, "rotation_signs")?,
+            Ok(Settings {
+                activation: match activation(raw.activation)? {
+                    Activation::Auto => self.activation,
+                    activation => activation,
+                },
+                product_scale: self.product_scale,
+                bias: read_some(raw.bias, rows, "bias")?.or(self.bias),
+                norm,
+                norm_weight: read_some(raw.norm_weight, columns, "norm_weight")?.or(self.norm_weight),
+                norm_bias: read_some(raw.norm_bias, columns, "norm_bias")?.or(self.norm_bias),
+                rotation: if raw.rotation_block == 0 {
+                    self.rotation
+                } else {
+                    Some(raw.rotation_block as usize)
+                },
+                rotation_signs: read_some(raw.rotation_signs, columns, "rotation_signs")?
+                    .or(self.rotation_signs),
+                epilogue: if self.epilogue == Epilogue::None { epilogue } else { self.epilogue },
+                activation_scale: match raw.activation_scale {
+                    0.0 => self.activation_scale,
+                    scale => Some(scale),
+                },
             })
         }
-    }
-
-    /// The same for `Linear::new`, which checks the values.
-    fn options<'a>(&'a self, activation: Activation, plan: &'a Plan<'_>) -> Result<Options<'a>> {
-        let raw = &self.raw;
-        let kind = match raw.norm.0 {
-            0 => plan.norm_epsilon().map(|_| norm::Kind::Rms),
-            number => Some(
-                norm::Kind::ALL
-                    .into_iter()
-                    .find(|kind| *kind as u32 == number)
-                    .ok_or_else(|| fail!(Unsupported, "norm {number} is unknown to this library"))?,
-            ),
-        };
-        let norm = kind.map(|kind| norm::Spec {
-            kind,
-            epsilon: match plan.norm_epsilon() {
-                Some(epsilon) => epsilon,
-                None if raw.norm_epsilon == 0.0 => EPSILON,
-                None => raw.norm_epsilon,
-            },
-            weight: self.norm_weight.as_deref(),
-            bias: self.norm_bias.as_deref(),
-        });
-        let rotation = (raw.rotation_block != 0).then_some(rotation::Spec {
-            block: raw.rotation_block as usize,
-            signs: self.rotation_signs.as_deref(),
-        });
-        Ok(Options {
-            activation,
-            product_scale: plan.product_scale,
-            bias: self.bias.as_deref(),
-            norm,
-            rotation: rotation.or(plan.rotation.as_ref().map(|declared| declared.spec())),
-            epilogue: Epilogue::from_number(raw.epilogue.0, raw.epilogue_threshold)?,
-            activation_scale: (raw.activation_scale != 0.0).then_some(raw.activation_scale),
-        })
     }
 }
 
@@ -375,13 +615,15 @@ pub unsafe extern "C" fn bl_layer_describe(
                 in_features: layer.linear.in_features() as i64,
                 out_features: layer.linear.out_features() as i64,
                 bytes_packed: layer.linear.bytes() as u64,
-                bytes_mapped: 0,
+                bytes_mapped: layer.linear.bytes_mapped() as u64,
                 device: 0,
                 activation: ActivationArg(layer.linear.activation() as u32),
                 norm: NormArg(layer.linear.norm().map_or(0, |norm| norm.spec().kind as u32)),
                 epilogue: EpilogueArg(layer.linear.epilogue().number()),
                 rotation_block: layer.linear.rotation().map_or(0, |rotation| rotation.block() as u32),
                 reserved: 0,
+                first_row: layer.first.0 as i64,
+                first_column: layer.first.1 as i64,
             });
             Ok(())
         })

@@ -9,6 +9,7 @@
 
 pub mod boundary;
 pub mod context;
+pub mod convert;
 pub mod diagnostics;
 pub mod forward;
 pub mod handle;
@@ -17,6 +18,8 @@ pub mod model;
 pub mod options;
 pub mod profile;
 pub mod rotate;
+pub mod save;
 #[cfg(feature = "test-hooks")]
 pub mod test_hooks;
 pub mod types;
+pub mod weights;

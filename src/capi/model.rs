@@ -10,7 +10,7 @@ use super::context::{self, Context, out_handle};
 use super::handle::{self, Kind};
 use super::options;
 use super::types::*;
-use crate::container::{Access, Array, Files, Item, Meta, Source, Str, Tensor, Value};
+use crate::container::{Access, Array, Files, Item, Meta, Source, Str, Tensor, Value, packed};
 use crate::error::{Result, fail};
 use crate::model::{Layers, Request, Role};
 
@@ -18,9 +18,34 @@ use crate::model::{Layers, Request, Role};
 pub struct Model {
     /// The context it was loaded in, which its layers use.
     pub context: Arc<Context>,
-    /// Its files.
-    pub files: Files,
+    /// Its files, which layers read in place may outlive the model with.
+    pub files: Arc<Opened>,
     layers: OnceLock<Layers>,
+}
+
+/// The files of a model, counted in its context's memory for as long as anything uses them.
+pub struct Opened {
+    context: Arc<Context>,
+    files: Files,
+}
+
+impl std::ops::Deref for Opened {
+    type Target = Files;
+    fn deref(&self) -> &Files {
+        &self.files
+    }
+}
+
+impl Opened {
+    fn mapped(&self) -> u64 {
+        self.files.sources.iter().filter(|s| s.is_mapped()).map(|s| s.bytes().len() as u64).sum()
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.context.usage.mapped.fetch_sub(self.mapped(), Ordering::Relaxed);
+    }
 }
 
 impl Kind for Model {
@@ -31,20 +56,15 @@ impl Kind for Model {
 impl Drop for Model {
     fn drop(&mut self) {
         self.context.usage.handles.fetch_sub(1, Ordering::Relaxed);
-        self.context.usage.mapped.fetch_sub(self.mapped(), Ordering::Relaxed);
     }
 }
 
 impl Model {
     fn new(context: Arc<Context>, files: Files) -> Model {
+        let files = Opened { context: context.clone(), files };
         context.usage.handles.fetch_add(1, Ordering::Relaxed);
-        let model = Model { context, files, layers: OnceLock::new() };
-        model.context.usage.mapped.fetch_add(model.mapped(), Ordering::Relaxed);
-        model
-    }
-
-    fn mapped(&self) -> u64 {
-        self.files.sources.iter().filter(|s| s.is_mapped()).map(|s| s.bytes().len() as u64).sum()
+        context.usage.mapped.fetch_add(files.mapped(), Ordering::Relaxed);
+        Model { context, files: Arc::new(files), layers: OnceLock::new() }
     }
 
     /// The tensor of that name.
@@ -82,22 +102,25 @@ pub unsafe fn string<'a>(text: *const c_char, what: &str) -> Result<&'a CStr> {
     Ok(unsafe { CStr::from_ptr(text) })
 }
 
+/// A path argument.
 #[cfg(unix)]
-fn path_of(text: &CStr) -> Result<&Path> {
+pub fn path_of(text: &CStr) -> Result<&Path> {
     use std::os::unix::ffi::OsStrExt;
     Ok(Path::new(OsStr::from_bytes(text.to_bytes())))
 }
 
+/// A path argument.
 #[cfg(not(unix))]
-fn path_of(text: &CStr) -> Result<&Path> {
+pub fn path_of(text: &CStr) -> Result<&Path> {
     let text = text.to_str().map_err(|_| fail!(InvalidArgument, "the path is not UTF-8"))?;
     Ok(Path::new(OsStr::new(text)))
 }
 
 /// Opens a model: a GGUF file (or the first part of a split one), a safetensors file, an index of
-/// shards or the folder they are in. Only headers are read; tensors are mapped. The file must not be
-/// cut or rewritten while it is mapped: reading a missing page would stop the process with SIGBUS.
-/// BL_LOAD_COPY reads it into memory instead, and then it may change.
+/// shards or the folder they are in, a file that bl_save wrote. Only headers are read; tensors are
+/// mapped. The file must not be cut or rewritten while it is mapped: reading a missing page would stop
+/// the process with SIGBUS. BL_LOAD_COPY reads it into memory instead, and then it may change.
+/// BL_LOAD_VERIFY reads all of a file that bl_save wrote and compares it with the sums in it.
 ///
 /// # Safety
 /// As the rules at the top of bitlinear.h say.
@@ -115,18 +138,32 @@ pub unsafe extern "C" fn bl_load(
             let out = out_handle(out)?;
             let context = context::of(context)?;
             let path = path_of(string(path, "the path")?)?;
-            let access = match options::read(options)?.flags {
+            let flags = options::read(options)?.flags;
+            let access = match flags & !BL_LOAD_VERIFY {
                 0 => Access::Map,
                 BL_LOAD_COPY => Access::Read,
-                flags => return Err(fail!(InvalidArgument, "load flags {flags:#x}: 0 or BL_LOAD_COPY")),
+                _ => {
+                    return Err(fail!(
+                        InvalidArgument,
+                        "load flags {flags:#x}: BL_LOAD_COPY and BL_LOAD_VERIFY are known"
+                    ));
+                }
             };
             let files = Files::open(path, access)?;
+            if flags & BL_LOAD_VERIFY != 0 {
+                verify(&files).map_err(|e| e.within(format_args!("{}", path.display())))?;
+            }
             let count = files.directory.tensors.len();
             context.log(bl_log_level::BL_LOG_INFO, format_args!("{}: {count} tensors", path.display()));
             *out = handle::make::<bl_model, _>(Arc::new(Model::new(context, files)))?;
             Ok(())
         })
     }
+}
+
+/// Checks the sums of a packed file; files of other kinds have none.
+fn verify(files: &Files) -> Result<()> {
+    packed::verify(&files.directory, files.sources.first().map_or(&[], Source::bytes))
 }
 
 /// The same from bytes in memory, which are copied unless BL_LOAD_BORROW.
@@ -153,13 +190,17 @@ pub unsafe extern "C" fn bl_load_memory(
             if size > isize::MAX as usize {
                 return Err(fail!(InvalidArgument, "{size} bytes are more than an address space"));
             }
-            let source = match options::read(options)?.flags {
+            let flags = options::read(options)?.flags;
+            let source = match flags & !BL_LOAD_VERIFY {
                 BL_LOAD_BORROW => Source::borrow(data.cast(), size),
                 0 | BL_LOAD_COPY if size == 0 => Source::copy(&[])?,
                 0 | BL_LOAD_COPY => Source::copy(std::slice::from_raw_parts(data.cast(), size))?,
-                flags => return Err(fail!(InvalidArgument, "load flags {flags:#x} are unknown")),
+                _ => return Err(fail!(InvalidArgument, "load flags {flags:#x} are unknown")),
             };
             let files = Files::of(source)?;
+            if flags & BL_LOAD_VERIFY != 0 {
+                verify(&files)?;
+            }
             *out = handle::make::<bl_model, _>(Arc::new(Model::new(context, files)))?;
             Ok(())
         })

@@ -87,6 +87,8 @@ pub enum bl_type {
     BL_TYPE_Q2_0_LEGACY = 30,
     /// An element type that has a size but no name here; listed, not read.
     BL_TYPE_OTHER = 31,
+    /// A layer of a file that bl_save wrote; bl_layer_describe tells what its weights were stored in.
+    BL_TYPE_PANELS = 32,
     BL_TYPE_Q4_0 = 102,
     BL_TYPE_Q4_1 = 103,
     BL_TYPE_Q5_0 = 106,
@@ -133,6 +135,18 @@ pub enum bl_activation {
     BL_ACTIVATION_INT8_ROW = 2,
     /// Int8 with one scale for each group (or super-block) of the weights.
     BL_ACTIVATION_INT8_GROUP = 3,
+}
+
+/// Which part of the weights a layer has.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum bl_shard {
+    /// All of them.
+    BL_SHARD_NONE = 0,
+    /// Some rows: the parts' y, one after another, are the whole y, bit for bit.
+    BL_SHARD_ROWS = 1,
+    /// Some columns, on which x is given: the sum of the parts' y is the whole y.
+    BL_SHARD_COLUMNS = 2,
 }
 
 /// What is done to each row of x before anything else, in f32.
@@ -198,6 +212,10 @@ pub struct NormArg(pub u32);
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EpilogueArg(pub u32);
+/// As [`TypeArg`].
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShardArg(pub u32);
 /// As [`TypeArg`].
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -355,7 +373,7 @@ pub struct DeviceKindArg(pub u32);
 #[derive(Clone, Copy)]
 pub struct bl_load_options {
     pub struct_size: u32,
-    /// BL_LOAD_COPY, BL_LOAD_BORROW.
+    /// BL_LOAD_COPY, BL_LOAD_BORROW, BL_LOAD_VERIFY.
     pub flags: u32,
 }
 
@@ -454,22 +472,30 @@ pub struct bl_meta_info {
 #[derive(Clone, Copy)]
 pub struct bl_layer_options {
     pub struct_size: u32,
-    /// BL_TYPE_AUTO: as stored. Else which format it is, where the file does not tell: BL_TYPE_I2_S_ARM or
-    /// _ROWS of an I2_S tensor; one of several that a layer is stored in; that of packed bytes whose scales
-    /// are given below; BL_TYPE_BITNET_HF of floats that are to be ternarised. A type that needs another
-    /// quantisation is BL_ERROR_UNSUPPORTED.
+    /// BL_TYPE_AUTO: as stored; bl_layer_create from floats: ternary. Else which format it is, where the
+    /// file does not tell: BL_TYPE_I2_S_ARM or _ROWS of an I2_S tensor; one of several that a layer is
+    /// stored in; that of packed bytes whose scales are given below; BL_TYPE_BITNET_HF of floats that are
+    /// to be ternarised as transformers does. Or what plain floats are rounded to: f32, f16, bf16; ternary
+    /// (one scale, mean |w| of the matrix), binary (mean |w| of the row), int8 (max |w| / 127 of the
+    /// row), int4 (max |w| / 7 of the group); q4_0, q4_1, q5_0, q5_1, q8_0, tq1_0, tq2_0, q1_0, q2_0,
+    /// pq2_0 and ptq1_0 as their own tools do. Packed weights are not rounded again:
+    /// BL_ERROR_UNSUPPORTED.
     pub r#type: TypeArg,
     /// How the layer takes x.
     pub activation: ActivationArg,
     /// BL_LAYER_*.
     pub flags: u32,
     /// out_features values that are added to y, in place of the file's; copied. NULL: the file's (opened
-    /// by a tensor's name, there is none).
+    /// by a tensor's name, there is none). With shards it is the whole layer's: of rows each takes its own
+    /// part, of columns the one of rank 0 takes it.
     pub bias: *const f32,
     /// Scales in place of the file's, for formats that keep them apart (docs/formats.md): read once.
+    /// bl_layer_create needs them there. Ternary: one for each base; binary, ternary2, int8: one, or one
+    /// for each row; int4, compressed-tensors: one for each group of each row; bitnet-hf: one, which
+    /// multiplies; ternary-block: one for each block.
     pub scales: *const f32,
     pub scale_count: i64,
-    /// Columns of a group; 0: what the file says.
+    /// Columns of a group; 0: what the file or the number of scales says; int4 from floats: 128.
     pub group_size: i64,
     /// Which matrix of a tensor of three dimensions, from 0.
     pub slice: i64,
@@ -501,6 +527,32 @@ pub struct bl_layer_options {
     /// instead of one that follows from each segment's largest value. It and its inverse finite and
     /// above 0. 0: none.
     pub activation_scale: f32,
+    /// Make the layer of a part of the weights: part shard_rank (from 0) of shard_count. Parts are as
+    /// even as rows, or whole groups of columns, allow; bl_layer_describe tells where a part begins.
+    /// Of columns there is no norm, which needs all of x, and no epilogue, which needs the whole sum.
+    pub shard: ShardArg,
+    pub shard_rank: u32,
+    pub shard_count: u32,
+    /// Must be 0.
+    pub reserved: u32,
+}
+
+/// A layer and its name in a file. Frozen.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct bl_named_layer {
+    /// What bl_layer_open will know it by.
+    pub name: *const c_char,
+    pub layer: *const bl_layer,
+}
+
+/// A text and its key in a file. Frozen.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct bl_named_text {
+    /// Must not begin with "bitlinear.".
+    pub key: *const c_char,
+    pub value: *const c_char,
 }
 
 /// What a layer is.
@@ -525,6 +577,9 @@ pub struct bl_layer_info {
     /// Columns of a block of the rotation, asked for or declared by the file; 0: none.
     pub rotation_block: u32,
     pub reserved: u32,
+    /// Of the whole weights, the row and the column that the layer begins with: 0 where it is no shard.
+    pub first_row: i64,
+    pub first_column: i64,
 }
 
 /// How a call runs.
@@ -580,6 +635,9 @@ pub const BL_CONTEXT_PROFILE: u32 = 1;
 pub const BL_LOAD_COPY: u32 = 1;
 /// `bl_load_memory` only: the bytes are BORROWED and outlive the model and its layers.
 pub const BL_LOAD_BORROW: u32 = 2;
+/// `bl_load`, `bl_load_memory`: compare what bl_save wrote with the sums in it. Files of other tools
+/// have none.
+pub const BL_LOAD_VERIFY: u32 = 4;
 
 /// `bl_layer_options.flags`: BitNet's weight_scale multiplies the weights, whatever config.json says.
 pub const BL_LAYER_SCALE_MULTIPLIES: u32 = 1;

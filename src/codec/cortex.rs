@@ -237,6 +237,16 @@ impl Matrix for Int4<'_> {
     }
 }
 
+/// The scale of a group.
+pub fn int4_scale(weights: &[f32]) -> f32 {
+    (abs_max(weights) / 7.0).max(1e-5)
+}
+
+/// The code of a weight.
+pub fn int4_code(w: f32, scale: f32) -> u8 {
+    ((w / scale).round().clamp(-8.0, 7.0) + 8.0) as u8
+}
+
 /// Encodes a row: `ceil(I / g) * ceil(g / 2)` bytes and as many scales as groups.
 pub fn encode_int4_row(
     group_len: usize,
@@ -254,9 +264,9 @@ pub fn encode_int4_row(
     check_len("scales", &[groups], scales.len())?;
     for ((w, bytes), scale) in weights.chunks(group_len).zip(bytes.chunks_exact_mut(group_bytes)).zip(scales)
     {
-        *scale = (abs_max(w) / 7.0).max(1e-5);
+        *scale = int4_scale(w);
         let nibble = |j: usize| match w.get(j) {
-            Some(w) => ((w / *scale).round().clamp(-8.0, 7.0) + 8.0) as u8,
+            Some(w) => int4_code(*w, *scale),
             None => 8, // the row ends here, or the group has an odd length
         };
         for (j, byte) in bytes.iter_mut().enumerate() {

@@ -27,6 +27,18 @@ static NON_LINEAR: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 
 /// Twice the values of E2M1: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives.
 static E2M1_DOUBLED: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
+/// The name of a table in packed files.
+pub fn name(table: &[i8; 16]) -> Option<&'static str> {
+    TABLES.iter().find(|(_, known)| *known == table).map(|(name, _)| *name)
+}
+
+/// The table of that name.
+pub fn find(name: &str) -> Option<&'static [i8; 16]> {
+    TABLES.iter().find(|(known, _)| *known == name).map(|(_, table)| *table)
+}
+
+static TABLES: [(&str, &[i8; 16]); 2] = [("iq4", &NON_LINEAR), ("e2m1", &E2M1_DOUBLED)];
+
 const fn layout(table: &'static [i8; 16], scales: Scales, scale_type: ScaleType) -> Layout {
     Layout::Coded(Coded { bits: 4, values: Values::Table(table), scales, scale_type, bases: 1 })
 }

@@ -19,7 +19,7 @@ pub mod burn_dragon;
 pub mod cortex;
 mod ggml_k;
 mod ggml_legacy;
-mod ggml_tables;
+pub mod ggml_tables;
 mod ggml_ternary;
 pub mod gptq;
 pub mod i2_s;
@@ -31,6 +31,9 @@ pub mod ruvllm;
 mod stored;
 pub mod transposed;
 
+pub use bitnet_hf::BitnetHf;
+pub use ggml_tables as tables;
+pub use int4_rows::CompressedTensors;
 pub use stored::Floats;
 
 /// A storage format whose rows are contiguous bytes.
@@ -84,6 +87,8 @@ pub struct Rows<'a> {
     out_features: usize,
     in_features: usize,
     row_bytes: usize,
+    /// Bytes from row to row.
+    stride: usize,
     bytes: &'a [u8],
 }
 
@@ -107,7 +112,29 @@ impl<'a> Rows<'a> {
                 bytes.len()
             ));
         }
-        Ok(Rows { codec, layout, out_features, in_features, row_bytes, bytes })
+        Ok(Rows { codec, layout, out_features, in_features, row_bytes, stride: row_bytes, bytes })
+    }
+
+    /// The same with `stride` bytes from row to row, at least those of a row.
+    pub fn strided(
+        codec: &'static dyn Codec,
+        out_features: usize,
+        in_features: usize,
+        stride: usize,
+        bytes: &'a [u8],
+    ) -> Result<Rows<'a>> {
+        let rows = Rows::new(codec, 1, in_features, bytes)?;
+        stored::check_shape(out_features, in_features)?;
+        let need = stride.checked_mul(out_features - 1).and_then(|n| n.checked_add(rows.row_bytes));
+        if stride < rows.row_bytes || need.is_none_or(|need| need > bytes.len()) {
+            return Err(fail!(
+                InvalidArgument,
+                "{out_features} rows of {} bytes, {stride} apart, expected, found {} bytes",
+                rows.row_bytes,
+                bytes.len()
+            ));
+        }
+        Ok(Rows { out_features, stride, ..rows })
     }
 }
 
@@ -123,8 +150,8 @@ impl Matrix for Rows<'_> {
     }
     fn read_row(&self, index: usize, row: &mut Row) -> Result<()> {
         check_index(index, self.out_features)?;
-        // In range: `new` checked `out_features * row_bytes` against the length.
-        let bytes = &self.bytes[index * self.row_bytes..][..self.row_bytes];
+        // In range: the constructors checked the last row against the length.
+        let bytes = &self.bytes[index * self.stride..][..self.row_bytes];
         self.codec.decode_row(bytes, row).map_err(|e| e.within(format_args!("row {index}")))
     }
 }
@@ -192,6 +219,36 @@ pub fn open<'a>(
         Type::T158 => Box::new(ruvllm::Ternary::t158(out_features, in_features, bytes)?),
         _ => Box::new(Rows::new(find(ty)?, out_features, in_features, bytes)?),
     })
+}
+
+/// How the bytes of one tensor hold a matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// Row after row, each of that many bytes.
+    Rows(usize),
+    /// Rows are packed together, in that many bytes.
+    Whole(usize),
+}
+
+/// How [`open`] takes a matrix of that shape.
+pub fn stored(ty: Type, out_features: usize, in_features: usize) -> Result<Stored> {
+    stored::check_shape(out_features, in_features)?;
+    let whole = |bytes: Option<usize>| match bytes {
+        Some(bytes) => Ok(Stored::Whole(bytes)),
+        None => Err(fail!(InvalidArgument, "{out_features} x {in_features} weights of {}", ty.name())),
+    };
+    match ty {
+        Type::I2S | Type::I2SArm | Type::I2SRows => whole(i2_s::size(out_features, in_features)),
+        Type::T158 => {
+            let blocks = out_features.checked_mul(in_features).map(|n| n.div_ceil(256));
+            whole(blocks.and_then(|n| n.checked_mul(66)))
+        }
+        _ => {
+            let codec = find(ty)?;
+            codec.layout(in_features)?;
+            Ok(Stored::Rows(codec.row_bytes(in_features)))
+        }
+    }
 }
 
 /// All codecs with contiguous rows, for tests and tables.

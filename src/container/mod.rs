@@ -9,6 +9,7 @@ mod config;
 mod files;
 pub mod gguf;
 mod json;
+pub mod packed;
 pub mod safetensors;
 mod sharded;
 mod source;
@@ -50,6 +51,8 @@ pub struct Directory {
     pub metadata: Vec<Meta>,
     /// The bytes of all names, keys and strings.
     pub texts: Texts,
+    /// Packed files: the layer in each of `tensors`. Else empty.
+    pub layers: Vec<packed::Layer>,
     /// Indices of `tensors` in the order of their names.
     by_name: Vec<u32>,
     /// Indices of `metadata` in the order of their keys.
@@ -135,7 +138,7 @@ impl Directory {
     pub fn new(kind: Kind, tensors: Vec<Tensor>, metadata: Vec<Meta>, texts: Texts) -> Result<Directory> {
         let by_name = sorted(&texts, tensors.len(), |i| tensors[i].name, "tensor name")?;
         let by_key = sorted(&texts, metadata.len(), |i| metadata[i].key, "metadata key")?;
-        Ok(Directory { kind, tensors, metadata, texts, by_name, by_key })
+        Ok(Directory { kind, tensors, metadata, texts, layers: Vec::new(), by_name, by_key })
     }
 
     /// The tensor of that name.
@@ -148,6 +151,11 @@ impl Directory {
         let at = |&i: &u32| self.texts.get(self.tensors[i as usize].name).cmp(name.as_ref());
         let found = self.by_name.binary_search_by(at).ok()?;
         self.by_name.get(found).copied()
+    }
+
+    /// The layer that a tensor of a packed file holds.
+    pub fn layer(&self, tensor: &Tensor) -> Option<&packed::Layer> {
+        self.layers.get(self.index(self.name(tensor))? as usize)
     }
 
     /// The tensor at `index` in the file's order.
@@ -230,7 +238,7 @@ pub fn read(bytes: &[u8]) -> Result<Directory> {
     if gguf::is(bytes) {
         gguf::read(bytes)
     } else if safetensors::is(bytes) {
-        safetensors::read(bytes)
+        packed::read(bytes, safetensors::read(bytes)?)
     } else {
         Err(files::unknown(bytes))
     }

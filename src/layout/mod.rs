@@ -7,9 +7,13 @@
 
 pub mod packed;
 pub mod row;
+pub mod shard;
+
+use crate::error::{Result, fail};
 
 pub use packed::Packed;
 pub use row::Row;
+pub use shard::{Part, Shard};
 
 /// Rows of W in a panel: one vector lane each.
 pub const PANEL: usize = 16;
@@ -21,6 +25,9 @@ pub const TILE: usize = PANEL * TILE_PANELS;
 pub const QUAD: usize = 4;
 /// Columns of a super-block of the two-level formats.
 pub const SUPER_BLOCK: usize = 256;
+
+/// Most code matrices that are summed.
+pub const BASES_MAX: u8 = 8;
 
 /// How the weights of one matrix lie in memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -161,6 +168,40 @@ impl Layout {
             scale_type: ScaleType::F16,
             bases: 1,
         })
+    }
+}
+
+impl Layout {
+    /// Refuses what no codec makes: after this, a matrix of `in_features` columns in this layout may
+    /// hold any bytes whatever.
+    pub fn check(&self, in_features: usize) -> Result<()> {
+        let Layout::Coded(coded) = self else { return Ok(()) };
+        let values = match coded.values {
+            Values::Sign => coded.bits == 1,
+            Values::Table(_) => coded.bits == 4,
+            Values::Offset(zero) => matches!(coded.bits, 2..=6 | 8) && zero as u32 >> coded.bits == 0,
+        };
+        let whole = coded.scale_type != ScaleType::E8m0;
+        let scales = match coded.scales {
+            Scales::Row => whole,
+            Scales::Group { len, offset } => {
+                (1..=in_features).contains(&len)
+                    && match offset {
+                        Offset::None => true,
+                        Offset::Minimum => whole,
+                        Offset::Zero => whole && coded.values == Values::Offset(0),
+                    }
+            }
+            Scales::TwoLevel { len, .. } => {
+                whole && matches!(len, 16 | 32) && in_features.is_multiple_of(SUPER_BLOCK)
+            }
+        };
+        let several = coded.bits == 2 && coded.scales == Scales::Row;
+        let bases = coded.bases == 1 || several && (2..=BASES_MAX).contains(&coded.bases);
+        if values && scales && bases {
+            return Ok(());
+        }
+        Err(fail!(BadFile, "{coded:?} is no layout of {in_features} columns"))
     }
 }
 

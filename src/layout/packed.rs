@@ -187,6 +187,22 @@ impl Packed {
     pub fn room_for(matrix: &dyn Matrix, heap: &Heap) -> Result<Packed> {
         let (layout, out_features, in_features) =
             (matrix.layout(), matrix.out_features(), matrix.in_features());
+        let bytes = Packed::size(&layout, out_features, in_features)?;
+        let buffer = heap.block(bytes, "packed weights")?;
+        let permutation = match matrix.permutation() {
+            None => None,
+            Some(columns) => {
+                let mut copy = Vec::new();
+                reserve(&mut copy, columns.len(), "a column permutation")?;
+                copy.extend_from_slice(columns);
+                Some(copy)
+            }
+        };
+        Packed::of(layout, out_features, in_features, buffer, permutation)
+    }
+
+    /// Bytes of the panels of a matrix.
+    pub fn size(layout: &Layout, out_features: usize, in_features: usize) -> Result<usize> {
         if out_features == 0 || in_features == 0 {
             return Err(fail!(
                 InvalidArgument,
@@ -199,25 +215,32 @@ impl Packed {
                 "{out_features} x {in_features}: at most {FEATURES_MAX} features"
             ));
         }
-        let geometry = Geometry::new(&layout, in_features);
+        let geometry = Geometry::new(layout, in_features);
         let panels = out_features.div_ceil(PANEL);
         let (full, rest) = (panels / TILE_PANELS, panels % TILE_PANELS);
-        let bytes = geometry
+        geometry
             .tile_bytes(TILE_PANELS)
             .checked_mul(full)
             .and_then(|b| b.checked_add(geometry.tile_bytes(rest)))
-            .ok_or_else(|| fail!(OutOfMemory, "{out_features} x {in_features} packed weights"))?;
-        let buffer = heap.block(bytes, "packed weights")?;
-        let permutation = match matrix.permutation() {
-            None => None,
-            Some(columns) => {
-                let mut copy = Vec::new();
-                reserve(&mut copy, columns.len(), "a column permutation")?;
-                copy.extend_from_slice(columns);
-                Some(copy)
-            }
-        };
-        let last_panels = panels - (panels - 1) / TILE_PANELS * TILE_PANELS;
+            .ok_or_else(|| fail!(OutOfMemory, "{out_features} x {in_features} packed weights"))
+    }
+
+    /// Panels that are there already, of any content: exactly [`Packed::size`] bytes. `layout` is
+    /// valid for that many columns ([`Layout::check`]).
+    pub fn of(
+        layout: Layout,
+        out_features: usize,
+        in_features: usize,
+        panels: Block,
+        permutation: Option<Vec<u32>>,
+    ) -> Result<Packed> {
+        let (size, found) = (Packed::size(&layout, out_features, in_features)?, panels.bytes().len());
+        if size != found {
+            return Err(fail!(BadFile, "packed weights: {size} bytes expected, found {found}"));
+        }
+        let geometry = Geometry::new(&layout, in_features);
+        let count = out_features.div_ceil(PANEL);
+        let last_panels = count - (count - 1) / TILE_PANELS * TILE_PANELS;
         Ok(Packed {
             layout,
             geometry,
@@ -225,7 +248,7 @@ impl Packed {
             last_bytes: geometry.tile_bytes(last_panels),
             last_panels,
             out_features,
-            buffer,
+            buffer: panels,
             permutation,
         })
     }
@@ -278,6 +301,16 @@ impl Packed {
     /// Bytes of all panels.
     pub fn bytes(&self) -> usize {
         self.buffer.bytes().len()
+    }
+
+    /// The bytes of all panels, tile after tile.
+    pub fn panels(&self) -> &[u8] {
+        self.buffer.bytes()
+    }
+
+    /// Whether the panels are read in place from something else's bytes.
+    pub fn is_kept(&self) -> bool {
+        self.buffer.is_kept()
     }
 
     /// Which column of W stands at each packed column; `None` where they stand in order.
@@ -581,6 +614,25 @@ fn read_coded(coded: &Coded, geometry: &Geometry, tile: Tile<'_>, lane: usize, r
             let codes = &mut row.codes[at..at + geometry.record_len(r)];
             read_units(coded.bits, codes, units, panels, lane, (base, bases));
         }
+    }
+}
+
+impl Matrix for Packed {
+    fn layout(&self) -> Layout {
+        self.layout
+    }
+    fn out_features(&self) -> usize {
+        self.out_features
+    }
+    fn in_features(&self) -> usize {
+        self.geometry.in_features
+    }
+    fn read_row(&self, index: usize, row: &mut Row) -> Result<()> {
+        Packed::read_row(self, index, row);
+        Ok(())
+    }
+    fn permutation(&self) -> Option<&[u32]> {
+        self.permutation.as_deref()
     }
 }
 

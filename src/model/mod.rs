@@ -18,6 +18,7 @@
 //!                                            [p.weight_zero_point] [p.weight_g_idx] [p.bias]
 //! MLX                    p.weight U32        p.scales p.biases [p.bias]                       mlx.nn.QuantizedLinear
 //! burn_dragon            p                   p.scale                                          burn_dragon_core
+//! bitlinear's own        p                   in the same layer (container::packed)            this library
 //! ```
 //! In GGUF and among floats only tensors of two or three dimensions are layers: a vector called
 //! `p.weight` is a norm's. Three dimensions are several matrices (experts): [`Request::slice`].
@@ -31,7 +32,10 @@ mod groups;
 mod parts;
 mod plan;
 mod rotation;
+mod saved;
 mod whole;
+
+pub use saved::{Saved, saved};
 
 pub use plan::{Plan, Request};
 pub use rotation::Declared;
@@ -90,6 +94,8 @@ pub enum Family {
     Mlx,
     /// burn_dragon.
     Artifact,
+    /// bitlinear's own file: see [`saved`].
+    Saved,
     /// Scales without weights: what the weights would be called, and what is there.
     Orphan(&'static str, &'static str),
 }
@@ -186,7 +192,11 @@ impl Layers {
             match directory.kind {
                 Kind::Gguf => layers.gguf(files, index as u32, tensor, name, &mut room)?,
                 Kind::Artifact => layers.artifact(files, index as u32, tensor, name, &mut room)?,
-                Kind::Safetensors | Kind::Packed => {
+                Kind::Packed => {
+                    let ty = directory.layer(tensor).map_or(tensor.ty, |layer| layer.line.ty);
+                    layers.push(files, name, Family::Saved, ty, index as u32, &[], &mut room)?;
+                }
+                Kind::Safetensors => {
                     layers.safetensors(files, index as u32, tensor, name, &mut room)?;
                 }
             }
@@ -270,6 +280,7 @@ impl Layers {
                 Family::CompressedTensors => groups::compressed_tensors(&parts, request)?,
                 Family::Mlx => groups::mlx(&parts, request)?,
                 Family::Artifact => flat::artifact(&parts, request)?,
+                Family::Saved => saved::plan(&parts)?,
                 Family::Orphan(weights, found) => {
                     return Err(fail!(BadFile, "{found} is there, but its weights ({weights}) are missing"));
                 }

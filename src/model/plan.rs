@@ -90,10 +90,22 @@ pub(super) enum Recipe<'a> {
     TernaryBlock(usize, &'a [u8], Floats<'a>),
     Int4(usize, &'a [u8], Floats<'a>),
     Artifact(View, &'a [u8], f32),
-    Gptq { version: GptqVersion, words: Words<'a>, g_idx: Option<&'a [u8]> },
+    Gptq {
+        version: GptqVersion,
+        words: Words<'a>,
+        g_idx: Option<&'a [u8]>,
+    },
     Awq(Words<'a>),
-    CompressedTensors { words: Words<'a>, g_idx: Option<&'a [u8]> },
-    Mlx { words: Words<'a>, biases: Floats<'a> },
+    CompressedTensors {
+        words: Words<'a>,
+        g_idx: Option<&'a [u8]>,
+    },
+    Mlx {
+        words: Words<'a>,
+        biases: Floats<'a>,
+    },
+    /// Panels are used in place: there is no matrix to read.
+    Saved,
 }
 
 /// Groups of codes in 32-bit words.
@@ -157,6 +169,7 @@ impl<'a> Plan<'a> {
                 let (group, packed) = (w.group_len, w.packed);
                 Box::new(CompressedTensors::new(rows, columns, group, packed, w.scales, w.zeros, *g_idx)?)
             }
+            Recipe::Saved => return Err(fail!(Internal, "a layer of panels is not packed again")),
             Recipe::Mlx { words: w, biases } => {
                 Box::new(Mlx::new(rows, columns, w.group_len, w.packed, w.scales, *biases)?)
             }
@@ -166,7 +179,7 @@ impl<'a> Plan<'a> {
     /// Refuses tensors that are too small, as far as that shows without reading them.
     pub fn check_sizes(&self) -> Result<()> {
         match &self.recipe {
-            Recipe::Online(_) | Recipe::Gptq { g_idx: Some(_), .. } => Ok(()),
+            Recipe::Saved | Recipe::Online(_) | Recipe::Gptq { g_idx: Some(_), .. } => Ok(()),
             Recipe::CompressedTensors { g_idx: Some(_), .. } => Ok(()),
             _ => self.matrix().map(drop),
         }
