@@ -132,9 +132,10 @@ fn config_decides_bitnet() {
     refused(&folder.model(&packed, &uses_norm), "p", BAD, "rms_norm.weight is missing");
     for config in [&uses_norm, &config("")] {
         let model = folder.model(&with_norm, config);
-        refused(&model, "p", UNSUPPORTED, "BL_LAYER_WITHOUT_NORM");
+        let norm = |options| model.open("p", &options).unwrap().info().norm.0;
+        assert_eq!(norm(options()), bl_norm::BL_NORM_RMS as u32);
+        assert_eq!(norm(flags(BL_LAYER_WITHOUT_NORM)), bl_norm::BL_NORM_NONE as u32);
         assert_eq!(text(model.named("p").unwrap().info.norm), "p.rms_norm.weight");
-        model.open("p", &flags(BL_LAYER_WITHOUT_NORM)).unwrap();
     }
 }
 
