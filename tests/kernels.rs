@@ -301,11 +301,14 @@ fn rows_of_several_blocks() {
         let weights = matrix(layout, n, k, &mut random);
         let x = batch(m, k, &mut random);
         for activation in Activation::ALL {
-            let options = Options { activation, bias: None };
-            let Ok(oracle) = Linear::new(&weights, &options, Isa::Scalar, &mut |_| {}) else { continue };
+            let options = Options { activation, ..Options::default() };
+            let Ok(oracle) = Linear::new(&weights, &options, Isa::Scalar, &Heap::default(), &mut |_| {})
+            else {
+                continue;
+            };
             let want = forward(&oracle, m, &x);
             for &isa in Isa::ALL.iter().filter(|isa| isa.detected()) {
-                let layer = Linear::new(&weights, &options, isa, &mut |_| {}).unwrap();
+                let layer = Linear::new(&weights, &options, isa, &Heap::default(), &mut |_| {}).unwrap();
                 assert!(forward(&layer, m, &x) == want, "{name}, {activation:?}, {}", isa.name());
                 assert!(forward(&layer, 1, &x) == want[..n], "{name}, {activation:?}, {}, m=1", isa.name());
             }
