@@ -137,6 +137,19 @@ static void models(void) {
   CHECK(meta.kind == BL_META_STRING && meta.key == NULL && meta.string != NULL);
 }
 
+/* A size that is negative, or larger than any. */
+static void wrong_size(bl_layer_options *options, int64_t *field, const char *name) {
+  static const int64_t sizes[] = {-1, INT64_MIN, INT64_MAX};
+  bl_layer *made = NULL;
+  size_t i;
+  for (i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+    *field = sizes[i];
+    EXPECT(bl_layer_open(model, WEIGHT, options, &made, &error), BL_ERROR_INVALID_ARGUMENT, name);
+  }
+  *field = 0;
+  CHECK(made == NULL);
+}
+
 static void layers(void) {
   STRUCT(bl_model_info, about);
   STRUCT(bl_model_layer_info, listed);
@@ -328,7 +341,7 @@ static void running_many(void) {
   EXPECT(MANY(2, BL_TYPE_F32, INT64_MAX, BL_TYPE_F32, NULL), BL_ERROR_INVALID_ARGUMENT, "address space");
   strides[1] = INT64_MAX;
   EXPECT(MANY(2, BL_TYPE_F32, 0, BL_TYPE_F32, strides), BL_ERROR_INVALID_ARGUMENT, "address space");
-  for (bit = 1; bit != 0; bit <<= 1) {
+  for (bit = BL_RUN_ACCUMULATE << 1; bit != 0; bit <<= 1) {
     options.flags = bit;
     EXPECT(bl_forward_many(layers, 2, 1, x, BL_TYPE_F32, 0, ys, BL_TYPE_F32, NULL, &options, &error),
            BL_ERROR_INVALID_ARGUMENT, "flags");
@@ -355,6 +368,25 @@ static void running_many(void) {
   for (i = 0; i < 2 * 64; i++) CHECK(y[0][i] == 7.0f && y[1][i] == 7.0f); /* nothing was written */
 }
 
+static void rotating(void) {
+  static float x[2 * 512];
+  static const uint32_t blocks[] = {0, 1, 3, 48, 1024, 32768, 0x80000000u};
+  size_t i;
+#define ROTATE(rows, columns, type, stride, block, flags) \
+  bl_rotate(rows, columns, x, type, stride, block, NULL, flags, &error)
+  for (i = 0; i < sizeof blocks / sizeof *blocks; i++)
+    EXPECT(ROTATE(1, 512, BL_TYPE_F32, 0, blocks[i], 0), BL_ERROR_INVALID_ARGUMENT, "");
+  EXPECT(ROTATE(-1, 512, BL_TYPE_F32, 0, 64, 0), BL_ERROR_INVALID_ARGUMENT, "rows");
+  EXPECT(ROTATE(1, -1, BL_TYPE_F32, 0, 64, 0), BL_ERROR_INVALID_ARGUMENT, "columns");
+  EXPECT(ROTATE(1, INT64_MAX, BL_TYPE_F32, 0, 64, 0), BL_ERROR_INVALID_ARGUMENT, "columns");
+  EXPECT(ROTATE(1, 512, BL_TYPE_I32, 0, 64, 0), BL_ERROR_UNSUPPORTED, "x of type i32");
+  EXPECT(ROTATE(1, 512, ANY(bl_type, 777), 0, 64, 0), BL_ERROR_UNSUPPORTED, "type 777");
+  EXPECT(ROTATE(1, 512, BL_TYPE_F32, 2047, 64, 0), BL_ERROR_INVALID_ARGUMENT, "row stride of x");
+  EXPECT(ROTATE(2, 512, BL_TYPE_F32, INT64_MAX, 64, 0), BL_ERROR_INVALID_ARGUMENT, "address space");
+  EXPECT(ROTATE(1, 512, BL_TYPE_F32, 0, 64, 2), BL_ERROR_INVALID_ARGUMENT, "flags 0x2");
+  GOOD(ROTATE(2, 512, BL_TYPE_F32, 0, 64, BL_ROTATE_INVERSE));
+}
+
 int main(int count, char **words) {
   start(count, words);
   model = open_model(ALL_TYPES);
@@ -370,6 +402,7 @@ int main(int count, char **words) {
   planning();
   running();
   running_many();
+  rotating();
   bl_free(model), bl_free(layer);
   return done();
 }

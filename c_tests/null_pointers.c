@@ -173,6 +173,15 @@ static void running_many(void) {
   CHECK(MANY(NULL, 1, NULL, NULL, NULL, NULL, NULL) == BL_ERROR_INVALID_ARGUMENT);
 }
 
+static void rotating(void) {
+  static float x[64], signs[64];
+  GOOD(bl_rotate(1, 64, x, BL_TYPE_F32, 0, 64, NULL, 0, &error)); /* all signs are + */
+  EXPECT(bl_rotate(1, 64, NULL, BL_TYPE_F32, 0, 64, NULL, 0, &error), BL_ERROR_INVALID_ARGUMENT, "x is NULL");
+  EXPECT(bl_rotate(1, 64, x, BL_TYPE_F32, 0, 64, signs, 0, &error), BL_ERROR_INVALID_ARGUMENT, "sign");
+  CHECK(bl_rotate(0, 64, NULL, BL_TYPE_F32, 0, 64, NULL, 0, NULL) == BL_OK);
+  CHECK(bl_rotate(1, 64, NULL, BL_TYPE_F32, 0, 64, NULL, 0, NULL) == BL_ERROR_INVALID_ARGUMENT);
+}
+
 int main(int count, char **words) {
   start(count, words);
   CHECK(bl_version() != 0 && bl_build_info() != NULL && bl_status_name(BL_OK) != NULL);
@@ -187,6 +196,7 @@ int main(int count, char **words) {
   layers();
   running();
   running_many();
+  rotating();
   bl_free(context);
   bl_free(model);
   bl_free(layer);

@@ -182,17 +182,11 @@ fn shared_object() {
     assert!(!segments.lines().any(|l| l.contains("LOAD") && l.contains("RWE")), "{segments}");
 }
 
-/// What the library promises to be (2 MB), and what it may be until the kernels are smaller again.
-const SIZE_PROMISED: u64 = 2_000_000;
-const SIZE_ALLOWED: u64 = 2_500_000;
-
+/// What the library promises to be.
 #[test]
 fn size() {
     let bytes = std::fs::metadata(library()).unwrap().len();
-    assert!(bytes <= SIZE_ALLOWED, "libbitlinear.so has {bytes} bytes");
-    if bytes > SIZE_PROMISED {
-        native::say(&format!("libbitlinear.so has {bytes} bytes; {SIZE_PROMISED} are promised"));
-    }
+    assert!(bytes <= 2_000_000, "libbitlinear.so has {bytes} bytes");
 }
 
 /// Where the builder's own folders lie is nobody's business, and would make builds differ. Paths of
