@@ -1,5 +1,6 @@
 /* Every argument of every function wrong in turn: the documented status, and a text that names it.
  * NULL is the subject of null_pointers.c, handles that of handles.c, struct_size that of structs.c. */
+#include <math.h>
 #include "layers.h"
 
 #define WEIGHT "blk.0.q4_0.weight"
@@ -368,6 +369,46 @@ static void running_many(void) {
   for (i = 0; i < 2 * 64; i++) CHECK(y[0][i] == 7.0f && y[1][i] == 7.0f); /* nothing was written */
 }
 
+static void making(void) {
+  static const float w[2 * 64] = {1.0f, -1.0f};
+  static const float bad[2 * 64] = {HUGE_VALF};
+  STRUCT(bl_layer_options, options);
+  bl_layer *made = NULL;
+#define CREATE(rows, columns, w, type, stride) \
+  bl_layer_create(NULL, rows, columns, w, type, stride, &options, &made, &error)
+  EXPECT(CREATE(0, 64, w, BL_TYPE_F32, 0), BL_ERROR_INVALID_ARGUMENT, "");
+  EXPECT(CREATE(-1, 64, w, BL_TYPE_F32, 0), BL_ERROR_INVALID_ARGUMENT, "");
+  EXPECT(CREATE(2, INT64_MIN, w, BL_TYPE_F32, 0), BL_ERROR_INVALID_ARGUMENT, "");
+  EXPECT(CREATE(2, 64, w, ANY(bl_type, 777), 0), BL_ERROR_UNSUPPORTED, "777");
+  EXPECT(CREATE(2, 64, w, BL_TYPE_F32, 255), BL_ERROR_INVALID_ARGUMENT, "stride");
+  EXPECT(CREATE(2, 64, bad, BL_TYPE_F32, 0), BL_ERROR_INVALID_ARGUMENT, "0");
+  CHECK(made == NULL);
+  GOOD(CREATE(2, 64, w, BL_TYPE_F32, 0));
+  EXPECT(bl_layer_update(made, w, ANY(bl_type, 777), 0, &error), BL_ERROR_UNSUPPORTED, "777");
+  EXPECT(bl_layer_update(made, w, BL_TYPE_F32, 255, &error), BL_ERROR_INVALID_ARGUMENT, "stride");
+  EXPECT(bl_layer_update(made, bad, BL_TYPE_F32, 0, &error), BL_ERROR_INVALID_ARGUMENT, "0");
+  GOOD(bl_layer_update(made, w, BL_TYPE_F32, 0, &error));
+  bl_free(made);
+}
+
+static void saving(void) {
+  EXPECT(bl_save("no/such/folder/file.bl", NULL, 0, NULL, 0, &error), BL_ERROR_IO, "no/such/folder");
+}
+
+static void converting(void) {
+  static const float from[2 * 32] = {1.0f};
+  static unsigned char to[128];
+#define CONVERT(rows, columns, from_type, from_stride, to_type, to_stride) \
+  bl_convert(NULL, rows, columns, from, from_type, from_stride, to, to_type, to_stride, &error)
+  EXPECT(CONVERT(-1, 32, BL_TYPE_F32, 0, BL_TYPE_Q8_0, 0), BL_ERROR_INVALID_ARGUMENT, "");
+  EXPECT(CONVERT(1, -1, BL_TYPE_F32, 0, BL_TYPE_Q8_0, 0), BL_ERROR_INVALID_ARGUMENT, "");
+  EXPECT(CONVERT(1, 32, ANY(bl_type, 777), 0, BL_TYPE_Q8_0, 0), BL_ERROR_UNSUPPORTED, "777");
+  EXPECT(CONVERT(1, 32, BL_TYPE_F32, 0, ANY(bl_type, 777), 0), BL_ERROR_UNSUPPORTED, "777");
+  EXPECT(CONVERT(2, 32, BL_TYPE_F32, 127, BL_TYPE_Q8_0, 0), BL_ERROR_INVALID_ARGUMENT, "stride");
+  EXPECT(CONVERT(2, 32, BL_TYPE_F32, 0, BL_TYPE_Q8_0, 33), BL_ERROR_INVALID_ARGUMENT, "stride");
+  GOOD(CONVERT(2, 32, BL_TYPE_F32, 0, BL_TYPE_Q8_0, 0));
+}
+
 static void rotating(void) {
   static float x[2 * 512];
   static const uint32_t blocks[] = {0, 1, 3, 48, 1024, 32768, 0x80000000u};
@@ -402,6 +443,9 @@ int main(int count, char **words) {
   planning();
   running();
   running_many();
+  making();
+  saving();
+  converting();
   rotating();
   bl_free(model), bl_free(layer);
   return done();

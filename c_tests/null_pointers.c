@@ -173,6 +173,43 @@ static void running_many(void) {
   CHECK(MANY(NULL, 1, NULL, NULL, NULL, NULL, NULL) == BL_ERROR_INVALID_ARGUMENT);
 }
 
+static void making(void) {
+  static const float w[2 * 64] = {1.0f, -1.0f};
+  bl_layer *made = NULL;
+#define CREATE(w, options, out, error) \
+  bl_layer_create(NULL, 2, 64, w, BL_TYPE_F32, 0, options, out, error)
+  GOOD(CREATE(w, NULL, &made, &error)); /* the default options */
+  GOOD(bl_layer_update(made, w, BL_TYPE_F32, 0, &error));
+  EXPECT(bl_layer_update(made, NULL, BL_TYPE_F32, 0, &error), BL_ERROR_INVALID_ARGUMENT, "NULL");
+  EXPECT(bl_layer_update(NULL, w, BL_TYPE_F32, 0, &error), BL_ERROR_INVALID_HANDLE, "NULL");
+  CHECK(bl_layer_update(NULL, NULL, BL_TYPE_F32, 0, NULL) == BL_ERROR_INVALID_HANDLE);
+  bl_free(made);
+  EXPECT(CREATE(NULL, NULL, &made, &error), BL_ERROR_INVALID_ARGUMENT, "NULL");
+  CHECK(made == NULL);
+  EXPECT(CREATE(w, NULL, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "NULL");
+  CHECK(CREATE(NULL, NULL, NULL, NULL) == BL_ERROR_INVALID_ARGUMENT);
+}
+
+static void saving(void) {
+  bl_named_layer named;
+  named.name = "a", named.layer = NULL;
+  EXPECT(bl_save(NULL, NULL, 0, NULL, 0, &error), BL_ERROR_INVALID_ARGUMENT, "path is NULL");
+  EXPECT(bl_save("unwritten.bl", NULL, 1, NULL, 0, &error), BL_ERROR_INVALID_ARGUMENT, "NULL");
+  EXPECT(bl_save("unwritten.bl", &named, 1, NULL, 0, &error), BL_ERROR_INVALID_HANDLE, "NULL");
+  CHECK(bl_save(NULL, NULL, 0, NULL, 0, NULL) == BL_ERROR_INVALID_ARGUMENT);
+}
+
+static void converting(void) {
+  static const float from[32] = {1.0f};
+  static unsigned char to[64];
+#define CONVERT(src, dst, error) \
+  bl_convert(NULL, 1, 32, src, BL_TYPE_F32, 0, dst, BL_TYPE_Q8_0, 0, error)
+  GOOD(CONVERT(from, to, &error));
+  EXPECT(CONVERT(NULL, to, &error), BL_ERROR_INVALID_ARGUMENT, "NULL");
+  EXPECT(CONVERT(from, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "NULL");
+  CHECK(CONVERT(NULL, NULL, NULL) == BL_ERROR_INVALID_ARGUMENT);
+}
+
 static void rotating(void) {
   static float x[64], signs[64];
   GOOD(bl_rotate(1, 64, x, BL_TYPE_F32, 0, 64, NULL, 0, &error)); /* all signs are + */
@@ -196,6 +233,9 @@ int main(int count, char **words) {
   layers();
   running();
   running_many();
+  making();
+  saving();
+  converting();
   rotating();
   bl_free(context);
   bl_free(model);

@@ -654,6 +654,20 @@ typedef struct {
   size_t workspace_size;
 } bl_run_options;
 
+/** A layer and its name in a file. Frozen. */
+typedef struct {
+  /** What bl_layer_open will know it by. */
+  const char *name;
+  const bl_layer *layer;
+} bl_named_layer;
+
+/** A text and its key in a file. Frozen. */
+typedef struct {
+  /** Must not begin with "bitlinear.". */
+  const char *key;
+  const char *value;
+} bl_named_text;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -938,6 +952,40 @@ bl_status bl_rotate(int64_t rows,
                     const float *signs,
                     uint32_t flags,
                     bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * Writes layers and texts to a file, which bl_load maps and bl_layer_open uses in place: the weights
+ * are in it as they lie in memory. A file of that name stays whole until the new one is on the disk; a
+ * failure leaves it, and nothing else. Texts come back as metadata; their keys do not begin with
+ * "bitlinear.". The file serves every CPU.
+ */
+BL_API
+bl_status bl_save(const char *path,
+                  const bl_named_layer *layers,
+                  size_t layer_count,
+                  const bl_named_text *texts,
+                  size_t text_count,
+                  bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * Writes rows x cols numbers from one type to another: f32, f16, bf16 and the packed formats that
+ * keep a row together (q4_0 to q8_0, tq1_0, tq2_0, q1_0, q2_0, pq2_0, ptq1_0 both ways, byte for byte
+ * as their own tools; the others of bl_layer_create without separate scales: from them only).
+ * src and dst do not overlap. After a failure dst may hold some of the rows.
+ */
+BL_API
+bl_status bl_convert(const bl_context *context,
+                     int64_t rows,
+                     int64_t cols,
+                     const void *src,
+                     bl_type src_type,
+                     int64_t src_stride,
+                     void *dst,
+                     bl_type dst_type,
+                     int64_t dst_stride,
+                     bl_error *error)
 BL_NOEXCEPT;
 
 #ifdef __cplusplus

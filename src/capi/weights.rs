@@ -148,12 +148,15 @@ impl<'a> Weights<'a> {
         let Weights { ty, rows, columns, scales, .. } = *self;
         let scales = Floats::new(Type::F32, scales)?;
         let count = scales.count();
+        let grouped = matches!(ty, Type::Int4 | Type::CompressedTensors);
         let groups = count / rows;
-        let len = match self.group {
-            0 if groups > 0 => columns.div_ceil(groups),
-            0 => return Err(fail!(InvalidArgument, "{count} scales for the groups of {rows} rows")),
-            len => len.min(columns),
-        };
+        if grouped && groups == 0 {
+            return Err(fail!(InvalidArgument, "{count} scales for the groups of {rows} rows"));
+        }
+        if self.group != 0 && !grouped && ty != Type::TernaryBlock {
+            return Err(fail!(InvalidArgument, "group_size says nothing about {} weights", ty.name()));
+        }
+        let len = if self.group == 0 { columns.div_ceil(groups.max(1)) } else { self.group.min(columns) };
         let product = |factors: [usize; 3]| {
             let bytes = factors.iter().try_fold(1usize, |n, f| n.checked_mul(*f));
             bytes.ok_or_else(|| fail!(InvalidArgument, "{rows} x {columns} weights"))

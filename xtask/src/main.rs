@@ -41,7 +41,18 @@ fn header(check: bool) -> Result<(), String> {
         Some(text.replace("@MAJOR@", major).replace("@MINOR@", minor).replace("@PATCH@", patch));
     let mut builder = cbindgen::Builder::new().with_config(config);
     // In the order in which the header is read.
-    for file in ["types", "diagnostics", "context", "profile", "model", "layer", "forward", "rotate"] {
+    for file in [
+        "types",
+        "diagnostics",
+        "context",
+        "profile",
+        "model",
+        "layer",
+        "forward",
+        "rotate",
+        "save",
+        "convert",
+    ] {
         builder = builder.with_src(root.join("src/capi").join(file).with_extension("rs"));
     }
     let mut bytes = Vec::new();
