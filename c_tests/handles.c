@@ -13,7 +13,6 @@ static void refused_everywhere(const void *context, const void *model, const voi
   STRUCT(bl_layer_info, info);
   STRUCT(bl_plan_info, plan);
   STRUCT(bl_memory_info, held);
-  STRUCT(bl_model_layer_info, listed);
   STRUCT(bl_device_info, device);
   size_t counted = 0;
   static float x[1024], y[1024];

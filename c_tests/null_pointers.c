@@ -67,7 +67,6 @@ static void models(void) {
   STRUCT(bl_tensor_info, tensor);
   STRUCT(bl_model_layer_info, listed);
   STRUCT(bl_meta_info, meta);
-  STRUCT(bl_model_layer_info, listed);
   EXPECT(bl_model_describe(NULL, &info, &error), BL_ERROR_INVALID_HANDLE, "NULL");
   EXPECT(bl_model_describe(model, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "bl_model_info");
   CHECK(bl_model_describe(NULL, NULL, NULL) != BL_OK);

@@ -362,6 +362,8 @@ fn rust_and_c_mean_the_same_numbers() {
         bl_memory_info,
         bl_device_info,
         bl_profile_entry,
+        bl_named_layer,
+        bl_named_text,
     );
     assert!(sizes.is_empty(), "structs that this test does not know: {sizes:?}");
 }
