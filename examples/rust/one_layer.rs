@@ -12,6 +12,7 @@ use bitlinear::layer::{Linear, Options};
 use bitlinear::matrix::{MatrixMut, MatrixRef};
 use bitlinear::memory::Heap;
 use bitlinear::model::{Layers, Request};
+use bitlinear::norm;
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().collect();
@@ -37,8 +38,16 @@ fn one_layer(file: &Path, name: &str) -> Result<String> {
     let matrix = plan.matrix()?;
     let heap = Heap::default();
     let isa = Isa::from_environment()?;
-    let bias = plan.bias()?;
-    let options = Options { product_scale: plan.product_scale, bias: bias.as_deref(), ..Options::default() };
+    // What the file has beside the weights.
+    let (bias, weight) = (plan.bias()?, plan.norm()?);
+    let norm = |epsilon| norm::Spec { kind: norm::Kind::Rms, epsilon, weight: weight.as_deref(), bias: None };
+    let options = Options {
+        product_scale: plan.product_scale,
+        bias: bias.as_deref(),
+        norm: plan.norm_epsilon().map(norm),
+        rotation: plan.rotation.as_ref().map(|rotation| rotation.spec()),
+        ..Options::default()
+    };
     let layer = Linear::new(&*matrix, &options, isa, &heap, &mut |_| {})?;
 
     let x = vec![1.0; layer.in_features()];
