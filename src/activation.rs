@@ -15,7 +15,7 @@
 //! rows past the batch: their codes are 0 and their results are not stored.
 
 use crate::layout::packed::Geometry;
-use crate::layout::{Coded, Layout, QUAD, SUPER_BLOCK, Scales};
+use crate::layout::{Coded, Layout, QUAD, Scales};
 use crate::limits::INT32_COLUMNS;
 
 /// Below this magnitude a segment counts as zero: `127 / a` stays finite, products stay normal.
@@ -225,9 +225,6 @@ pub fn quantize_row(x: &[f32], shape: &Shape, rule: &Rule, out: &mut RowCodes<'_
     out.sums.fill(0);
     false
 }
-
-/// Columns of the super-block formats: what `Segment::Record` means for two-level weights.
-pub const TWO_LEVEL_SEGMENT: usize = SUPER_BLOCK;
 
 #[cfg(test)]
 mod tests {

@@ -1,4 +1,4 @@
-//! The C boundary: the only `extern "C"` of the crate.
+//! The C boundary: the only exports of the crate.
 //!
 //! Every exported function has the same shape: `guard(error, || { ... })`, which catches panics, sets
 //! the floating-point mode and writes the caller's `bl_error`. Inside, pointers become references by

@@ -34,7 +34,7 @@ use super::{
 use crate::codec::Matrix;
 use crate::error::{Result, fail};
 use crate::limits::FEATURES_MAX;
-use crate::memory::{Block, Heap, filled, reserve};
+use crate::memory::{Block, Heap, reserve};
 
 /// Bytes of a line: 16 lanes of 4 bytes.
 pub const LINE: usize = PANEL * QUAD;
@@ -660,9 +660,4 @@ impl Matrix for RowMatrix {
         row.clone_from(&self.rows[index]);
         Ok(())
     }
-}
-
-/// Room for `rows` x 64 accumulators.
-pub fn accumulators(rows: usize) -> Result<Vec<f32>> {
-    filled(rows * TILE, 0.0, "accumulators")
 }
