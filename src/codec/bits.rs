@@ -33,6 +33,13 @@ pub(super) fn pack_signs(weights: &[f32], bits: &mut [u8]) {
     }
 }
 
+/// Joins eight 1-bit codes a byte, as [`unpack_bits`] splits them.
+pub(super) fn pack_bits(codes: &[u8], bits: &mut [u8]) {
+    for (codes, bits) in codes.as_chunks::<8>().0.iter().zip(bits) {
+        *bits = (0..8).fold(0, |bits, j| bits | codes[j] << j);
+    }
+}
+
 /// Splits bytes into four 2-bit codes each, the lowest bits first.
 pub(super) fn unpack_pairs(qs: &[u8], codes: &mut [u8]) {
     for (q, codes) in qs.iter().zip(codes.as_chunks_mut::<4>().0) {

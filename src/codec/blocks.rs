@@ -11,6 +11,9 @@ use crate::types::Type;
 /// Encodes whole blocks of finite weights; fails where a scale does not fit the format.
 type Encode = fn(&[f32], &mut [u8]) -> Result<()>;
 
+/// Writes whole blocks of codes and scales; fails where a scale is none of the format's.
+type Store = fn(&Row, &mut [u8]) -> Result<()>;
+
 /// A format of fixed blocks, as data; block length and bytes stand in the table of types.
 pub(super) struct Blocks {
     pub(super) ty: Type,
@@ -19,6 +22,8 @@ pub(super) struct Blocks {
     pub(super) decode: fn(&[u8], &mut Row),
     /// Encodes whole blocks by the rule of the format's own tool.
     pub(super) encode: Option<Encode>,
+    /// Writes whole blocks of a row as `decode` reads them.
+    pub(super) store: Option<Store>,
 }
 
 impl Codec for Blocks {
@@ -58,6 +63,16 @@ impl Codec for Blocks {
         check_finite(weights)?;
         encode(weights, bytes)
     }
+
+    fn store_row(&self, row: &Row, bytes: &mut [u8]) -> Result<()> {
+        let Some(store) = self.store else {
+            return Err(fail!(Unsupported, "{} cannot be written", self.ty.name()));
+        };
+        let columns = row.codes.len();
+        self.layout(columns)?;
+        check_len("bytes of a row", &[self.row_bytes(columns)], bytes.len())?;
+        store(row, bytes)
+    }
 }
 
 /// Refuses weights that no scale can stand for: the tools of the formats write rubbish for them.
@@ -87,6 +102,16 @@ pub(super) fn put_half(bytes: &mut [u8], at: usize, value: f32) -> Result<()> {
 /// infinite for the least subnormal scales; so codes are clamped where the formats' tools do not.
 pub(super) fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
+}
+
+/// Writes `value`, which must be an f16, at byte `at`.
+pub(super) fn put_exact_half(bytes: &mut [u8], at: usize, value: f32) -> Result<()> {
+    let half = f16::from_f32(value);
+    if half.to_f32() != value {
+        return Err(fail!(InvalidArgument, "a scale of {value} is no f16"));
+    }
+    bytes[at..at + 2].copy_from_slice(&half.to_le_bytes());
+    Ok(())
 }
 
 /// Largest magnitude.

@@ -15,11 +15,12 @@
 //! single high bits of Q3_K and Q5_K:               byte e % 32, bit e / 32
 //! ```
 //! Source: ggml `ggml-quants.c` (commit d99724f2), `dequantize_row_q*_K`. Every bit pattern is legal.
-//! Their quantisers are searches, not a fixed rule; writing these formats belongs to `quantize`.
+//! Their quantisers are searches, not a fixed rule: `quantize` finds codes and scales, and what stands
+//! here writes them.
 
 use super::bits::unpack_shifted;
-use super::blocks::{Blocks, half_at, super_blocks, super_blocks_with_minima};
-use crate::layout::{Layout, SUPER_BLOCK};
+use super::blocks::{Blocks, half_at, put_exact_half, super_blocks, super_blocks_with_minima};
+use crate::layout::{Layout, Row, SUPER_BLOCK};
 use crate::types::Type;
 
 pub(super) static Q2_K: Blocks = Blocks {
@@ -37,6 +38,18 @@ pub(super) static Q2_K: Blocks = Blocks {
         }
     },
     encode: None,
+    store: Some(|row, bytes| {
+        for (b, block) in bytes.as_chunks_mut::<84>().0.iter_mut().enumerate() {
+            let (scales, minima) = (&row.sub_scales[16 * b..][..16], &row.sub_minimums[16 * b..][..16]);
+            for ((byte, sc), mn) in block.iter_mut().zip(scales).zip(minima) {
+                *byte = *sc as u8 | (*mn as u8) << 4;
+            }
+            pack_two_bits(codes(row, b), &mut block[16..80]);
+            put_exact_half(block, 80, row.scales[b])?;
+            put_exact_half(block, 82, row.minimums[b])?;
+        }
+        Ok(())
+    }),
 };
 
 pub(super) static Q3_K: Blocks = Blocks {
@@ -58,6 +71,22 @@ pub(super) static Q3_K: Blocks = Blocks {
         }
     },
     encode: None,
+    store: Some(|row, bytes| {
+        for (b, block) in bytes.as_chunks_mut::<110>().0.iter_mut().enumerate() {
+            let codes = codes(row, b);
+            put_high_bits(codes, 2, &mut block[..32]);
+            pack_two_bits(&codes.map(|q| q & 3), &mut block[32..96]);
+            let scales = &mut block[96..108];
+            scales.fill(0);
+            for (k, sub) in row.sub_scales[16 * b..][..16].iter().enumerate() {
+                let sub = (sub + 32) as u8;
+                scales[k % 8] |= (sub & 15) << (4 * (k / 8));
+                scales[8 + k % 4] |= (sub >> 4) << (2 * (k / 4));
+            }
+            put_exact_half(block, 108, row.scales[b])?;
+        }
+        Ok(())
+    }),
 };
 
 pub(super) static Q4_K: Blocks = Blocks {
@@ -72,6 +101,15 @@ pub(super) static Q4_K: Blocks = Blocks {
         }
     },
     encode: None,
+    store: Some(|row, bytes| {
+        for (b, block) in bytes.as_chunks_mut::<144>().0.iter_mut().enumerate() {
+            put_exact_half(block, 0, row.scales[b])?;
+            put_exact_half(block, 2, row.minimums[b])?;
+            pack_six_bits(&row.sub_scales[8 * b..][..8], &row.sub_minimums[8 * b..][..8], &mut block[4..16]);
+            pack_nibble_runs(codes(row, b), &mut block[16..]);
+        }
+        Ok(())
+    }),
 };
 
 pub(super) static Q5_K: Blocks = Blocks {
@@ -87,6 +125,16 @@ pub(super) static Q5_K: Blocks = Blocks {
         }
     },
     encode: None,
+    store: Some(|row, bytes| {
+        for (b, block) in bytes.as_chunks_mut::<176>().0.iter_mut().enumerate() {
+            put_exact_half(block, 0, row.scales[b])?;
+            put_exact_half(block, 2, row.minimums[b])?;
+            pack_six_bits(&row.sub_scales[8 * b..][..8], &row.sub_minimums[8 * b..][..8], &mut block[4..16]);
+            put_high_bits(codes(row, b), 4, &mut block[16..48]);
+            pack_nibble_runs(&codes(row, b).map(|q| q & 15), &mut block[48..]);
+        }
+        Ok(())
+    }),
 };
 
 pub(super) static Q6_K: Blocks = Blocks {
@@ -110,6 +158,22 @@ pub(super) static Q6_K: Blocks = Blocks {
         }
     },
     encode: None,
+    store: Some(|row, bytes| {
+        for (b, block) in bytes.as_chunks_mut::<210>().0.iter_mut().enumerate() {
+            let codes = codes(row, b);
+            for (codes, ql) in codes.as_chunks::<128>().0.iter().zip(block[..128].as_chunks_mut::<64>().0) {
+                for (i, q) in ql.iter_mut().enumerate() {
+                    *q = codes[i] & 15 | codes[i + 64] << 4;
+                }
+            }
+            pack_two_bits(&codes.map(|q| q >> 4), &mut block[128..192]);
+            for (byte, sub) in block[192..208].iter_mut().zip(&row.sub_scales[16 * b..][..16]) {
+                *byte = *sub as u8;
+            }
+            put_exact_half(block, 208, row.scales[b])?;
+        }
+        Ok(())
+    }),
 };
 
 /// 64 bytes of two-bit codes: two halves of 32 bytes, four runs of 32 columns each.
@@ -151,5 +215,45 @@ fn unpack_six_bits(s: &[u8], scales: &mut [i8; 8], minima: &mut [i8; 8]) {
         minima[k] = (s[k + 4] & 63) as i8;
         scales[k + 4] = (s[k + 8] & 15 | s[k] >> 6 << 4) as i8;
         minima[k + 4] = (s[k + 8] >> 4 | s[k + 4] >> 6 << 4) as i8;
+    }
+}
+
+/// The codes of super-block `b` of a row of whole super-blocks.
+fn codes(row: &Row, b: usize) -> &[u8; SUPER_BLOCK] {
+    &row.codes.as_chunks().0[b]
+}
+
+/// The inverse of [`unpack_two_bits`].
+fn pack_two_bits(codes: &[u8; SUPER_BLOCK], qs: &mut [u8]) {
+    for (codes, qs) in codes.as_chunks::<128>().0.iter().zip(qs.as_chunks_mut::<32>().0) {
+        for (m, q) in qs.iter_mut().enumerate() {
+            *q = codes[m] | codes[m + 32] << 2 | codes[m + 64] << 4 | codes[m + 96] << 6;
+        }
+    }
+}
+
+/// The inverse of [`unpack_nibble_runs`].
+fn pack_nibble_runs(codes: &[u8; SUPER_BLOCK], qs: &mut [u8]) {
+    for (codes, qs) in codes.as_chunks::<64>().0.iter().zip(qs.as_chunks_mut::<32>().0) {
+        for (m, q) in qs.iter_mut().enumerate() {
+            *q = codes[m] | codes[m + 32] << 4;
+        }
+    }
+}
+
+/// The inverse of [`add_high_bits`].
+fn put_high_bits(codes: &[u8; SUPER_BLOCK], at: u32, bits: &mut [u8]) {
+    for (m, byte) in bits.iter_mut().enumerate() {
+        *byte = (0..8).fold(0, |byte, run| byte | (codes[32 * run + m] >> at & 1) << run);
+    }
+}
+
+/// The inverse of [`unpack_six_bits`].
+fn pack_six_bits(scales: &[i8], minima: &[i8], s: &mut [u8]) {
+    let byte = |v: i8| v as u8;
+    for k in 0..4 {
+        s[k] = byte(scales[k]) | byte(scales[k + 4]) >> 4 << 6;
+        s[k + 4] = byte(minima[k]) | byte(minima[k + 4]) >> 4 << 6;
+        s[k + 8] = byte(scales[k + 4]) & 15 | byte(minima[k + 4]) << 4;
     }
 }

@@ -13,9 +13,9 @@
 //! for the meaning, `quantize_row_*_ref` for the rounding. Encoding is byte for byte theirs.
 
 use super::bits::{pack_nibbles, unpack_nibbles};
-use super::blocks::{Blocks, abs_max, half_at, inverse, put_half};
+use super::blocks::{Blocks, abs_max, half_at, inverse, put_exact_half, put_half};
 use crate::error::Result;
-use crate::layout::{Layout, Offset};
+use crate::layout::{Layout, Offset, Row};
 use crate::types::Type;
 
 const BLOCK: usize = 32;
@@ -33,6 +33,13 @@ pub(super) static Q4_0: Blocks = Blocks {
         for (w, block) in weights.as_chunks().0.iter().zip(bytes.as_chunks_mut::<18>().0) {
             let codes = encode_symmetric(w, 8, block)?;
             pack_nibbles(&codes, &mut block[2..]);
+        }
+        Ok(())
+    }),
+    store: Some(|row, bytes| {
+        for (codes, scale, block) in stored_blocks::<18>(row, bytes) {
+            put_exact_half(block, 0, scale)?;
+            pack_nibbles(codes, &mut block[2..]);
         }
         Ok(())
     }),
@@ -56,6 +63,14 @@ pub(super) static Q4_1: Blocks = Blocks {
         }
         Ok(())
     }),
+    store: Some(|row, bytes| {
+        for ((codes, scale, block), minimum) in stored_blocks::<20>(row, bytes).zip(&row.minimums) {
+            put_exact_half(block, 0, scale)?;
+            put_exact_half(block, 2, *minimum)?;
+            pack_nibbles(codes, &mut block[4..]);
+        }
+        Ok(())
+    }),
 };
 
 pub(super) static Q5_0: Blocks = Blocks {
@@ -72,6 +87,13 @@ pub(super) static Q5_0: Blocks = Blocks {
         for (w, block) in weights.as_chunks().0.iter().zip(bytes.as_chunks_mut::<22>().0) {
             let codes = encode_symmetric(w, 16, block)?;
             put_five_bits(&codes, &mut block[2..]);
+        }
+        Ok(())
+    }),
+    store: Some(|row, bytes| {
+        for (codes, scale, block) in stored_blocks::<22>(row, bytes) {
+            put_exact_half(block, 0, scale)?;
+            put_five_bits(codes, &mut block[2..]);
         }
         Ok(())
     }),
@@ -93,6 +115,14 @@ pub(super) static Q5_1: Blocks = Blocks {
         for (w, block) in weights.as_chunks().0.iter().zip(bytes.as_chunks_mut::<24>().0) {
             let codes = encode_affine(w, 31, block)?;
             put_five_bits(&codes, &mut block[4..]);
+        }
+        Ok(())
+    }),
+    store: Some(|row, bytes| {
+        for ((codes, scale, block), minimum) in stored_blocks::<24>(row, bytes).zip(&row.minimums) {
+            put_exact_half(block, 0, scale)?;
+            put_exact_half(block, 2, *minimum)?;
+            put_five_bits(codes, &mut block[4..]);
         }
         Ok(())
     }),
@@ -120,6 +150,15 @@ pub(super) static Q8_0: Blocks = Blocks {
         }
         Ok(())
     }),
+    store: Some(|row, bytes| {
+        for (codes, scale, block) in stored_blocks::<34>(row, bytes) {
+            put_exact_half(block, 0, scale)?;
+            for (q, code) in block[2..].iter_mut().zip(codes) {
+                *q = code ^ 0x80;
+            }
+        }
+        Ok(())
+    }),
 };
 
 /// The blocks of a row beside the codes they decode into.
@@ -128,6 +167,15 @@ fn blocks<'a, const BYTES: usize>(
     codes: &'a mut [u8],
 ) -> impl Iterator<Item = (&'a [u8; BYTES], &'a mut [u8; BLOCK])> {
     bytes.as_chunks().0.iter().zip(codes.as_chunks_mut().0)
+}
+
+/// The codes and the scale of each block beside its place.
+fn stored_blocks<'a, const BYTES: usize>(
+    row: &'a Row,
+    bytes: &'a mut [u8],
+) -> impl Iterator<Item = (&'a [u8; BLOCK], f32, &'a mut [u8; BYTES])> {
+    let parts = row.codes.as_chunks().0.iter().zip(&row.scales);
+    parts.zip(bytes.as_chunks_mut().0).map(|((codes, scale), block)| (codes, *scale, block))
 }
 
 /// The nibbles: the last 16 bytes of a block.

@@ -15,10 +15,10 @@
 //! `gguf.quants` 0.19. Every bit pattern is legal (ggml reads the exponent byte 255, a NaN in OCP's
 //! text, as 2^127).
 
-use super::bits::unpack_nibbles;
-use super::blocks::{Blocks, half_at, super_blocks};
+use super::bits::{pack_nibbles, unpack_nibbles};
+use super::blocks::{Blocks, abs_max, half_at, put_exact_half, super_blocks};
 use crate::layout::packed::e8m0;
-use crate::layout::{Coded, Layout, Offset, ScaleType, Scales, Values};
+use crate::layout::{Coded, Layout, Offset, SUPER_BLOCK, ScaleType, Scales, Values};
 use crate::types::Type;
 
 /// The values of IQ4_NL and IQ4_XS.
@@ -39,6 +39,18 @@ pub fn find(name: &str) -> Option<&'static [i8; 16]> {
 
 static TABLES: [(&str, &[i8; 16]); 2] = [("iq4", &NON_LINEAR), ("e2m1", &E2M1_DOUBLED)];
 
+/// The code whose value times `d` is nearest to `w`; the smallest of several.
+fn nearest(table: &[i8; 16], d: f32, w: f32) -> u8 {
+    let mut best = (0, f32::INFINITY);
+    for (code, &v) in table.iter().enumerate() {
+        let error = (v as f32 * d - w).abs();
+        if error < best.1 {
+            best = (code as u8, error);
+        }
+    }
+    best.0
+}
+
 const fn layout(table: &'static [i8; 16], scales: Scales, scale_type: ScaleType) -> Layout {
     Layout::Coded(Coded { bits: 4, values: Values::Table(table), scales, scale_type, bases: 1 })
 }
@@ -56,6 +68,14 @@ pub(super) static IQ4_NL: Blocks = Blocks {
         }
     },
     encode: None,
+    store: Some(|row, bytes| {
+        let parts = row.codes.as_chunks::<32>().0.iter().zip(&row.scales);
+        for ((codes, scale), block) in parts.zip(bytes.as_chunks_mut::<18>().0) {
+            put_exact_half(block, 0, *scale)?;
+            pack_nibbles(codes, &mut block[2..]);
+        }
+        Ok(())
+    }),
 };
 
 pub(super) static IQ4_XS: Blocks = Blocks {
@@ -77,6 +97,24 @@ pub(super) static IQ4_XS: Blocks = Blocks {
         }
     },
     encode: None,
+    store: Some(|row, bytes| {
+        for (b, block) in bytes.as_chunks_mut::<136>().0.iter_mut().enumerate() {
+            put_exact_half(block, 0, row.scales[b])?;
+            let mut high = 0u16;
+            block[4..8].fill(0);
+            for (g, sub) in row.sub_scales[8 * b..][..8].iter().enumerate() {
+                let sub = (sub + 32) as u8;
+                block[4 + g / 2] |= (sub & 15) << (4 * (g % 2));
+                high |= ((sub >> 4) as u16) << (2 * g);
+            }
+            block[2..4].copy_from_slice(&high.to_le_bytes());
+            let codes = row.codes[SUPER_BLOCK * b..][..SUPER_BLOCK].as_chunks().0;
+            for (codes, qs) in codes.iter().zip(block[8..].as_chunks_mut::<16>().0) {
+                pack_nibbles(codes, qs);
+            }
+        }
+        Ok(())
+    }),
 };
 
 pub(super) static MXFP4: Blocks = Blocks {
@@ -89,5 +127,18 @@ pub(super) static MXFP4: Blocks = Blocks {
             unpack_nibbles(block.last_chunk().unwrap_or(&[0; 16]), codes);
         }
     },
-    encode: None,
+    // Nearest of E2M1 under the exponent of the largest magnitude, ties to the smaller code: OCP's
+    // conversion, as ggml's `quantize_row_mxfp4_ref` has it.
+    encode: Some(|weights, bytes| {
+        for (w, block) in weights.as_chunks::<32>().0.iter().zip(bytes.as_chunks_mut::<17>().0) {
+            let largest = abs_max(w);
+            let exponent = if largest > 0.0 { largest.log2().floor() as i32 - 2 + 127 } else { 0 };
+            block[0] = exponent.clamp(0, 254) as u8;
+            let d = e8m0(block[0]);
+            let codes = w.map(|w| nearest(&E2M1_DOUBLED, d, w));
+            pack_nibbles(&codes, &mut block[1..]);
+        }
+        Ok(())
+    }),
+    store: None,
 };

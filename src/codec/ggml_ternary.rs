@@ -18,10 +18,11 @@
 //! PrismML's published contract of PQ2_0 and PTQ1_0 (llama.cpp issue 29058).
 
 use super::bits::{
-    pack_pairs, pack_signs, pack_trits, unpack_bits, unpack_pairs, unpack_shifted, unpack_trits,
+    has_code_three, pack_bits, pack_pairs, pack_signs, pack_trits, unpack_bits, unpack_pairs, unpack_shifted,
+    unpack_trits,
 };
-use super::blocks::{Blocks, abs_max, half_at, inverse, put_half, ternary_code};
-use crate::error::Result;
+use super::blocks::{Blocks, abs_max, half_at, inverse, put_exact_half, put_half, ternary_code};
+use crate::error::{Result, fail};
 use crate::layout::{Coded, Layout, Offset, Row, SUPER_BLOCK, ScaleType, Scales, Values};
 use crate::types::Type;
 
@@ -38,6 +39,14 @@ pub(super) static TQ1_0: Blocks = Blocks {
         for (w, block) in weights.as_chunks::<256>().0.iter().zip(bytes.as_chunks_mut::<54>().0) {
             let codes = encode_ternary(w, block, 52)?;
             encode_stages::<32, 16>(&codes, &mut block[..52]);
+        }
+        Ok(())
+    }),
+    store: Some(|row, bytes| {
+        for (codes, scale, block) in stored_blocks::<54, 256>(row, bytes) {
+            check_ternary(codes)?;
+            put_exact_half(block, 52, scale)?;
+            encode_stages::<32, 16>(codes, &mut block[..52]);
         }
         Ok(())
     }),
@@ -59,11 +68,14 @@ pub(super) static TQ2_0: Blocks = Blocks {
     encode: Some(|weights, bytes| {
         for (w, block) in weights.as_chunks::<256>().0.iter().zip(bytes.as_chunks_mut::<66>().0) {
             let codes = encode_ternary(w, block, 64)?;
-            for (codes, qs) in codes.as_chunks::<128>().0.iter().zip(block.as_chunks_mut::<32>().0) {
-                for (m, q) in qs.iter_mut().enumerate() {
-                    *q = codes[m] | codes[m + 32] << 2 | codes[m + 64] << 4 | codes[m + 96] << 6;
-                }
-            }
+            pack_runs(&codes, block);
+        }
+        Ok(())
+    }),
+    store: Some(|row, bytes| {
+        for (codes, scale, block) in stored_blocks::<66, 256>(row, bytes) {
+            put_exact_half(block, 64, scale)?;
+            pack_runs(codes, block);
         }
         Ok(())
     }),
@@ -82,6 +94,14 @@ pub(super) static PTQ1_0: Blocks = Blocks {
         for (w, block) in weights.as_chunks::<128>().0.iter().zip(bytes.as_chunks_mut::<28>().0) {
             let codes = encode_ternary(w, block, 26)?;
             encode_stages::<16, 8>(&codes, &mut block[..26]);
+        }
+        Ok(())
+    }),
+    store: Some(|row, bytes| {
+        for (codes, scale, block) in stored_blocks::<28, 128>(row, bytes) {
+            check_ternary(codes)?;
+            put_exact_half(block, 26, scale)?;
+            encode_stages::<16, 8>(codes, &mut block[..26]);
         }
         Ok(())
     }),
@@ -111,6 +131,13 @@ pub(super) static Q1_0: Blocks = Blocks {
         }
         Ok(())
     }),
+    store: Some(|row, bytes| {
+        for (codes, scale, block) in stored_blocks::<18, 128>(row, bytes) {
+            put_exact_half(block, 0, scale)?;
+            pack_bits(codes, &mut block[2..]);
+        }
+        Ok(())
+    }),
 };
 
 pub(super) static Q2_0: Blocks = Blocks {
@@ -118,6 +145,7 @@ pub(super) static Q2_0: Blocks = Blocks {
     layout: Layout::groups(2, 1, 64, Offset::None),
     decode: decode_q2::<18, 64>,
     encode: Some(encode_q2::<18, 64>),
+    store: Some(store_q2::<18, 64>),
 };
 
 pub(super) static Q2_0_LEGACY: Blocks = Blocks {
@@ -125,6 +153,7 @@ pub(super) static Q2_0_LEGACY: Blocks = Blocks {
     layout: Layout::groups(2, 1, 128, Offset::None),
     decode: decode_q2::<34, 128>,
     encode: Some(encode_q2::<34, 128>),
+    store: Some(store_q2::<34, 128>),
 };
 
 pub(super) static PQ2_0: Blocks = Blocks {
@@ -132,6 +161,7 @@ pub(super) static PQ2_0: Blocks = Blocks {
     layout: Layout::groups(2, 1, 128, Offset::None),
     decode: decode_q2::<34, 128>,
     encode: Some(encode_q2::<34, 128>),
+    store: Some(store_q2::<34, 128>),
 };
 
 /// The blocks of a row beside the codes and the scale they decode into.
@@ -141,6 +171,32 @@ fn blocks<'a, const BYTES: usize, const LEN: usize>(
 ) -> impl Iterator<Item = (&'a [u8; BYTES], &'a mut [u8; LEN], &'a mut f32)> {
     let places = row.codes.as_chunks_mut().0.iter_mut().zip(&mut row.scales);
     bytes.as_chunks().0.iter().zip(places).map(|(block, (codes, scale))| (block, codes, scale))
+}
+
+/// The codes and the scale of each block beside its place.
+fn stored_blocks<'a, const BYTES: usize, const LEN: usize>(
+    row: &'a Row,
+    bytes: &'a mut [u8],
+) -> impl Iterator<Item = (&'a [u8; LEN], f32, &'a mut [u8; BYTES])> {
+    let parts = row.codes.as_chunks().0.iter().zip(&row.scales);
+    parts.zip(bytes.as_chunks_mut().0).map(|((codes, scale), block)| (codes, *scale, block))
+}
+
+/// A base-3 digit holds no 3.
+fn check_ternary(codes: &[u8]) -> Result<()> {
+    if has_code_three(codes) {
+        return Err(fail!(InvalidArgument, "the code 3 among ternary codes"));
+    }
+    Ok(())
+}
+
+/// The 2-bit codes of TQ2_0.
+fn pack_runs(codes: &[u8; 256], block: &mut [u8]) {
+    for (codes, qs) in codes.as_chunks::<128>().0.iter().zip(block.as_chunks_mut::<32>().0) {
+        for (m, q) in qs.iter_mut().enumerate() {
+            *q = codes[m] | codes[m + 32] << 2 | codes[m + 64] << 4 | codes[m + 96] << 6;
+        }
+    }
 }
 
 /// Writes `max |w|` at byte `at` as the scale, and gives the codes.
@@ -182,6 +238,14 @@ fn encode_q2<const BYTES: usize, const LEN: usize>(weights: &[f32], bytes: &mut 
     for (w, block) in weights.as_chunks::<LEN>().0.iter().zip(bytes.as_chunks_mut::<BYTES>().0) {
         let codes = encode_ternary(w, block, 0)?;
         pack_pairs(&codes, &mut block[2..]);
+    }
+    Ok(())
+}
+
+fn store_q2<const BYTES: usize, const LEN: usize>(row: &Row, bytes: &mut [u8]) -> Result<()> {
+    for (codes, scale, block) in stored_blocks::<BYTES, LEN>(row, bytes) {
+        put_exact_half(block, 0, scale)?;
+        pack_pairs(codes, &mut block[2..]);
     }
     Ok(())
 }

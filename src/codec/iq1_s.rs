@@ -52,4 +52,5 @@ pub(super) static IQ1_S: Blocks = Blocks {
         }
     },
     encode: None,
+    store: None,
 };

@@ -53,6 +53,12 @@ pub trait Codec: Sync {
         let _ = (weights, bytes);
         Err(fail!(Unsupported, "{} cannot be written", self.ty().name()))
     }
+    /// Writes codes and scales as [`Codec::decode_row`] reads them. `row` was made for this codec's
+    /// layout, its codes are the layout's, and every scale is one that the format can hold.
+    fn store_row(&self, row: &Row, bytes: &mut [u8]) -> Result<()> {
+        let _ = (row, bytes);
+        Err(fail!(Unsupported, "{} cannot be written", self.ty().name()))
+    }
 }
 
 /// A whole matrix of weights in storage, readable row by row from several threads.

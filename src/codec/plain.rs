@@ -76,4 +76,8 @@ impl Codec for Plain {
         }
         Ok(())
     }
+
+    fn store_row(&self, row: &Row, bytes: &mut [u8]) -> Result<()> {
+        self.encode_row(&row.floats, bytes)
+    }
 }

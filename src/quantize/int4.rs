@@ -19,15 +19,20 @@ impl Int4 {
     }
 }
 
+/// The layout of groups of so many columns, 0 for the default.
+pub(super) fn layout(columns: usize, group: usize) -> Layout {
+    Layout::Coded(Coded {
+        bits: 4,
+        values: Values::Offset(8),
+        scales: Scales::Group { len: Int4::new(columns, group).len, offset: Offset::None },
+        scale_type: ScaleType::F32,
+        bases: 1,
+    })
+}
+
 impl Rule for Int4 {
     fn layout(&self) -> Layout {
-        Layout::Coded(Coded {
-            bits: 4,
-            values: Values::Offset(8),
-            scales: Scales::Group { len: self.len, offset: Offset::None },
-            scale_type: ScaleType::F32,
-            bases: 1,
-        })
+        layout(self.len, self.len)
     }
     fn round(&self, weights: &[f32], _: &mut [u8], row: &mut Row) -> Result<()> {
         let groups = weights.chunks(self.len).zip(row.codes.chunks_mut(self.len));
