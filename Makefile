@@ -31,7 +31,7 @@ $(EXAMPLES)/one_layer: examples/c/one_layer.c include/bitlinear.h $(LIB)
 
 $(EXAMPLES)/llm: $(LLM_SOURCES) $(wildcard examples/c/llm/*.h) include/bitlinear.h $(LIB)
 	@mkdir -p $(EXAMPLES)
-	$(CC) $(LLM_FLAGS) $(CFLAGS) -Iinclude $(LLM_SOURCES) -o $@ -L$(RELEASE) -lbitlinear -lm -Wl,-rpath,'$$ORIGIN/../release'
+	$(CC) $(LLM_FLAGS) $(CFLAGS) -Iinclude $(LLM_SOURCES) -o $@ -L$(RELEASE) -lbitlinear -lm -lpthread -Wl,-rpath,'$$ORIGIN/../release'
 
 demo: build
 	@PROMPT='$(PROMPT)' LENGTH='$(LENGTH)' PYTHON='$(PYTHON)' sh examples/demo.sh

@@ -147,15 +147,17 @@ impl<'a> Reader<'a> {
         let start = self.at;
         let mut escapes = false;
         loop {
-            match self.rest().first() {
+            let rest = self.rest();
+            let plain = rest.iter().position(|&b| b == b'"' || b == b'\\' || b < 0x20).unwrap_or(rest.len());
+            self.at += plain;
+            match rest.get(plain) {
                 Some(b'"') => break,
                 Some(b'\\') => {
                     escapes = true;
                     let (_, len) = escape(self.rest()).ok_or_else(|| self.expected("an escape"))?;
                     self.at += len;
                 }
-                Some(0..0x20) | None => return Err(self.expected("a character or '\"'")),
-                Some(_) => self.at += 1,
+                _ => return Err(self.expected("a character or '\"'")),
             }
         }
         let raw = &self.text[start..self.at]; // both ends touch an ASCII quote
@@ -303,9 +305,15 @@ impl<'a> Text<'a> {
         }
         room.clear();
         reserve(room, self.raw.len(), "JSON string")?; // escapes are longer than what they mean
-        for c in self.chars() {
+        let mut rest = self.raw;
+        while let Some(at) = rest.find('\\') {
+            // `string` checked the escapes, so that one is always there after a backslash.
+            let Some((c, len)) = escape(&rest.as_bytes()[at..]) else { break };
+            room.extend_from_slice(&rest.as_bytes()[..at]);
             room.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
+            rest = &rest[at + len..]; // behind an escape, which is ASCII
         }
+        room.extend_from_slice(rest.as_bytes());
         Ok(room)
     }
 }

@@ -1,6 +1,7 @@
 #include "attention.h"
 
 #include <math.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "numeric.h"
@@ -89,36 +90,62 @@ size_t attention_scratch(const attention_shape *shape, size_t last) {
                  round_up(shape->value_dim, TILE));
 }
 
-void attend(const kv_cache *cache, const attention_shape *shape, size_t first, size_t count,
-            const float *queries, float *scratch, float *out) {
-  size_t key_dim = shape->key_dim, value_dim = shape->value_dim;
-  size_t group = shape->heads / shape->kv_heads, value_step = round_up(value_dim, TILE);
+/* What a call of `attend` does, cut into blocks of queries of one key/value head. */
+typedef struct {
+  const kv_cache *cache;
+  const attention_shape *shape;
+  size_t first;
+  const float *queries;
+  float *scratch, *out;
+  size_t rows;            /* of one key/value head: query q is row q / group, head q % group */
+  size_t blocks;          /* of one key/value head */
+  atomic_size_t next;     /* the first block that no thread has taken */
+} attention_work;
+
+static void attend_some(const attention_work *work, size_t kv_head, size_t q, float *scratch) {
+  const attention_shape *shape = work->shape;
+  size_t key_dim = shape->key_dim, value_dim = shape->value_dim, step = round_up(value_dim, TILE);
+  size_t group = shape->heads / shape->kv_heads, start = kv_head * work->cache->capacity;
   float scale = 1.0f / sqrtf((float)key_dim);
-  float *columns = scratch + ROWS * round_up(first + count, TILE);
-  query_block block = {.queries = columns, .key_dim = key_dim, .value_step = value_step};
-  block.scores = scratch;
+  float *columns = scratch;
+  query_block block = {.queries = columns, .key_dim = key_dim, .value_step = step};
+  block.keys = work->cache->keys + start * key_dim;
+  block.values = work->cache->values + start * step;
   block.out = columns + ROWS * round_up(key_dim, TILE);
-  for (size_t kv_head = 0; kv_head < shape->kv_heads; kv_head++) {
-    block.keys = cache->keys + kv_head * cache->capacity * key_dim;
-    block.values = cache->values + kv_head * cache->capacity * value_step;
-    /* Query q of this key/value head is row q / group, head q % group of the group. */
-    for (size_t q = 0; q < count * group; q += ROWS) {
-      size_t rows = count * group - q < ROWS ? count * group - q : ROWS;
-      for (size_t r = 0; r < rows; r++) {
-        size_t row = (q + r) / group, head = kv_head * group + (q + r) % group;
-        const float *query = queries + (row * shape->heads + head) * key_dim;
-        for (size_t d = 0; d < key_dim; d++) columns[d * rows + r] = query[d] * scale;
-        block.seen[r] = first + row + 1;
-      }
-      block.rows = rows;
-      attend_block(&block);
-      for (size_t r = 0; r < rows; r++) {
-        size_t row = (q + r) / group, head = kv_head * group + (q + r) % group;
-        memcpy(out + (row * shape->heads + head) * value_dim, block.out + r * value_step,
-               value_dim * sizeof(float));
-      }
-    }
+  block.scores = block.out + ROWS * step;
+  block.rows = work->rows - q < ROWS ? work->rows - q : ROWS;
+  for (size_t r = 0; r < block.rows; r++) {
+    size_t row = (q + r) / group, head = kv_head * group + (q + r) % group;
+    const float *query = work->queries + (row * shape->heads + head) * key_dim;
+    for (size_t d = 0; d < key_dim; d++) columns[d * block.rows + r] = query[d] * scale;
+    block.seen[r] = work->first + row + 1;
   }
+  attend_block(&block);
+  for (size_t r = 0; r < block.rows; r++) {
+    size_t row = (q + r) / group, head = kv_head * group + (q + r) % group;
+    memcpy(work->out + (row * shape->heads + head) * value_dim, block.out + r * step,
+           value_dim * sizeof(float));
+  }
+}
+
+/* One thread's part: blocks as long as there are any, the latest queries, which see most, first. */
+static void attend_as_thread(void *user, size_t thread) {
+  attention_work *work = user;
+  size_t last = work->first + work->rows / (work->shape->heads / work->shape->kv_heads) - 1;
+  float *scratch = work->scratch + thread * attention_scratch(work->shape, last);
+  size_t blocks = work->blocks * work->shape->kv_heads;
+  for (size_t i; (i = atomic_fetch_add(&work->next, 1)) < blocks;) {
+    size_t block = blocks - 1 - i;
+    attend_some(work, block % work->shape->kv_heads, block / work->shape->kv_heads * ROWS, scratch);
+  }
+}
+
+void attend(const kv_cache *cache, const attention_shape *shape, size_t first, size_t count,
+            const float *queries, float *scratch, float *out, pool *threads) {
+  attention_work work = {cache, shape, first, queries, scratch, out, 0, 0, 0};
+  work.rows = count * (shape->heads / shape->kv_heads);
+  work.blocks = (work.rows + ROWS - 1) / ROWS;
+  pool_run(threads, pool_threads(threads), attend_as_thread, &work);
 }
 
 FOR_EACH_CPU

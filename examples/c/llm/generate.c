@@ -68,7 +68,7 @@ bool run_generate(const settings *set, const model *m, const tokenizer *t, run_f
     size_t room = m->context_length - prompt.count;
     size_t length = set->length < room ? set->length : room;
     figures->prompt_rows = prompt.count < set->piece ? prompt.count : set->piece;
-    ok = session_open(&s, m, prompt.count + length, set->piece) &&
+    ok = session_open(&s, m, set->pool, prompt.count + length, set->piece) &&
          answer(set, t, &chat, &s, &prompt, figures);
     if (s.model) session_close(&s);
   }

@@ -3,8 +3,9 @@
  *
  * The library does the linear layers (session.c, `forward`), which is where nearly all of the time
  * goes. The rest of a language model is here: model.c opens the layers, session.c is the forward
- * pass, attention.c and numeric.c are what lies between the layers, tokenizer.c and split.c turn
- * text into tokens, sampler.c chooses the next one, chat.c writes the conversation; generate.c and
+ * pass, attention.c and numeric.c are what lies between the layers, pool.c has the threads, which
+ * the library runs on as well, metadata.c reads and packs files, tokenizer.c and split.c turn text
+ * into tokens, sampler.c chooses the next one, chat.c writes the conversation; generate.c and
  * modes.c are what the program does with all that.
  */
 #include <errno.h>
@@ -19,8 +20,9 @@
 static const char help[] =
     "usage: llm --model FILE --prompt TEXT [options]\n"
     "       llm --model FILE --perplexity FILE | --hash | --bench P N | --tokenize FILE\n"
+    "       llm --model FILE --save-packed FILE\n"
     "\n"
-    "  --model FILE          a GGUF file of the llama architecture\n"
+    "  --model FILE          a GGUF file of the llama architecture, or a packed one\n"
     "  --prompt TEXT         what to answer, or with --raw to go on with\n"
     "  --system TEXT         the system turn of the conversation\n"
     "  --raw                 no chat template\n"
@@ -29,7 +31,7 @@ static const char help[] =
     "  --top-k K             choose among the K likeliest tokens; 0: all (40)\n"
     "  --seed N              of the choice (1)\n"
     "  --activation f32|int8 inputs of the linear layers; int8 leaves dense layers in f32 (int8)\n"
-    "  --threads N           1 is all there is in this version (1)\n"
+    "  --threads N           threads that work, at most 256 (1)\n"
     "  --piece N             tokens of a prompt worked on at a time (256)\n"
     "\n"
     "  --perplexity FILE     how well the model foretells the file's text; the last line is\n"
@@ -41,6 +43,7 @@ static const char help[] =
     "  --bench P N           speed of a prompt of P made-up tokens and of N generated ones;\n"
     "                        shares are the library's part of the time\n"
     "  --tokenize FILE       the tokens of the file's text; --raw: special ones are plain text\n"
+    "  --save-packed FILE    writes the model as it lies in memory: a file that opens at once\n"
     "  --help\n";
 
 /* ---- options ------------------------------------------------------------------------------- */
@@ -82,13 +85,17 @@ static bool parse_value(const option *o, const char *text) {
   return fail("%s needs a number of at least 0, not '%s'", o->name, text);
 }
 
+#define MOST_THREADS 256
+
 /* Options that must not be zero, and those that do not go together. */
 static bool check(const settings *set, const char *activation) {
   bool perplexity = set->perplexity_path != NULL, tokenize = set->tokenize_path != NULL;
-  int modes = perplexity + set->hash + set->bench + tokenize;
+  bool save = set->packed_path != NULL;
+  int modes = perplexity + set->hash + set->bench + tokenize + save;
   bool needs_prompt = modes == 0 || (set->hash && !set->hash_tokens);
   if (!set->model_path) return fail("no model: give --model FILE (--help says more)");
-  if (modes > 1) return fail("--perplexity, --hash, --bench and --tokenize are one or the other");
+  if (modes > 1)
+    return fail("--perplexity, --hash, --bench, --tokenize and --save-packed are one or the other");
   if (needs_prompt && !set->prompt)
     return fail("nothing to do: give --prompt TEXT (--help says more)");
   if (!needs_prompt && set->prompt) return fail("--prompt does not go with what else is asked for");
@@ -102,8 +109,10 @@ static bool check(const settings *set, const char *activation) {
   if (set->sampler.top_k > 1000) return fail("--top-k is at most 1000; 0 means all");
   if (strcmp(activation, "f32") != 0 && strcmp(activation, "int8") != 0)
     return fail("--activation is f32 or int8, not '%s'", activation);
-  if (set->threads > 1)
-    return fail("--threads %zu: this version of the library works on one thread", set->threads);
+  if (save && strcmp(activation, "int8") != 0)
+    return fail("--activation goes with the runs of a packed file, not with --save-packed");
+  if (set->threads < 1 || set->threads > MOST_THREADS)
+    return fail("--threads needs 1 to %d, not %zu", MOST_THREADS, set->threads);
   return true;
 }
 
@@ -127,6 +136,7 @@ static bool parse(int count, char **words, settings *set) {
       {"--tokens", COUNT, &set->hash_tokens},
       {"--bench", COUNT, &set->bench_prompt}, /* and a second number */
       {"--tokenize", TEXT, &set->tokenize_path},
+      {"--save-packed", TEXT, &set->packed_path},
       {"--help", FLAG, &set->help},
   };
   for (int i = 1; i < count; i++) {
@@ -157,8 +167,10 @@ static bool run_model(const settings *set, const bl_context *context) {
   run_figures figures = {0};
   double begin = now();
   if (!model_open(&m, context, set->model_path, set->activation)) return false;
+  figures.open_seconds = now() - begin;
+  begin = now();
   bool has_tokenizer = tokenizer_open(&t, m.file), ok = has_tokenizer;
-  figures.load_seconds = now() - begin;
+  figures.tokenizer_seconds = now() - begin;
   if (ok && (size_t)t.count > m.vocabulary)
     ok = fail("the tokenizer has %d tokens, the model only %zu", (int)t.count, m.vocabulary);
   if (ok) {
@@ -166,6 +178,7 @@ static bool run_model(const settings *set, const bl_context *context) {
          : set->hash          ? run_hash(set, &m, &t, &figures)
          : set->bench         ? run_bench(set, &m, &t, &figures)
          : set->dump_path     ? run_dump(set, &m, &t, &figures)
+         : set->packed_path   ? model_save(&m, set->packed_path)
                               : run_generate(set, &m, &t, &figures);
   }
   if (ok && fflush(stdout) != 0) ok = fail("cannot write the output");
@@ -195,14 +208,20 @@ int main(int count, char **words) {
   settings set = {.length = 128, .threads = 1, .piece = 256, .sampler = {.top_k = 40, .state = 1}};
   if (!parse(count, words, &set)) return 2;
   if (set.help) return fputs(help, stdout) < 0;
+  set.pool = pool_open(set.threads);
+  if (!set.pool) return 1;
   bl_error error;
   bl_context *context;
   bl_context_options options = {.struct_size = sizeof options, .threads = (uint32_t)set.threads};
-  if (bl_context_create(&options, &context, &error) != BL_OK) {
-    fail("bl_context_create: %s", error.message);
-    return 1;
+  /* The library's parallel work runs on this program's threads. */
+  if (set.threads > 1) {
+    options.parallel_for = pool_run;
+    options.parallel_for_user = set.pool;
   }
-  bool ok = set.tokenize_path ? run_tokenizer(&set, context) : run_model(&set, context);
+  bool ok = bl_context_create(&options, &context, &error) == BL_OK;
+  if (!ok) fail("bl_context_create: %s", error.message);
+  else ok = set.tokenize_path ? run_tokenizer(&set, context) : run_model(&set, context);
   bl_free(context);
+  pool_close(set.pool);
   return ok ? 0 : 1;
 }

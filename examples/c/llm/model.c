@@ -12,6 +12,7 @@
 
 /* The file is not trusted: no product of two of these overflows a size_t. */
 #define LARGEST_DIMENSION (1 << 24)
+#define ROPE_DIVISORS "rope_freqs.weight"
 
 /* llama.<key>, which lies in 1..LARGEST_DIMENSION; `otherwise` where it is missing. */
 static bool dimension(const model *m, const char *key, size_t otherwise, size_t *value) {
@@ -25,10 +26,29 @@ static bool dimension(const model *m, const char *key, size_t otherwise, size_t 
   return true;
 }
 
+/* A vector of a packed file is a layer of one row, so that it can be saved. */
+static bool read_packed_vector(const model *m, const char *name, size_t length, float **values) {
+  bl_error error;
+  bl_layer *layer;
+  bl_layer_info info = {.struct_size = sizeof info};
+  bl_status status = bl_layer_open(m->file, name, NULL, &layer, &error);
+  if (status == BL_ERROR_NOT_FOUND) return true;
+  bool ok = status == BL_OK && bl_layer_describe(layer, &info, &error) == BL_OK;
+  if (!ok) fail("vector '%s': %s", name, error.message);
+  else if (info.out_features != 1 || info.in_features != (int64_t)length)
+    ok = fail("vector '%s' is not %zu numbers", name, length);
+  if (ok) ok = (*values = allocate(length, sizeof(float))) != NULL;
+  if (ok && bl_layer_read(layer, 0, 1, *values, BL_TYPE_F32, 0, &error) != BL_OK)
+    ok = fail("vector '%s': %s", name, error.message);
+  bl_free(layer);
+  return ok;
+}
+
 /* Adds what the file has of a 1-dimensional f32 tensor: *values stays NULL where it has none. */
 static bool read_vector(const model *m, const char *name, size_t length, float **values) {
   bl_error error;
   bl_tensor_info info = {.struct_size = sizeof info};
+  if (is_packed_file(m->file)) return read_packed_vector(m, name, length, values);
   bl_status status = bl_model_tensor(m->file, name, 0, &info, &error);
   if (status == BL_ERROR_NOT_FOUND) return true;
   if (status != BL_OK) return fail("tensor '%s': %s", name, error.message);
@@ -40,39 +60,66 @@ static bool read_vector(const model *m, const char *name, size_t length, float *
   return true;
 }
 
-static bool read_norm(const model *m, const char *name, float **gain) {
-  if (!read_vector(m, name, m->width, gain)) return false;
-  return *gain ? true : fail("the file has no tensor '%s'", name);
-}
-
 static bool has_tensor(const model *m, const char *name) {
   bl_tensor_info info = {.struct_size = sizeof info};
   return bl_model_tensor(m->file, name, 0, &info, NULL) == BL_OK;
 }
 
-/* Opens "<name>.weight", with "<name>.bias" where the file has one, and checks its shape. *out is 0
- * where any number of outputs will do, and is then set. */
-static bool open_layer(const model *m, const char *name, size_t in, size_t *out,
-                       bl_activation activation, bl_layer **layer) {
+/* A linear layer and what stands around it. */
+typedef struct {
+  const char *name;      /* of the tensors "<name>.weight" and, where the file has it, "<name>.bias" */
+  size_t in, out;        /* out is 0 where any number will do */
+  const char *norm;      /* the tensor of the RMS norm's gain, or NULL */
+  bl_epilogue epilogue;
+} layer_plan;
+
+/* The vectors that go into a layer; those of a packed file are in it. */
+typedef struct {
+  float *bias, *gain;
+} layer_vectors;
+
+static bool read_vectors(const model *m, const layer_plan *plan, layer_vectors *vectors) {
+  char tensor[80];
+  snprintf(tensor, sizeof tensor, "%s.bias", plan->name);
+  if (plan->out > 0 && !read_vector(m, tensor, plan->out, &vectors->bias)) return false;
+  if (!plan->norm) return true;
+  if (!read_vector(m, plan->norm, plan->in, &vectors->gain)) return false;
+  return vectors->gain != NULL || fail("the file has no tensor '%s'", plan->norm);
+}
+
+/* *out is set where the plan leaves it open. */
+static bool open_layer(const model *m, const layer_plan *plan, bl_activation activation,
+                       size_t *out, bl_layer **layer) {
   char tensor[80];
   bl_error error;
-  float *bias = NULL;
-  snprintf(tensor, sizeof tensor, "%s.bias", name);
-  if (*out > 0 && !read_vector(m, tensor, *out, &bias)) return false;
-  snprintf(tensor, sizeof tensor, "%s.weight", name);
+  layer_vectors vectors = {NULL, NULL};
   bl_layer_options options = {.struct_size = sizeof options};
   options.activation = activation;
-  options.bias = bias;
-  bl_status status = bl_layer_open(m->file, tensor, &options, layer, &error);
-  free(bias);
-  if (status != BL_OK) return fail("layer '%s': %s", tensor, error.message);
+  bool ok = is_packed_file(m->file) || read_vectors(m, plan, &vectors);
+  if (ok && !is_packed_file(m->file)) {
+    options.bias = vectors.bias;
+    options.norm = plan->norm ? BL_NORM_RMS : BL_NORM_NONE;
+    options.norm_weight = vectors.gain;
+    options.norm_epsilon = plan->norm ? m->epsilon : 0;
+    options.epilogue = plan->epilogue;
+  }
+  snprintf(tensor, sizeof tensor, "%s.weight", plan->name);
   bl_layer_info info = {.struct_size = sizeof info};
-  if (bl_layer_describe(*layer, &info, &error) != BL_OK)
-    return fail("layer '%s': %s", tensor, error.message);
-  if (*out == 0 && info.out_features <= LARGEST_DIMENSION) *out = (size_t)info.out_features;
-  if (info.in_features == (int64_t)in && info.out_features == (int64_t)*out) return true;
-  return fail("layer '%s' is %lld x %lld; the metadata asks for %zu x %zu", tensor,
-              (long long)info.out_features, (long long)info.in_features, *out, in);
+  if (ok && (bl_layer_open(m->file, tensor, &options, layer, &error) != BL_OK ||
+             bl_layer_describe(*layer, &info, &error) != BL_OK))
+    ok = fail("layer '%s': %s", tensor, error.message);
+  free(vectors.bias);
+  free(vectors.gain);
+  if (!ok) return false;
+  if (info.norm != (plan->norm ? BL_NORM_RMS : BL_NORM_NONE) || info.epilogue != plan->epilogue)
+    return fail("layer '%s' has another norm or epilogue than this program needs", tensor);
+  int64_t wanted = plan->out ? (int64_t)plan->out : info.out_features;
+  if (info.in_features != (int64_t)plan->in || info.out_features != wanted ||
+      info.out_features > LARGEST_DIMENSION)
+    return fail("layer '%s' is %lld x %lld; the metadata asks for %zu x %zu", tensor,
+                (long long)info.out_features, (long long)info.in_features, plan->out, plan->in);
+  if (out) *out = (size_t)info.out_features;
+  return true;
 }
 
 /* Angles fall geometrically over the pairs; files for long texts scale or divide them. */
@@ -80,7 +127,6 @@ static bool read_rope(model *m) {
   size_t rope_dim = 0;
   double base = 10000, factor = 1;
   const char *scaling = "none";
-  float *divisors = NULL;
   if (!dimension(m, "rope.dimension_count", m->attention.key_dim, &rope_dim) ||
       !meta_number(m->file, "llama.rope.freq_base", &base) ||
       !meta_string(m->file, "llama.rope.scaling.type", &scaling) ||
@@ -93,13 +139,13 @@ static bool read_rope(model *m) {
     return fail("the file's rotary positions make no sense");
   m->rope_pairs = rope_dim / 2;
   m->rope_frequency = allocate(m->rope_pairs, sizeof *m->rope_frequency);
-  if (!m->rope_frequency || !read_vector(m, "rope_freqs.weight", m->rope_pairs, &divisors))
+  if (!m->rope_frequency || !read_vector(m, ROPE_DIVISORS, m->rope_pairs, &m->rope_divisors))
     return false;
   for (size_t i = 0; i < m->rope_pairs; i++) {
     double exponent = -2.0 * (double)i / (double)rope_dim;
-    m->rope_frequency[i] = pow(base, exponent) / (factor * (divisors ? (double)divisors[i] : 1));
+    double divisor = m->rope_divisors ? (double)m->rope_divisors[i] : 1;
+    m->rope_frequency[i] = pow(base, exponent) / (factor * divisor);
   }
-  free(divisors);
   return true;
 }
 
@@ -134,44 +180,53 @@ static bool read_hyper_parameters(model *m) {
   return read_rope(m);
 }
 
+static const char *const linear_names[LINEARS] = {
+    [QUERY] = "attn_q",  [KEY] = "attn_k",
+    [VALUE] = "attn_v",  [ATTENTION_OUTPUT] = "attn_output",
+    [GATE] = "ffn_gate", [UP] = "ffn_up",
+    [DOWN] = "ffn_down",
+};
+
 static bool read_block(model *m, size_t index, bl_activation activation) {
   const attention_shape *a = &m->attention;
   size_t width = m->width, ffn = m->ffn_width;
   size_t key = a->kv_heads * a->key_dim, value = a->kv_heads * a->value_dim;
   size_t query = a->heads * a->key_dim, mixed = a->heads * a->value_dim;
-  struct {
-    const char *name;
-    size_t in, out;
-  } shapes[LINEARS] = {
-      [QUERY] = {"attn_q", width, query},
-      [KEY] = {"attn_k", width, key},
-      [VALUE] = {"attn_v", width, value},
-      [ATTENTION_OUTPUT] = {"attn_output", mixed, width},
-      [GATE] = {"ffn_gate", width, ffn},
-      [UP] = {"ffn_up", width, ffn},
-      [DOWN] = {"ffn_down", ffn, width},
+  const char *first = "attn_norm", *second = "ffn_norm";
+  const layer_plan plans[LINEARS] = {
+      [QUERY] = {NULL, width, query, first, BL_EPILOGUE_NONE},
+      [KEY] = {NULL, width, key, first, BL_EPILOGUE_NONE},
+      [VALUE] = {NULL, width, value, first, BL_EPILOGUE_NONE},
+      [ATTENTION_OUTPUT] = {NULL, mixed, width, NULL, BL_EPILOGUE_NONE},
+      [GATE] = {NULL, width, ffn, second, BL_EPILOGUE_SILU},
+      [UP] = {NULL, width, ffn, second, BL_EPILOGUE_NONE},
+      [DOWN] = {NULL, ffn, width, NULL, BL_EPILOGUE_NONE},
   };
-  block *b = &m->blocks[index];
-  char name[64];
   for (int i = 0; i < LINEARS; i++) {
-    snprintf(name, sizeof name, "blk.%zu.%s", index, shapes[i].name);
-    if (!open_layer(m, name, shapes[i].in, &shapes[i].out, activation, &b->linear[i])) return false;
+    char name[64], norm[64];
+    layer_plan plan = plans[i];
+    snprintf(name, sizeof name, "blk.%zu.%s", index, linear_names[i]);
+    plan.name = name;
+    if (plan.norm) {
+      snprintf(norm, sizeof norm, "blk.%zu.%s.weight", index, plan.norm);
+      plan.norm = norm;
+    }
+    if (!open_layer(m, &plan, activation, NULL, &m->blocks[index].linear[i])) return false;
   }
-  snprintf(name, sizeof name, "blk.%zu.attn_norm.weight", index);
-  if (!read_norm(m, name, &b->attention_norm)) return false;
-  snprintf(name, sizeof name, "blk.%zu.ffn_norm.weight", index);
-  return read_norm(m, name, &b->ffn_norm);
+  return true;
 }
 
-/* The rows of the embedding are the vocabulary; a file without an output layer uses it as one. */
+/* The rows of the embedding are the vocabulary; a file without an output layer uses it as one. A norm
+ * in front of it does not change its rows. */
 static bool read_ends(model *m, bl_activation activation) {
   bool tied = !has_tensor(m, "output.weight");
-  if (!open_layer(m, "token_embd", m->width, &m->vocabulary, tied ? activation : BL_ACTIVATION_AUTO,
-                  &m->embedding) ||
-      !read_norm(m, "output_norm.weight", &m->output_norm))
+  const char *norm = "output_norm.weight";
+  layer_plan plan = {"token_embd", m->width, 0, tied ? norm : NULL, BL_EPILOGUE_NONE};
+  if (!open_layer(m, &plan, tied ? activation : BL_ACTIVATION_AUTO, &m->vocabulary, &m->embedding))
     return false;
   m->output = m->embedding;
-  return tied || open_layer(m, "output", m->width, &m->vocabulary, activation, &m->output);
+  plan = (layer_plan){"output", m->width, m->vocabulary, norm, BL_EPILOGUE_NONE};
+  return tied || open_layer(m, &plan, activation, NULL, &m->output);
 }
 
 bool model_open(model *m, const bl_context *context, const char *path, bl_activation activation) {
@@ -192,18 +247,44 @@ bool model_open(model *m, const bl_context *context, const char *path, bl_activa
 }
 
 void model_close(model *m) {
-  for (size_t i = 0; m->blocks && i < m->block_count; i++) {
+  for (size_t i = 0; m->blocks && i < m->block_count; i++)
     for (int j = 0; j < LINEARS; j++) bl_free(m->blocks[i].linear[j]);
-    free(m->blocks[i].attention_norm);
-    free(m->blocks[i].ffn_norm);
-  }
   free(m->blocks);
   free(m->rope_frequency);
-  free(m->output_norm);
+  free(m->rope_divisors);
   if (m->output != m->embedding) bl_free(m->output);
   bl_free(m->embedding);
   bl_free(m->file);
   memset(m, 0, sizeof *m);
+}
+
+bool model_save(const model *m, const char *path) {
+  bl_error error;
+  bl_layer *divisors = NULL;
+  size_t count = 0, linears = m->block_count * LINEARS;
+  char(*names)[64] = allocate(linears, sizeof *names);
+  bl_named_layer *layers = allocate(linears + 3, sizeof *layers);
+  bool ok = names && layers;
+  for (; ok && count < linears; count++) {
+    snprintf(names[count], sizeof *names, "blk.%zu.%s.weight", count / LINEARS,
+             linear_names[count % LINEARS]);
+    layers[count] = (bl_named_layer){names[count], model_layer(m, count)};
+  }
+  if (ok) layers[count++] = (bl_named_layer){"token_embd.weight", m->embedding};
+  if (ok && m->output != m->embedding)
+    layers[count++] = (bl_named_layer){"output.weight", m->output};
+  if (ok && m->rope_divisors) {
+    bl_layer_options options = {.struct_size = sizeof options, .type = BL_TYPE_F32};
+    ok = bl_layer_create(NULL, 1, (int64_t)m->rope_pairs, m->rope_divisors, BL_TYPE_F32, 0,
+                         &options, &divisors, &error) == BL_OK;
+    if (!ok) fail("%s: %s", ROPE_DIVISORS, error.message);
+    layers[count++] = (bl_named_layer){ROPE_DIVISORS, divisors};
+  }
+  ok = ok && save_packed(path, m->file, layers, count);
+  bl_free(divisors);
+  free(layers);
+  free(names);
+  return ok;
 }
 
 size_t model_layer_count(const model *m) { return m->block_count * LINEARS + 1; }

@@ -67,7 +67,7 @@ static bool measure_text(const settings *set, const model *m, measurement *all,
   size_t window = m->context_length < WINDOW ? m->context_length : WINDOW, count = all->text->count;
   session s;
   all->vocabulary = m->vocabulary;
-  if (!session_open(&s, m, count < window ? count : window, set->piece)) return false;
+  if (!session_open(&s, m, set->pool, count < window ? count : window, set->piece)) return false;
   figures->prompt_rows = s.batch;
   figures->prompt_tokens = count;
   double begin = now();
@@ -187,7 +187,7 @@ bool run_hash(const settings *set, const model *m, const tokenizer *t, run_figur
   session s;
   bool ok = set->hash_tokens ? made_up_tokens(t, set->hash_tokens, &text)
                              : encode_text(t, set->prompt, strlen(set->prompt), &text);
-  if (ok && (ok = session_open(&s, m, text.count, set->piece))) {
+  if (ok && (ok = session_open(&s, m, set->pool, text.count, set->piece))) {
     figures->prompt_rows = s.batch;
     figures->prompt_tokens = text.count;
     double begin = now();
@@ -229,7 +229,7 @@ bool run_bench(const settings *set, const model *m, const tokenizer *t, run_figu
   figures->prompt_tokens = set->bench_prompt;
   figures->generated_tokens = set->bench_length;
   bool ok = logits && made_up_tokens(t, set->bench_prompt, &text) &&
-            session_open(&s, m, set->bench_prompt + set->bench_length, set->piece) &&
+            session_open(&s, m, set->pool, set->bench_prompt + set->bench_length, set->piece) &&
             bench_prompt(&s, &text, logits, figures);
   double prompt_library = s.library_seconds;
   ok = ok && bench_generate(&s, set->bench_length, logits, figures);

@@ -7,6 +7,7 @@
 
 #include "chat.h"
 #include "model.h"
+#include "pool.h"
 #include "report.h"
 #include "sampler.h"
 #include "tokenizer.h"
@@ -14,9 +15,10 @@
 typedef struct {
   const char *model_path;
   const char *prompt, *system;
-  const char *perplexity_path, *dump_path, *tokenize_path;
+  const char *perplexity_path, *dump_path, *tokenize_path, *packed_path;
   size_t length;            /**< tokens to generate at most */
   size_t threads;
+  pool *pool;               /**< of so many */
   bl_activation activation;
   sampler sampler;
   bool raw;                 /**< no chat template */

@@ -3,32 +3,8 @@
 #include <math.h>
 
 FOR_EACH_CPU
-void rms_norm(size_t n, const float *restrict x, const float *restrict gain, float epsilon,
-              float *restrict y) {
-  float partial[PARTIALS] = {0};
-  size_t i = 0;
-  for (; i + PARTIALS <= n; i += PARTIALS)
-    for (size_t j = 0; j < PARTIALS; j++) partial[j] += x[i + j] * x[i + j];
-  for (size_t j = 0; i + j < n; j++) partial[j] += x[i + j] * x[i + j];
-  float scale = 1.0f / sqrtf(sum_of_partials(partial) / (float)n + epsilon);
-  for (i = 0; i < n; i++) y[i] = x[i] * scale * gain[i];
-}
-
-FOR_EACH_CPU
-void add(size_t n, float *restrict x, const float *restrict y) {
-  for (size_t i = 0; i < n; i++) x[i] += y[i];
-}
-
-FOR_EACH_CPU
-void swiglu(size_t n, float *restrict gate, const float *restrict up) {
-  float power[256];
-  const size_t most = sizeof power / sizeof *power;
-  for (size_t done = 0; done < n; done += most) {
-    float *restrict g = gate + done;
-    size_t some = n - done < most ? n - done : most;
-    for (size_t i = 0; i < some; i++) power[i] = clamp_for_exp(-g[i]);
-    for (size_t i = 0; i < some; i++) g[i] = g[i] / (1.0f + exp_of(power[i])) * up[done + i];
-  }
+void multiply(size_t n, float *restrict x, const float *restrict y) {
+  for (size_t i = 0; i < n; i++) x[i] *= y[i];
 }
 
 FOR_EACH_CPU

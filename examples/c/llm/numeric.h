@@ -68,12 +68,8 @@ ALWAYS_INLINE float sum_of_partials(float partial[PARTIALS]) {
   return partial[0];
 }
 
-/** y = gain * x / sqrt(mean(x^2) + epsilon) */
-void rms_norm(size_t n, const float *x, const float *gain, float epsilon, float *y);
-/** x += y */
-void add(size_t n, float *x, const float *y);
-/** gate = silu(gate) * up */
-void swiglu(size_t n, float *gate, const float *up);
+/** x *= y */
+void multiply(size_t n, float *x, const float *y);
 /** The index of the first largest value. */
 size_t index_of_largest(size_t n, const float *x);
 /** log(sum(exp(x))), in double. */

@@ -65,8 +65,8 @@ void report(const model *m, const run_figures *figures) {
   report_weights(m);
   report_kernels(m, 1);
   if (figures->prompt_rows > 1) report_kernels(m, figures->prompt_rows);
-  fprintf(stderr, "load       %.3f s; peak memory %.1f MB\n", figures->load_seconds,
-          (double)peak_memory() / 1e6);
+  fprintf(stderr, "load       layers %.4f s, tokenizer %.4f s; peak memory %.1f MB\n",
+          figures->open_seconds, figures->tokenizer_seconds, (double)peak_memory() / 1e6);
   report_speed("prompt     ", figures->prompt_tokens, figures->prompt_seconds);
   report_speed("generated  ", figures->generated_tokens, figures->generate_seconds);
 }

@@ -6,7 +6,8 @@
 #include "model.h"
 
 typedef struct {
-  double load_seconds;
+  double open_seconds;      /**< of the file and its layers */
+  double tokenizer_seconds;
   size_t prompt_tokens, generated_tokens;
   double prompt_seconds, generate_seconds;
   size_t prompt_rows; /**< the most rows bl_forward was given at a time; 0: nothing was fed */

@@ -31,7 +31,6 @@ static bool allocate_buffers(session *s) {
     size_t width;
   } rows[] = {
       {&s->x, m->width},
-      {&s->normed, m->width},
       {&s->query, a->heads * a->key_dim},
       {&s->key, a->kv_heads * a->key_dim},
       {&s->value, a->kv_heads * a->value_dim},
@@ -41,7 +40,8 @@ static bool allocate_buffers(session *s) {
   };
   for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
     if (!(*rows[i].buffer = allocate(s->batch, rows[i].width * sizeof(float)))) return false;
-  s->scratch = allocate(attention_scratch(a, s->capacity - 1), sizeof(float));
+  s->scratch = allocate(pool_threads(s->threads),
+                        attention_scratch(a, s->capacity - 1) * sizeof(float));
   size_t cache_size = kv_cache_size(a, s->capacity);
   s->caches = allocate(m->block_count, sizeof *s->caches);
   s->cache_memory = allocate(m->block_count, cache_size * sizeof(float));
@@ -51,11 +51,12 @@ static bool allocate_buffers(session *s) {
   return true;
 }
 
-bool session_open(session *s, const model *m, size_t capacity, size_t batch) {
+bool session_open(session *s, const model *m, pool *threads, size_t capacity, size_t batch) {
   memset(s, 0, sizeof *s);
   if (capacity > m->context_length)
     return fail("%zu tokens are more than the model's context of %zu", capacity, m->context_length);
   s->model = m;
+  s->threads = threads;
   s->capacity = capacity ? capacity : 1;
   s->batch = batch < s->capacity ? batch : s->capacity;
   if (fill_rotations(s) && allocate_buffers(s)) return true;
@@ -64,8 +65,8 @@ bool session_open(session *s, const model *m, size_t capacity, size_t batch) {
 }
 
 void session_close(session *s) {
-  float *buffers[] = {s->cosines, s->sines, s->x,    s->normed, s->query,   s->key,
-                      s->value,   s->mixed, s->gate, s->up,     s->scratch, s->cache_memory};
+  float *buffers[] = {s->cosines, s->sines, s->x,  s->query,   s->key,         s->value,
+                      s->mixed,   s->gate,  s->up, s->scratch, s->cache_memory};
   for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) free(buffers[i]);
   free(s->caches);
   free(s->workspace);
@@ -77,39 +78,85 @@ void session_reset(session *s) {
   s->library_seconds = 0;
 }
 
-/* Makes the workspace enough for some of the model's layers on that many rows. */
-static bool plan(session *s, size_t first, size_t end, size_t rows, size_t *planned) {
+/* Makes the workspace enough for the layers from `first` up to `end` on that many rows: for any of
+ * them in one call, so that it is the sum of what each needs. */
+static bool plan(session *s, size_t first, size_t end, size_t rows, size_t *size) {
   bl_error error;
-  if (*planned == rows) return true;
-  size_t size = s->workspace_size;
+  size_t sum = 0;
   for (size_t i = first; i < end; i++) {
     bl_plan_info info = {.struct_size = sizeof info};
     if (bl_plan(model_layer(s->model, i), BL_OP_FORWARD, (int64_t)rows, BL_TYPE_F32, &info,
                 &error) != BL_OK)
       return fail("planning layer %zu for %zu rows: %s", i, rows, error.message);
-    if (info.workspace_size > size) size = (size_t)info.workspace_size;
+    sum += (size_t)info.workspace_size;
   }
-  if (size > s->workspace_size) {
-    free(s->workspace);
-    s->workspace_size = 0;
-    if (!(s->workspace = allocate(size, 1))) return false;
-    s->workspace_size = size;
-  }
-  *planned = rows;
+  if (sum > *size) *size = sum;
   return true;
 }
 
-/* y = layer(x), for rows that `plan` has been asked for. */
-static bool forward(session *s, const bl_layer *layer, size_t rows, const float *x, float *y) {
-  bl_error error;
-  bl_run_options options = {.struct_size = sizeof options};
+static bool make_workspace(session *s, size_t size) {
+  if (size <= s->workspace_size) return true;
+  free(s->workspace);
+  s->workspace_size = 0;
+  if (!(s->workspace = allocate(size, 1))) return false;
+  s->workspace_size = size;
+  return true;
+}
+
+/* Q, K and V are one call, and gate and up: no call has more layers than a block. */
+static bool plan_blocks(session *s, size_t rows) {
+  size_t size = 0;
+  if (s->planned_rows == rows) return true;
+  for (size_t i = 0; i < s->model->block_count; i++)
+    if (!plan(s, i * LINEARS, (i + 1) * LINEARS, rows, &size)) return false;
+  if (!make_workspace(s, size)) return false;
+  s->planned_rows = rows;
+  return true;
+}
+
+static bool plan_output(session *s, size_t rows) {
+  size_t size = 0, output = model_layer_count(s->model) - 1;
+  if (s->planned_output_rows == rows) return true;
+  if (!plan(s, output, output + 1, rows, &size) || !make_workspace(s, size)) return false;
+  s->planned_output_rows = rows;
+  return true;
+}
+
+static bl_run_options run_options(const session *s, uint32_t flags) {
+  bl_run_options options = {.struct_size = sizeof options, .flags = flags};
   options.workspace = s->workspace;
   options.workspace_size = s->workspace_size;
+  return options;
+}
+
+/* y = layer(x), or y += layer(x) with BL_RUN_ACCUMULATE, for rows that have been planned. */
+static bool forward(session *s, const bl_layer *layer, size_t rows, const float *x, float *y,
+                    uint32_t flags) {
+  bl_error error;
+  bl_run_options options = run_options(s, flags);
   double begin = now();
   bl_status status =
       bl_forward(layer, (int64_t)rows, x, BL_TYPE_F32, 0, y, BL_TYPE_F32, 0, &options, &error);
   s->library_seconds += now() - begin;
   return status == BL_OK || fail("bl_forward: %s", error.message);
+}
+
+/* ys[i] = layers[i](x): x is normed and rounded once. */
+static bool forward_many(session *s, bl_layer *const *layers, size_t count, size_t rows,
+                         const float *x, float *const *ys) {
+  bl_error error;
+  bl_run_options options = run_options(s, 0);
+  const bl_layer *many[LINEARS];
+  void *outs[LINEARS];
+  for (size_t i = 0; i < count; i++) {
+    many[i] = layers[i];
+    outs[i] = ys[i];
+  }
+  double begin = now();
+  bl_status status = bl_forward_many(many, count, (int64_t)rows, x, BL_TYPE_F32, 0, outs,
+                                     BL_TYPE_F32, NULL, &options, &error);
+  s->library_seconds += now() - begin;
+  return status == BL_OK || fail("bl_forward_many: %s", error.message);
 }
 
 static bool embed(session *s, const int32_t *ids, size_t count) {
@@ -123,69 +170,84 @@ static bool embed(session *s, const int32_t *ids, size_t count) {
   return true;
 }
 
-static void normalise(const session *s, size_t count, const float *gain) {
-  size_t width = s->model->width;
-  for (size_t i = 0; i < count; i++)
-    rms_norm(width, s->x + i * width, gain, s->model->epsilon, s->normed + i * width);
+/* Work on the rows of the batch, in as many parts as there are threads, if there are as many rows. */
+typedef struct {
+  session *s;
+  size_t index; /* of the block */
+  size_t count, parts;
+} row_work;
+
+static row_work rows_of(session *s, size_t index, size_t count) {
+  size_t threads = pool_threads(s->threads);
+  return (row_work){s, index, count, count < threads ? 1 : threads};
 }
 
-static bool run_attention(session *s, size_t index, size_t count) {
+/* The first row of a part. */
+static size_t first_row(const row_work *work, size_t part) {
+  return work->count * part / work->parts;
+}
+
+static void place_rows(void *user, size_t part) {
+  const row_work *work = user;
+  session *s = work->s;
   const model *m = s->model;
-  const block *b = &m->blocks[index];
   const attention_shape *a = &m->attention;
-  kv_cache *cache = &s->caches[index];
-  normalise(s, count, b->attention_norm);
-  if (!forward(s, b->linear[QUERY], count, s->normed, s->query) ||
-      !forward(s, b->linear[KEY], count, s->normed, s->key) ||
-      !forward(s, b->linear[VALUE], count, s->normed, s->value))
-    return false;
-  for (size_t i = 0; i < count; i++) {
+  size_t keys = a->kv_heads * a->key_dim, values = a->kv_heads * a->value_dim;
+  for (size_t i = first_row(work, part); i < first_row(work, part + 1); i++) {
     const float *cosines = s->cosines + (s->position + i) * m->rope_pairs;
     const float *sines = s->sines + (s->position + i) * m->rope_pairs;
     rotate(a->heads, a->key_dim, m->rope_pairs, cosines, sines,
            s->query + i * a->heads * a->key_dim);
-    rotate(a->kv_heads, a->key_dim, m->rope_pairs, cosines, sines,
-           s->key + i * a->kv_heads * a->key_dim);
+    rotate(a->kv_heads, a->key_dim, m->rope_pairs, cosines, sines, s->key + i * keys);
+    kv_cache_store(&s->caches[work->index], a, s->position + i, 1, s->key + i * keys,
+                   s->value + i * values);
   }
-  kv_cache_store(cache, a, s->position, count, s->key, s->value);
-  attend(cache, a, s->position, count, s->query, s->scratch, s->mixed);
-  if (!forward(s, b->linear[ATTENTION_OUTPUT], count, s->mixed, s->normed)) return false;
-  add(count * m->width, s->x, s->normed);
-  return true;
+}
+
+static bool run_attention(session *s, size_t index, size_t count) {
+  const model *m = s->model;
+  bl_layer *const *linear = m->blocks[index].linear;
+  row_work work = rows_of(s, index, count);
+  if (!forward_many(s, &linear[QUERY], 3, count, s->x, (float *[]){s->query, s->key, s->value}))
+    return false;
+  pool_run(s->threads, work.parts, place_rows, &work);
+  attend(&s->caches[index], &m->attention, s->position, count, s->query, s->scratch, s->mixed,
+         s->threads);
+  return forward(s, linear[ATTENTION_OUTPUT], count, s->mixed, s->x, BL_RUN_ACCUMULATE);
+}
+
+static void gate_rows(void *user, size_t part) {
+  const row_work *work = user;
+  session *s = work->s;
+  size_t width = s->model->ffn_width, first = first_row(work, part);
+  multiply((first_row(work, part + 1) - first) * width, s->gate + first * width,
+           s->up + first * width);
 }
 
 static bool run_ffn(session *s, size_t index, size_t count) {
-  const model *m = s->model;
-  const block *b = &m->blocks[index];
-  normalise(s, count, b->ffn_norm);
-  if (!forward(s, b->linear[GATE], count, s->normed, s->gate) ||
-      !forward(s, b->linear[UP], count, s->normed, s->up))
-    return false;
-  swiglu(count * m->ffn_width, s->gate, s->up);
-  if (!forward(s, b->linear[DOWN], count, s->gate, s->normed)) return false;
-  add(count * m->width, s->x, s->normed);
-  return true;
+  bl_layer *const *linear = s->model->blocks[index].linear;
+  row_work work = rows_of(s, index, count);
+  if (!forward_many(s, &linear[GATE], 2, count, s->x, (float *[]){s->gate, s->up})) return false;
+  pool_run(s->threads, work.parts, gate_rows, &work);
+  return forward(s, linear[DOWN], count, s->gate, s->x, BL_RUN_ACCUMULATE);
 }
 
-/* One batch through all blocks; leaves the rows for the output layer in `normed`. */
+/* One batch through all blocks; leaves the rows for the output layer in `x`. */
 static bool run_batch(session *s, const int32_t *ids, size_t count) {
   const model *m = s->model;
   if (count > s->capacity - s->position)
     return fail("the text is longer than the %zu tokens there is room for", s->capacity);
-  if (!plan(s, 0, model_layer_count(m) - 1, count, &s->planned_rows) || !embed(s, ids, count))
-    return false;
+  if (!plan_blocks(s, count) || !embed(s, ids, count)) return false;
   for (size_t i = 0; i < m->block_count; i++)
     if (!run_attention(s, i, count) || !run_ffn(s, i, count)) return false;
-  normalise(s, count, m->output_norm);
   s->position += count;
   return true;
 }
 
 /* The logits that follow some rows of the batch that ran last. */
 static bool run_output(session *s, size_t first, size_t rows, float *logits) {
-  size_t output = model_layer_count(s->model) - 1;
-  return plan(s, output, output + 1, rows, &s->planned_output_rows) &&
-         forward(s, s->model->output, rows, s->normed + first * s->model->width, logits);
+  return plan_output(s, rows) &&
+         forward(s, s->model->output, rows, s->x + first * s->model->width, logits, 0);
 }
 
 bool session_feed(session *s, const int32_t *ids, size_t count, float *logits) {

@@ -100,24 +100,26 @@ static size_t to_bytes(const char *text, size_t size, char *bytes) {
 }
 
 static bool read_tokens(tokenizer *t, const bl_model *file) {
-  int64_t tokens, types;
-  if (!meta_array(file, TOKENS, BL_META_STRING, &tokens) ||
-      !meta_array(file, TYPES, BL_META_I64, &types))
+  meta_list tokens, types;
+  if (!meta_list_open(file, TOKENS, BL_META_STRING, &tokens) ||
+      !meta_list_open(file, TYPES, BL_META_I64, &types))
     return false;
-  if (tokens < 1 || tokens > INT32_MAX) return fail("the file has no tokens (" TOKENS ")");
-  if (types != 0 && types != tokens) return fail("%s and %s differ in length", TOKENS, TYPES);
-  size_t count = (size_t)tokens, capacity = 0, used = 0, special_capacity = 0;
-  t->count = (int32_t)tokens;
+  if (tokens.count < 1 || tokens.count > INT32_MAX)
+    return fail("the file has no tokens (" TOKENS ")");
+  if (types.count != 0 && types.count != tokens.count)
+    return fail("%s and %s differ in length", TOKENS, TYPES);
+  size_t count = (size_t)tokens.count, capacity = 0, used = 0, special_capacity = 0;
+  t->count = (int32_t)tokens.count;
   t->slot_mask = table_mask(count);
   t->start = allocate(count + 1, sizeof *t->start);
   t->slots = allocate(t->slot_mask + 1, sizeof *t->slots);
   if (!t->start || !t->slots) return false;
   for (size_t i = 0; i <= t->slot_mask; i++) t->slots[i] = NONE;
   for (int32_t id = 0; id < t->count; id++) {
-    bl_meta_info token, type = {.integer = 1};
-    if (!meta_item(file, TOKENS, id, &token)) return false;
-    if (types && !meta_item(file, TYPES, id, &type)) return false;
-    size_t size = (size_t)token.items;
+    meta_item token, type = {.integer = 1};
+    if (!meta_list_next(&tokens, &token)) return false;
+    if (types.count && !meta_list_next(&types, &type)) return false;
+    size_t size = token.size;
     if (!grow((void **)&t->bytes, &capacity, used + size + 1, 1)) return false;
     bool special = type.integer == TYPE_CONTROL || type.integer == TYPE_USER_DEFINED;
     if (special) {
@@ -144,33 +146,35 @@ static bool read_tokens(tokenizer *t, const bl_model *file) {
 }
 
 static bool read_merges(tokenizer *t, const bl_model *file) {
-  int64_t count;
-  if (!meta_array(file, MERGES, BL_META_STRING, &count)) return false;
-  if (count > INT32_MAX) return fail("%lld merges are too many", (long long)count);
-  t->merge_mask = table_mask((size_t)count);
+  meta_list list;
+  if (!meta_list_open(file, MERGES, BL_META_STRING, &list)) return false;
+  if (list.count > INT32_MAX) return fail("%lld merges are too many", (long long)list.count);
+  t->merge_mask = table_mask((size_t)list.count);
   t->merges = allocate(t->merge_mask + 1, sizeof *t->merges);
   if (!t->merges) return false;
   for (size_t i = 0; i <= t->merge_mask; i++) t->merges[i].left = NONE;
   char *bytes = NULL;
   size_t capacity = 0;
   bool ok = true;
-  for (int32_t rank = 0; ok && rank < count; rank++) {
-    bl_meta_info item;
-    ok = meta_item(file, MERGES, rank, &item);
-    size_t size = ok ? strlen(item.string) : 0;
-    if (!ok || !(ok = grow((void **)&bytes, &capacity, size + 1, 1))) break;
-    const char *space = size > 1 ? strchr(item.string + 1, ' ') : NULL;
+  for (int32_t rank = 0; ok && rank < list.count; rank++) {
+    meta_item item;
+    ok = meta_list_next(&list, &item) && grow((void **)&bytes, &capacity, item.size + 1, 1);
+    if (!ok) break;
+    const char *space = item.size > 1 ? memchr(item.string + 1, ' ', item.size - 1) : NULL;
     if (!space) {
-      ok = fail("merge %d, '%s', is not two parts with a space between", (int)rank, item.string);
+      ok = fail("merge %d, '%.*s', is not two parts with a space between", (int)rank,
+                (int)item.size, item.string);
       break;
     }
-    size_t left_size = to_bytes(item.string, (size_t)(space - item.string), bytes);
-    size_t right_size = to_bytes(space + 1, strlen(space + 1), bytes + left_size);
+    size_t before = (size_t)(space - item.string);
+    size_t left_size = to_bytes(item.string, before, bytes);
+    size_t right_size = to_bytes(space + 1, item.size - before - 1, bytes + left_size);
     int32_t left = *find_slot(t, bytes, left_size);
     int32_t right = *find_slot(t, bytes + left_size, right_size);
     int32_t result = *find_slot(t, bytes, left_size + right_size);
     if (left == NONE || right == NONE || result == NONE) {
-      ok = fail("merge %d, '%s', names no tokens of the vocabulary", (int)rank, item.string);
+      ok = fail("merge %d, '%.*s', names no tokens of the vocabulary", (int)rank, (int)item.size,
+                item.string);
       break;
     }
     merge *m = find_merge(t, left, right);
