@@ -23,7 +23,7 @@ library:
 	$(CARGO) rustc --quiet --release --lib --crate-type cdylib,staticlib
 	@ln -sf libbitlinear.so $(RELEASE)/libbitlinear.so.0
 
-examples: library $(EXAMPLES)/one_layer $(EXAMPLES)/llm
+examples: library $(EXAMPLES)/one_layer $(EXAMPLES)/llm $(EXAMPLES)/embed
 
 $(EXAMPLES)/one_layer: examples/c/one_layer.c include/bitlinear.h $(LIB)
 	@mkdir -p $(EXAMPLES)
@@ -32,6 +32,10 @@ $(EXAMPLES)/one_layer: examples/c/one_layer.c include/bitlinear.h $(LIB)
 $(EXAMPLES)/llm: $(LLM_SOURCES) $(wildcard examples/c/llm/*.h) include/bitlinear.h $(LIB)
 	@mkdir -p $(EXAMPLES)
 	$(CC) $(LLM_FLAGS) $(CFLAGS) -Iinclude $(LLM_SOURCES) -o $@ -L$(RELEASE) -lbitlinear -lm -lpthread -Wl,-rpath,'$$ORIGIN/../release'
+
+$(EXAMPLES)/embed: examples/c/embed/embed.c include/bitlinear.h $(LIB)
+	@mkdir -p $(EXAMPLES)
+	$(CC) -std=c11 -Wall -Wextra -Wpedantic -ffp-contract=off $(CFLAGS) -Iinclude $< -o $@ -L$(RELEASE) -lbitlinear -lm -Wl,-rpath,'$$ORIGIN/../release'
 
 demo: build
 	@PROMPT='$(PROMPT)' LENGTH='$(LENGTH)' PYTHON='$(PYTHON)' sh examples/demo.sh

@@ -45,3 +45,11 @@ if [ -n "$model" ]; then
   echo "tests: the demo model through the C program"
   "$PYTHON" tests/llm/test_llm.py target/examples/llm "$model"
 fi
+
+minilm=$("$PYTHON" examples/models/fetch.py minilm | tail -n 1) || minilm=
+if [ -n "$minilm" ]; then
+  echo "tests: sentence embeddings through the C program"
+  "$PYTHON" tests/embed/test_embed.py target/examples/embed "$minilm"
+else
+  echo "tests: NOT RUN: tests/embed; the model could not be fetched (see above)"
+fi
