@@ -243,6 +243,22 @@ typedef enum {
   BL_ACTIVATION_INT8_ROW = 2,
   /** Int8 with one scale for each group (or super-block) of the weights. */
   BL_ACTIVATION_INT8_GROUP = 3,
+  /** Codes -7 .. 7, scales as with AUTO. */
+  BL_ACTIVATION_INT4 = 4,
+  /**
+   * Codes 0 .. 255, scales as with AUTO from the largest value above 0; values below 0 become 0. For
+   * inputs that have passed a ReLU. The layer keeps 4 bytes more for each group of each row.
+   */
+  BL_ACTIVATION_UINT8_POS = 5,
+  /**
+   * Int8 for models trained with burn_dragon's rule: one scale for each row of x, twice the mean
+   * magnitude over 127 (larger values are clipped), halves rounded away from zero.
+   */
+  BL_ACTIVATION_INT8_MEAN_RANGE = 6,
+  /** The same with codes -7 .. 7. */
+  BL_ACTIVATION_INT4_MEAN_RANGE = 7,
+  /** The same with codes 0 .. 255 and the mean of what is above 0. */
+  BL_ACTIVATION_UINT8_POS_MEAN_RANGE = 8,
 } bl_activation;
 
 /** Which part of the weights a layer has. */
@@ -580,8 +596,8 @@ typedef struct {
   /** BL_EPILOGUE_RELU only: finite. */
   float epilogue_threshold;
   /**
-   * Integer activations only: one scale for all of x, q = clamp(round(x * (1 / scale)), -127, 127),
-   * instead of one that follows from each segment's largest value. It and its inverse finite and
+   * Integer activations only: one scale for all of x, q = clamp(round(x * (1 / scale)), -127, 127)
+   * (or the codes' own range), instead of one that follows from each segment's largest value. It and its inverse finite and
    * above 0. 0: none.
    */
   float activation_scale;

@@ -91,9 +91,43 @@ pub fn erf(x: f32) -> f32 {
     (if a < 1.0 { small } else { large }).copysign(x)
 }
 
+/// 16 interleaved partial sums and a pairwise tree: `docs/numerics.md`, section 7. `add(p, v)` is p with v.
+#[inline(always)]
+pub fn sum(row: &[f32], add: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut p = [0.0f32; 16];
+    let (chunks, rest) = row.as_chunks::<16>();
+    for chunk in chunks {
+        for i in 0..16 {
+            p[i] = add(p[i], chunk[i]);
+        }
+    }
+    for (p, v) in p.iter_mut().zip(rest) {
+        *p = add(*p, *v);
+    }
+    for width in [8, 4, 2, 1] {
+        for i in 0..width {
+            p[i] += p[i + width];
+        }
+    }
+    p[0]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_sum_is_sixteen_partials_and_a_tree() {
+        // Values that round differently in every other order.
+        let x: Vec<f32> = (0..40).map(|k| if k % 3 == 0 { 1e8 } else { -(k as f32) * 1.7 }).collect();
+        let mut p = [0.0f32; 16];
+        for (k, v) in x.iter().enumerate() {
+            p[k % 16] += v;
+        }
+        let q: Vec<f32> = (0..8).map(|i| p[i] + p[i + 8]).collect();
+        let want = ((q[0] + q[4]) + (q[2] + q[6])) + ((q[1] + q[5]) + (q[3] + q[7]));
+        assert_eq!(sum(&x, |p, v| p + v).to_bits(), want.to_bits());
+    }
     use crate::cpu::Isa;
     use crate::kernel;
 

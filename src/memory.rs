@@ -271,6 +271,22 @@ pub fn filled<T: Clone>(len: usize, value: T, what: &str) -> Result<Vec<T>> {
     Ok(vec)
 }
 
+/// Numbers of which any bytes are valid.
+pub trait Plain: Copy {}
+impl Plain for i8 {}
+impl Plain for i16 {}
+impl Plain for i32 {}
+impl Plain for f32 {}
+
+/// The first `len` values of scratch memory that is aligned for them, and the rest.
+pub fn part<T: Plain>(scratch: &mut [u8], len: usize) -> (&mut [T], &mut [u8]) {
+    let (start, rest) = scratch.split_at_mut(len * size_of::<T>());
+    // SAFETY: any bytes are valid values (`Plain`); `align_to_mut` itself keeps to the aligned middle.
+    let (before, values, _) = unsafe { start.align_to_mut::<T>() };
+    assert!(before.is_empty(), "scratch is aligned");
+    (values, rest)
+}
+
 /// A copy of `values`, or `OutOfMemory` naming `what`.
 pub fn copied<T: Copy>(values: &[T], what: &str) -> Result<Vec<T>> {
     let mut vec = Vec::new();

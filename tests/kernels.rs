@@ -5,6 +5,7 @@
 //! usual shapes, for emulators.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bitlinear::cpu::Isa;
 use bitlinear::exec::Executor;
@@ -183,7 +184,7 @@ fn forward(layer: &Linear, m: usize, x: &[f32]) -> Vec<u32> {
 const SIZES: [usize; 17] = [1, 3, 5, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 255, 256, 257, 300];
 
 /// Shapes (n, k, m) in which every size occurs in every place and every pair of sizes at least once:
-/// rows of a Latin square.
+/// a Latin square, the one of 17 whose products are smallest, as the scalar kernels take the time.
 fn shapes(full: bool) -> Vec<(usize, usize, usize)> {
     let s = SIZES.len();
     let mut all = vec![];
@@ -192,66 +193,133 @@ fn shapes(full: bool) -> Vec<(usize, usize, usize)> {
             if full {
                 all.extend((0..s).map(|l| (SIZES[i], SIZES[j], SIZES[l])));
             } else {
-                all.push((SIZES[i], SIZES[j], SIZES[(i + j) % s]));
+                all.push((SIZES[i], SIZES[j], SIZES[(2 * s + 15 - i - j) % s]));
             }
         }
     }
     all
 }
 
-/// Compares on the shapes, each layout taking one in `every` of them, each another one.
+/// Cases run: layout (with its scales), activation, kernel.
+type Seen = BTreeMap<(String, String, String), usize>;
+
+/// Compares on the shapes, each layout taking one in `every` of them, each another one; on all cores.
 fn compare(shapes: &[(usize, usize, usize)], every: usize) {
-    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
-    let mut random = Random(88_172_645_463_325_252);
-    for (l, (name, layout)) in layouts().into_iter().enumerate() {
-        let two_level = matches!(layout, Layout::Coded(Coded { scales: Scales::TwoLevel { .. }, .. }));
-        for (_, &(n, k, m)) in shapes.iter().enumerate().filter(|(i, _)| (i + 5 * l) % every == 0) {
-            // Two-level formats have whole super-blocks.
-            let k = if two_level { SUPER_BLOCK * (1 + k % 3) } else { k };
-            let weights = matrix(layout, n, k, &mut random);
-            let x = batch(m, k, &mut random);
-            let bias: Vec<f32> = (0..n).map(|_| random.float()).collect();
-            for activation in Activation::ALL {
-                let options = Options { activation, bias: Some(&bias), ..Options::default() };
-                let Ok(oracle) = Linear::new(&weights, &options, Isa::Scalar, &Heap::default(), &mut |_| {})
-                else {
-                    continue; // integer activations on plain floats, groups where there are none
-                };
-                let want = forward(&oracle, m, &x);
-                for &isa in Isa::ALL.iter().filter(|isa| isa.detected()) {
-                    let layer = Linear::new(&weights, &options, isa, &Heap::default(), &mut |_| {}).unwrap();
-                    let kernel = layer.plan(m, &Executor::Serial).kernel.name();
-                    *seen.entry(kernel.to_string()).or_default() += 1;
-                    let got = forward(&layer, m, &x);
-                    let at = got.iter().zip(&want).position(|(a, b)| a != b);
-                    assert!(
-                        at.is_none(),
-                        "{name}, {activation:?}, n={n} k={k} m={m}: {kernel} differs at {:?}: {:?} and {:?}",
-                        at.map(|i| (i / n, i % n)),
-                        at.map(|i| f32::from_bits(got[i])),
-                        at.map(|i| f32::from_bits(want[i])),
-                    );
-                    // One row of the batch alone gives what it gives among the others.
-                    let i = m / 2;
-                    let alone = forward(&layer, 1, &x[i * k..][..k]);
-                    assert_eq!(
-                        alone,
-                        got[i * n..][..n],
-                        "{name}, {activation:?}, {kernel}: row {i} of {m} alone"
-                    );
-                }
+    let layouts: Vec<_> = layouts().into_iter().enumerate().collect();
+    let next = AtomicUsize::new(0);
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let seen: Seen = std::thread::scope(|scope| {
+        let work = || {
+            let mut seen = Seen::new();
+            while let Some((l, (name, layout))) = layouts.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let shapes = shapes.iter().enumerate().filter(|(i, _)| (i + 5 * l) % every == 0);
+                compare_layout(name, *layout, shapes.map(|(_, shape)| *shape), &mut seen);
+            }
+            seen
+        };
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().flat_map(|t| t.join().expect("no case differs (see above)")).collect()
+    });
+    report(&seen);
+}
+
+/// Prints what ran, and fails where a required instruction set did not.
+fn report(seen: &Seen) {
+    let names: std::collections::BTreeSet<&str> = seen.keys().map(|(_, _, kernel)| kernel.as_str()).collect();
+    let isa_of = |kernel: &str| kernel.rsplit('_').nth(1).unwrap_or_default().to_string();
+    let mut isas: Vec<(String, &str)> = vec![];
+    for name in &names {
+        for kind in ["gemv", "gemm"] {
+            let isa = isa_of(name);
+            if !isas.iter().any(|(i, k)| *i == isa && *k == kind) {
+                isas.push((isa, kind));
             }
         }
     }
-    for (kernel, cases) in &seen {
-        println!("{kernel:32} {cases:6} cases");
+    isas.sort();
+    // Kernels for one row of x are `..._1x..`; the scalar ones are both.
+    let kind_of = |kernel: &str| if kernel.ends_with("_1x64") { "gemv" } else { "gemm" };
+    println!("cases equal to the scalar kernels, bit for bit:");
+    let heads: Vec<String> = isas.iter().map(|(isa, kind)| format!("{isa} {kind}")).collect();
+    println!("{:34} {:24} {}", "layout", "activation", heads.join(" | "));
+    let rows: std::collections::BTreeSet<(&String, &String)> = seen.keys().map(|(l, a, _)| (l, a)).collect();
+    for (layout, activation) in rows {
+        let cells: Vec<String> = isas
+            .iter()
+            .zip(&heads)
+            .map(|((isa, kind), head)| {
+                let cases: usize = seen
+                    .iter()
+                    .filter(|((l, a, kernel), _)| {
+                        l == layout && a == activation && isa_of(kernel) == *isa && kind_of(kernel) == *kind
+                    })
+                    .map(|(_, cases)| cases)
+                    .sum();
+                format!("{cases:>width$}", width = head.len())
+            })
+            .collect();
+        println!("{layout:34} {activation:24} {}", cells.join(" | "));
     }
     for isa in Isa::ALL.iter().filter(|isa| !isa.detected()) {
         println!("not run: {} (this CPU lacks it)", isa.name());
     }
     if let Ok(required) = std::env::var("BITLINEAR_TEST_REQUIRE") {
         for isa in required.split(',').filter(|isa| !isa.is_empty()) {
-            assert!(seen.keys().any(|k| k.contains(isa)), "{isa} is required and was not exercised");
+            assert!(names.iter().any(|k| k.contains(isa)), "{isa} is required and was not exercised");
+        }
+    }
+}
+
+fn compare_layout(
+    name: &str,
+    layout: Layout,
+    shapes: impl Iterator<Item = (usize, usize, usize)>,
+    seen: &mut Seen,
+) {
+    let two_level = matches!(layout, Layout::Coded(Coded { scales: Scales::TwoLevel { .. }, .. }));
+    let seed = name.bytes().fold(88_172_645_463_325_252u64, |h, b| h.rotate_left(5) ^ b as u64);
+    let mut random = Random(seed);
+    // To a kernel x is floats, signed codes or unsigned ones; the other rules of making codes take turns.
+    let others = Activation::ALL
+        .into_iter()
+        .filter(|a| !matches!(a, Activation::Auto | Activation::F32 | Activation::Uint8Positive));
+    let others: Vec<Activation> = others.collect();
+    for (i, (n, k, m)) in shapes.enumerate() {
+        // Two-level formats have whole super-blocks.
+        let k = if two_level { SUPER_BLOCK * (1 + k % 3) } else { k };
+        let weights = matrix(layout, n, k, &mut random);
+        let x = batch(m, k, &mut random);
+        let bias: Vec<f32> = (0..n).map(|_| random.float()).collect();
+        for activation in [Activation::Auto, Activation::F32, Activation::Uint8Positive, others[i % 6]] {
+            let options = Options { activation, bias: Some(&bias), ..Options::default() };
+            let Ok(oracle) = Linear::new(&weights, &options, Isa::Scalar, &Heap::default(), &mut |_| {})
+            else {
+                continue; // integer activations on plain floats, groups where there are none
+            };
+            let want = forward(&oracle, m, &x);
+            for &isa in Isa::ALL.iter().filter(|isa| isa.detected()) {
+                let layer = Linear::new(&weights, &options, isa, &Heap::default(), &mut |_| {}).unwrap();
+                let kernel = layer.plan(m, &Executor::Serial).kernel.name();
+                let place = (name.to_string(), format!("{activation:?}"), kernel.to_string());
+                *seen.entry(place).or_default() += 1;
+                let got = forward(&layer, m, &x);
+                let at = got.iter().zip(&want).position(|(a, b)| a != b);
+                assert!(
+                    at.is_none(),
+                    "{name}, {activation:?}, n={n} k={k} m={m}: {kernel} differs at {:?}: {:?} and {:?}",
+                    at.map(|i| (i / n, i % n)),
+                    at.map(|i| f32::from_bits(got[i])),
+                    at.map(|i| f32::from_bits(want[i])),
+                );
+                // One row of the batch alone gives what it gives among the others.
+                let i = m / 2;
+                let alone = forward(&layer, 1, &x[i * k..][..k]);
+                assert_eq!(
+                    alone,
+                    got[i * n..][..n],
+                    "{name}, {activation:?}, {kernel}: row {i} of {m} alone"
+                );
+            }
         }
     }
 }
@@ -411,4 +479,80 @@ fn several_layers_at_once_give_what_each_gives_alone() {
             }
         }
     }
+}
+
+/// The rules of `bl_activation` said again in f64, on the weights as they are read back.
+#[test]
+fn activations_mean_what_the_header_says() {
+    let mut random = Random(4_711);
+    let wanted =
+        ["w2 row F32", "w8 row F32", "w4 group 32 F16", "w4 group 32 minimum F16", "w8 group 32 zero F16"];
+    let wanted = [
+        &wanted[..],
+        &["w6 two-level 16 minimum false F16", "w4 two-level 32 minimum true F16", "w2 row 3 bases"],
+    ]
+    .concat();
+    let mut seen = 0;
+    for (name, layout) in layouts() {
+        if !wanted.contains(&name.as_str()) {
+            continue;
+        }
+        seen += 1;
+        let Layout::Coded(coded) = layout else { unreachable!("all of them are") };
+        let (n, k, m) = (70, 512, 3);
+        let weights = matrix(layout, n, k, &mut random);
+        let x: Vec<f32> = (0..m * k).map(|_| random.float() * 3.0).collect();
+        let dense: Vec<Vec<f64>> =
+            weights.rows.iter().map(|row| (0..k).map(|c| row.weight(&layout, c) as f64).collect()).collect();
+        let own = match coded.scales {
+            Scales::Row => k,
+            Scales::Group { len, .. } => len,
+            Scales::TwoLevel { .. } => SUPER_BLOCK,
+        };
+        for (activation, low, high, mean) in [
+            (Activation::Int8Row, -127.0, 127.0, false),
+            (Activation::Int4, -7.0, 7.0, false),
+            (Activation::Uint8Positive, 0.0, 255.0, false),
+            (Activation::Int8MeanRange, -127.0, 127.0, true),
+            (Activation::Int4MeanRange, -7.0, 7.0, true),
+            (Activation::Uint8PositiveMeanRange, 0.0, 255.0, true),
+        ] {
+            let segment = if mean || activation == Activation::Int8Row { k } else { own };
+            let mut taken = vec![];
+            for x in x.chunks(segment) {
+                let kept = |v: &f32| if low == 0.0 { v.max(0.0) as f64 } else { v.abs() as f64 };
+                let span = match mean {
+                    false => x.iter().map(kept).fold(0.0, f64::max),
+                    true => 2.0 * x.iter().map(kept).sum::<f64>() / x.len() as f64,
+                };
+                let scale = span / high;
+                let round = |v: f64| if mean { v.round() } else { v.round_ties_even() };
+                taken.extend(x.iter().map(|&v| round(v as f64 / scale).clamp(low, high) * scale));
+            }
+            let options = Options { activation, ..Options::default() };
+            for isa in [Isa::Scalar, Isa::best()] {
+                let layer = Linear::new(&weights, &options, isa, &Heap::default(), &mut |_| {}).unwrap();
+                assert_eq!(layer.activation(), activation, "{name}");
+                for (i, y) in forward(&layer, m, &x).iter().enumerate() {
+                    let (row, weights) = (&taken[i / n * k..][..k], &dense[i % n]);
+                    let want: f64 = row.iter().zip(weights).map(|(x, w)| x * w).sum();
+                    let size: f64 = row.iter().zip(weights).map(|(x, w)| (x * w).abs()).sum();
+                    let got = f32::from_bits(*y) as f64;
+                    // A code at the edge of a rounding may differ by one from f64's: far less than this.
+                    assert!(
+                        (got - want).abs() <= 2e-5 * size + 1e-9,
+                        "{name} {activation:?} {i}: {got} {want}"
+                    );
+                }
+            }
+        }
+    }
+    assert_eq!(seen, wanted.len());
+    // Zero points of eight bits reach 255: no more than 32 768 products of that size fit an int32.
+    let scales = Scales::Group { len: 40_000, offset: Offset::Zero };
+    let coded = Coded { bits: 8, values: Values::Offset(0), scales, scale_type: ScaleType::F16, bases: 1 };
+    let weights = matrix(Layout::Coded(coded), 2, 40_000, &mut random);
+    let options = Options { activation: Activation::Uint8Positive, ..Options::default() };
+    let refused = Linear::new(&weights, &options, Isa::Scalar, &Heap::default(), &mut |_| {});
+    assert!(refused.is_err_and(|e| e.text().contains("32768")));
 }

@@ -86,7 +86,7 @@ mod tests {
         let matrix = Transposed::new(Type::F32, 3, 2, &bytes)?;
         let mut row = Row::new(matrix.layout(), 2)?;
         matrix.read_row(1, &mut row)?;
-        assert_eq!(row.floats, [2.0, 5.0]);
+        assert_eq!(*row.floats, [2.0, 5.0]);
         assert!(matrix.read_row(3, &mut row).is_err());
         assert!(Transposed::new(Type::F32, 3, 3, &bytes).is_err());
         assert!(Transposed::new(Type::Q4_0, 3, 2, &bytes).is_err());

@@ -13,7 +13,7 @@
 
 use std::ffi::CStr;
 
-use crate::activation::{Activations, Kind, RowCodes, Rule, Shape};
+use crate::activation::{Activations, Kind, RowCodes, Rule, Shape, Width};
 use crate::cpu::Isa;
 use crate::error::Result;
 use crate::layout::{Coded, Float, Layout, Offset, Packed, Scales, TILE, Values};
@@ -54,6 +54,12 @@ impl Kernel {
     /// The same for C.
     pub fn c_name(&self) -> &'static CStr {
         CStr::from_bytes_until_nul(self.name.as_bytes()).unwrap_or(c"")
+    }
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -217,7 +223,8 @@ pub(crate) fn run(kernel: &Kernel, job: &mut Job<'_>) -> Result<()> {
             assert!(kernel.activation == Kind::Integer && x.shape.geometry == *geometry);
             assert!(x.codes.len() >= panels * x.shape.quads * 4 * x.mr);
             assert!(x.scales.len() >= panels * geometry.records * x.mr);
-            assert!(x.sums.len() >= panels * x.shape.groups * x.mr);
+            assert!(x.sums.len() >= panels * x.shape.groups * x.mr && x.totals.len() >= x.sums.len());
+            assert!(x.bias == 0 || x.weight_sums.len() >= x.shape.groups * TILE);
             (x.mr, panels)
         }
     };
@@ -263,6 +270,7 @@ pub fn quantize_row(isa: Isa, x: &[f32], shape: &Shape, rule: &Rule, out: &mut R
     assert!(x.len() == shape.geometry.in_features);
     assert!(out.codes.len() == shape.quads * 4 && out.scales.len() == shape.geometry.records);
     assert!(out.sums.len() == shape.groups);
+    assert!(out.totals.len() == if rule.width == Width::Uint8 { shape.groups } else { 0 });
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a layer's instruction set was detected when it was chosen (`Isa::detected`).

@@ -213,4 +213,14 @@ impl Coded {
             Scales::Group { len, .. } | Scales::TwoLevel { len, .. } => len,
         }
     }
+
+    /// The largest magnitude of a value, whatever its group's zero point.
+    pub fn values_reach(&self) -> u32 {
+        let top = (1u32 << self.bits) - 1;
+        match self.values {
+            Values::Offset(zero) => (zero as u32).max(top.saturating_sub(zero as u32)),
+            Values::Sign => 1,
+            Values::Table(_) => 128,
+        }
+    }
 }

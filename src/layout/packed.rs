@@ -358,7 +358,7 @@ impl Packed {
     }
 
     /// A row buffer for [`Packed::read_row`].
-    pub fn row(&self) -> Result<Row> {
+    pub fn row(&self) -> Result<Row<'static>> {
         Row::new(self.layout, self.geometry.in_features)
     }
 }
@@ -643,7 +643,7 @@ pub struct RowMatrix {
     /// Their columns.
     pub in_features: usize,
     /// The rows.
-    pub rows: Vec<Row>,
+    pub rows: Vec<Row<'static>>,
 }
 
 impl Matrix for RowMatrix {

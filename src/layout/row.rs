@@ -1,65 +1,180 @@
 //! One decoded row of weights: the hand-over between codecs and the packer.
 
+use std::ops::{Deref, DerefMut};
+
 use super::{Coded, Layout, Offset, SUPER_BLOCK, Scales, Values};
 use crate::error::Result;
-use crate::memory::filled;
+use crate::memory::{filled, part};
+
+/// One kind of values of a row: its own, or lent from a workspace.
+#[derive(Debug)]
+pub enum Field<'a, T> {
+    /// Its own.
+    Own(Vec<T>),
+    /// Lent.
+    Lent(&'a mut [T]),
+}
+
+impl<T> Default for Field<'_, T> {
+    fn default() -> Self {
+        Field::Own(vec![])
+    }
+}
+
+impl<T> Deref for Field<'_, T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        match self {
+            Field::Own(values) => values,
+            Field::Lent(values) => values,
+        }
+    }
+}
+
+impl<T> DerefMut for Field<'_, T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        match self {
+            Field::Own(values) => values,
+            Field::Lent(values) => values,
+        }
+    }
+}
+
+impl<'f, T> IntoIterator for &'f Field<'_, T> {
+    type Item = &'f T;
+    type IntoIter = std::slice::Iter<'f, T>;
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl<'f, T> IntoIterator for &'f mut Field<'_, T> {
+    type Item = &'f mut T;
+    type IntoIter = std::slice::IterMut<'f, T>;
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter_mut()
+    }
+}
+
+impl<T: Clone> Clone for Field<'_, T> {
+    fn clone(&self) -> Self {
+        Field::Own(self.to_vec())
+    }
+}
+
+impl<T: PartialEq> PartialEq for Field<'_, T> {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
 
 /// One row of W as codes and scales (or as floats, where the layout is dense). Reused from row to
 /// row: `Row::new` sizes every field for the layout, decoding overwrites all of them.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Row {
+pub struct Row<'a> {
     /// Coded layouts: one code for each column; with several bases base-major, `[base][column]`.
-    pub codes: Vec<u8>,
+    pub codes: Field<'a, u8>,
     /// Dense layouts: the weights.
-    pub floats: Vec<f32>,
+    pub floats: Field<'a, f32>,
     /// Scales: one for each base, group or super-block. Exact in the layout's scale type.
-    pub scales: Vec<f32>,
+    pub scales: Field<'a, f32>,
     /// Minima of groups, or `dmin` of super-blocks; empty where the layout has none.
-    pub minimums: Vec<f32>,
+    pub minimums: Field<'a, f32>,
     /// Integer zero points of groups; empty where the layout has none.
-    pub zeros: Vec<u8>,
+    pub zeros: Field<'a, u8>,
     /// Two-level: the integer scale of each group.
-    pub sub_scales: Vec<i8>,
+    pub sub_scales: Field<'a, i8>,
     /// Two-level: the integer minimum of each group; empty where the layout has none.
-    pub sub_minimums: Vec<i8>,
+    pub sub_minimums: Field<'a, i8>,
 }
 
-impl Row {
-    /// A row of zeros with every field sized for `layout` and `in_features` columns.
-    pub fn new(layout: Layout, in_features: usize) -> Result<Row> {
-        let mut row = Row::default();
+/// How many values each field of a row has.
+#[derive(Clone, Copy, Default)]
+struct Lens {
+    codes: usize,
+    floats: usize,
+    scales: usize,
+    minimums: usize,
+    zeros: usize,
+    sub_scales: usize,
+    sub_minimums: usize,
+}
+
+impl Lens {
+    fn of(layout: &Layout, in_features: usize) -> Lens {
         let coded = match layout {
-            Layout::Dense(_) => {
-                row.floats = filled(in_features, 0.0, "a row of weights")?;
-                return Ok(row);
-            }
+            Layout::Dense(_) => return Lens { floats: in_features, ..Lens::default() },
             Layout::Coded(coded) => coded,
         };
         let bases = coded.bases as usize;
-        row.codes = filled(in_features.saturating_mul(bases), 0, "a row of codes")?;
+        let lens = Lens { codes: in_features.saturating_mul(bases), ..Lens::default() };
         match coded.scales {
-            Scales::Row => row.scales = filled(bases, 0.0, "scales")?,
+            Scales::Row => Lens { scales: bases, ..lens },
             Scales::Group { len, offset } => {
                 let groups = in_features.div_ceil(len);
-                row.scales = filled(groups, 0.0, "scales")?;
+                let lens = Lens { scales: groups, ..lens };
                 match offset {
-                    Offset::None => {}
-                    Offset::Minimum => row.minimums = filled(groups, 0.0, "minima")?,
-                    Offset::Zero => row.zeros = filled(groups, 0, "zero points")?,
+                    Offset::None => lens,
+                    Offset::Minimum => Lens { minimums: groups, ..lens },
+                    Offset::Zero => Lens { zeros: groups, ..lens },
                 }
             }
             Scales::TwoLevel { len, minimum } => {
-                let blocks = in_features.div_ceil(SUPER_BLOCK);
-                let groups = in_features.div_ceil(len);
-                row.scales = filled(blocks, 0.0, "scales")?;
-                row.sub_scales = filled(groups, 0, "scales")?;
-                if minimum {
-                    row.minimums = filled(blocks, 0.0, "minima")?;
-                    row.sub_minimums = filled(groups, 0, "minima")?;
-                }
+                let (blocks, groups) = (in_features.div_ceil(SUPER_BLOCK), in_features.div_ceil(len));
+                let lens = Lens { scales: blocks, sub_scales: groups, ..lens };
+                if minimum { Lens { minimums: blocks, sub_minimums: groups, ..lens } } else { lens }
             }
         }
-        Ok(row)
+    }
+}
+
+impl Row<'static> {
+    /// A row of zeros with every field sized for `layout` and `in_features` columns.
+    pub fn new(layout: Layout, in_features: usize) -> Result<Row<'static>> {
+        let lens = Lens::of(&layout, in_features);
+        Ok(Row {
+            codes: Field::Own(filled(lens.codes, 0, "a row of codes")?),
+            floats: Field::Own(filled(lens.floats, 0.0, "a row of weights")?),
+            scales: Field::Own(filled(lens.scales, 0.0, "scales")?),
+            minimums: Field::Own(filled(lens.minimums, 0.0, "minima")?),
+            zeros: Field::Own(filled(lens.zeros, 0, "zero points")?),
+            sub_scales: Field::Own(filled(lens.sub_scales, 0, "scales")?),
+            sub_minimums: Field::Own(filled(lens.sub_minimums, 0, "minima")?),
+        })
+    }
+}
+
+impl<'a> Row<'a> {
+    /// Bytes of [`Row::lent`].
+    pub fn scratch(layout: &Layout, in_features: usize) -> usize {
+        let lens = Lens::of(layout, in_features);
+        4 * (lens.floats + lens.scales + lens.minimums)
+            + lens.codes
+            + lens.zeros
+            + lens.sub_scales
+            + lens.sub_minimums
+    }
+
+    /// The same in lent memory, aligned for f32; its values are what is there. Gives the rest back.
+    pub fn lent(layout: &Layout, in_features: usize, scratch: &'a mut [u8]) -> (Row<'a>, &'a mut [u8]) {
+        let lens = Lens::of(layout, in_features);
+        let (floats, rest) = part::<f32>(scratch, lens.floats);
+        let (scales, rest) = part::<f32>(rest, lens.scales);
+        let (minimums, rest) = part::<f32>(rest, lens.minimums);
+        let (codes, rest) = rest.split_at_mut(lens.codes);
+        let (zeros, rest) = rest.split_at_mut(lens.zeros);
+        let (sub_scales, rest) = part::<i8>(rest, lens.sub_scales);
+        let (sub_minimums, rest) = part::<i8>(rest, lens.sub_minimums);
+        let row = Row {
+            codes: Field::Lent(codes),
+            floats: Field::Lent(floats),
+            scales: Field::Lent(scales),
+            minimums: Field::Lent(minimums),
+            zeros: Field::Lent(zeros),
+            sub_scales: Field::Lent(sub_scales),
+            sub_minimums: Field::Lent(sub_minimums),
+        };
+        (row, rest)
     }
 
     /// The weight of column `k`, evaluated as `docs/numerics.md` writes it: the dequantised value

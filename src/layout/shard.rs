@@ -44,7 +44,7 @@ pub struct Shard<'a> {
     rows: Range<usize>,
     columns: Range<usize>,
     /// Rows of the whole matrix, to be read into.
-    whole: Mutex<Vec<Row>>,
+    whole: Mutex<Vec<Row<'static>>>,
 }
 
 impl<'a> Shard<'a> {

@@ -68,7 +68,7 @@ trait Rule: Sync {
 
 /// What rounding needs for one row.
 struct Scratch {
-    row: Row,
+    row: Row<'static>,
     bytes: Vec<u8>,
 }
 

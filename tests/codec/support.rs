@@ -184,7 +184,7 @@ pub(crate) fn safetensors(path: &str) -> HashMap<String, Vec<u8>> {
 }
 
 /// A row full of rubbish: decoding must overwrite every field.
-pub(crate) fn dirty_row(matrix: &dyn Matrix) -> Row {
+pub(crate) fn dirty_row(matrix: &dyn Matrix) -> Row<'static> {
     let mut row = Row::new(matrix.layout(), matrix.in_features()).unwrap();
     row.codes.fill(0xa5);
     row.floats.fill(f32::NAN);

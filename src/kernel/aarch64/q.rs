@@ -45,6 +45,15 @@ pub(super) fn floats(values: &[f32], at: usize) -> Float {
     unsafe { vld1q_f32(place.as_ptr()) }
 }
 
+/// The integers at `at`.
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) fn integers(values: &[i32], at: usize) -> Int {
+    let place: &[i32] = &values[at..at + LANES];
+    // SAFETY: `place` is 4 integers.
+    unsafe { vld1q_s32(place.as_ptr()) }
+}
+
 /// Stores floats.
 #[inline]
 #[target_feature(enable = "neon")]

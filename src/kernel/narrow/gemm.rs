@@ -150,9 +150,28 @@ macro_rules! gemm {
             #[target_feature(enable = $features)]
             fn multiply<const MR: usize>(&self, codes: &[u8], x: &[i8], acc: &mut [[Int; PARTS]; MR]) {
                 if self.wide {
-                    multiply::<MR, true>(codes, x, acc)
+                    multiply::<MR, true>(codes, x, self.x.bias != 0, acc)
                 } else {
-                    multiply::<MR, false>(codes, x, acc)
+                    multiply::<MR, false>(codes, x, self.x.bias != 0, acc)
+                }
+            }
+
+            /// What the sums of a group begin with where codes of x are unsigned
+            /// (`activation::WeightSums`).
+            #[inline]
+            #[target_feature(enable = $features)]
+            fn add_weights<const MR: usize>(
+                &self,
+                x: &Codes<'_>,
+                group: usize,
+                dot: &mut [[Int; PARTS]; MR],
+            ) {
+                let Some(weights) = x.weight_sums(group) else { return };
+                for h in 0..PARTS {
+                    let sum = integers(weights, self.lane + h * LANES);
+                    for i in 0..MR {
+                        dot[i][h] = add_ints(dot[i][h], sum);
+                    }
                 }
             }
 
@@ -178,6 +197,10 @@ macro_rules! gemm {
                             None => as_floats(acc[i][h]),
                             Some(head) => {
                                 let dot = sub_ints(acc[i][h], ints(self.zero * x.sums[i]));
+                                let dot = match x.weight_sums(0) {
+                                    None => dot,
+                                    Some(w) => add_ints(dot, integers(w, self.lane + h * LANES)),
+                                };
                                 let s_w = scales(ScaleType::F32, head, self.lane + h * LANES);
                                 mul(to_floats(dot), mul(s_w, all(x.scales[i])))
                             }
@@ -206,10 +229,11 @@ macro_rules! gemm {
                         if offset == Offset::Zero {
                             for h in 0..PARTS {
                                 let zeros = as_ints(floats(head, PANEL + h * LANES));
-                                dot[i][h] = sub_ints(dot[i][h], mul_ints(zeros, ints(sums[i])));
+                                dot[i][h] = sub_ints(dot[i][h], mul_ints(zeros, ints(x.totals[g * MR + i])));
                             }
                         }
                     }
+                    self.add_weights(&x, g, &mut dot);
                     self.multiply::<MR>(w, q, &mut dot);
                     for i in 0..MR {
                         let s = all(s_x[i]);
@@ -219,7 +243,7 @@ macro_rules! gemm {
                             let scale = mul(floats(head, h * LANES), s);
                             let mut acc = fma(to_floats(dot[i][h]), scale, before);
                             if offset == Offset::Minimum {
-                                let weighted = all(sums[i] as f32 * s_x[i]);
+                                let weighted = all(x.totals[g * MR + i] as f32 * s_x[i]);
                                 acc = fma(weighted, floats(head, PANEL + h * LANES), acc);
                             }
                             put_floats(self.out, place, acc);
@@ -243,16 +267,17 @@ macro_rules! gemm {
                 {
                     let b = k.first_record + r;
                     let (sums, s_x) = (&x.sums[b * groups * MR..][..groups * MR], &x.scales[b * MR..][..MR]);
-                    let integers = |j: usize, h: usize| as_ints(floats(head, (2 + j) * PANEL + h * LANES));
+                    let stored = |j: usize, h: usize| as_ints(floats(head, (2 + j) * PANEL + h * LANES));
                     let mut isum = [[ints(0); PARTS]; MR];
                     for (j, (w, q)) in w.chunks_exact(len * PANEL).zip(q.chunks_exact(len * MR)).enumerate() {
                         let mut dot = [[ints(0); PARTS]; MR];
                         for i in 0..MR {
                             dot[i] = [ints(-self.zero * sums[j * MR + i]); PARTS];
                         }
+                        self.add_weights(&x, b * groups + j, &mut dot);
                         self.multiply::<MR>(w, q, &mut dot);
                         for h in 0..PARTS {
-                            let sc = integers(j, h);
+                            let sc = stored(j, h);
                             for i in 0..MR {
                                 isum[i][h] = add_ints(isum[i][h], mul_ints(sc, dot[i][h]));
                             }
@@ -268,8 +293,8 @@ macro_rules! gemm {
                             if minimum {
                                 let mut msum = ints(0);
                                 for j in 0..groups {
-                                    let xsum = ints(sums[j * MR + i]);
-                                    msum = add_ints(msum, mul_ints(integers(groups + j, h), xsum));
+                                    let xsum = ints(x.totals[(b * groups + j) * MR + i]);
+                                    msum = add_ints(msum, mul_ints(stored(groups + j, h), xsum));
                                 }
                                 let dmin = mul(floats(head, PANEL + h * LANES), s);
                                 acc = fnma(to_floats(msum), dmin, acc);
@@ -300,6 +325,7 @@ macro_rules! multiply {
         pub(super) fn multiply<const MR: usize, const WIDE: bool>(
             codes: &[u8],
             x: &[i8],
+            full: bool,
             acc: &mut [[Int; PARTS]; MR],
         ) {
             // Units of narrow codes have an even number of quads.
@@ -310,9 +336,9 @@ macro_rules! multiply {
                     for h in 0..PARTS {
                         let mut part = begin(acc[i][h]);
                         for r in 0..run {
-                            part = step(part, load(&w[r], h), quad_of(q, r * MR + i), WIDE);
+                            part = step(part, load(&w[r], h), quad_of(q, r * MR + i), WIDE, full);
                         }
-                        acc[i][h] = end(acc[i][h], part);
+                        acc[i][h] = end(acc[i][h], part, WIDE && full);
                     }
                 }
             }

@@ -51,7 +51,7 @@ macro_rules! gemv {
             unit_bytes: usize,
             at: usize,
             stride: usize,
-            x: &[i8],
+            (x, full): (&[i8], bool),
             table: Bytes,
             acc: &mut [Int; PARTS],
         ) {
@@ -62,7 +62,7 @@ macro_rules! gemv {
                 let lines = lines::<BITS>(unit, at, stride);
                 for r in 0..unit_quads(BITS) / run_of(BITS, TABLE) {
                     let i = r * run_of(BITS, TABLE);
-                    steps::<BITS, TABLE>(&lines, i, x, i, table, acc);
+                    steps::<BITS, TABLE>(&lines, i, (x, full), i, table, acc);
                 }
             }
         }
@@ -73,7 +73,7 @@ macro_rules! gemv {
         fn steps<const BITS: u8, const TABLE: bool>(
             lines: &[&[u8; LINE]; 5],
             i: usize,
-            x: &[i8],
+            (x, full): (&[i8], bool),
             j: usize,
             table: Bytes,
             acc: &mut [Int; PARTS],
@@ -82,10 +82,24 @@ macro_rules! gemv {
                 let mut part = begin(acc[h]);
                 for r in 0..run_of(BITS, TABLE) {
                     let codes = quad::<BITS, TABLE>(lines, h, i + r, table);
-                    part = step(part, codes, quad_of(x, j + r), wide(BITS, TABLE));
+                    part = step(part, codes, quad_of(x, j + r), wide(BITS, TABLE), full);
                 }
-                acc[h] = end(acc[h], part);
+                acc[h] = end(acc[h], part, wide(BITS, TABLE) && full);
             }
+        }
+
+        /// What the sums of one panel's group begin with: `start`, and where codes of x are unsigned the
+        /// weights' own (`activation::WeightSums`).
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn start(x: &Codes<'_>, group: usize, lane: usize, start: i32) -> [Int; PARTS] {
+            let mut sums = [ints(start); PARTS];
+            if let Some(weights) = x.weight_sums(group) {
+                for h in 0..PARTS {
+                    sums[h] = add_ints(sums[h], integers(weights, lane + h * LANES));
+                }
+            }
+            sums
         }
 
         /// What `step` leaves to be taken off for each unit of the sum of x.
@@ -102,6 +116,7 @@ macro_rules! gemv {
             out: &mut [f32],
         ) {
             let (bases, table, zero) = (coded.bases as usize, table(coded), zero_of::<BITS, TABLE>(coded));
+            let full = x.bias != 0;
             let lanes = tile.panels * PANEL;
             let (head, bytes) = tile.bytes.split_at(lanes * 4 * bases);
             let base_bytes = unit_lines(BITS) * tile.panels * LINE;
@@ -116,12 +131,14 @@ macro_rules! gemv {
                     .zip(x.codes.chunks(INT32_COLUMNS))
                     .enumerate()
                 {
-                    sums = [[ints(-zero * x.sums[c]); PARTS]; TILE / PANEL];
+                    for (p, sums) in sums.iter_mut().enumerate() {
+                        *sums = start(x, base * x.shape.groups + c, p * PANEL, -zero * x.sums[c]);
+                    }
                     for (bytes, codes) in bytes.chunks(SPAN / columns * unit_bytes).zip(codes.chunks(SPAN)) {
                         for (p, sums) in sums.iter_mut().enumerate().take(tile.panels) {
                             let at = base * base_bytes + p * LINE;
                             let stride = tile.panels * LINE;
-                            units::<BITS, TABLE>(bytes, unit_bytes, at, stride, codes, table, sums);
+                            units::<BITS, TABLE>(bytes, unit_bytes, at, stride, (codes, full), table, sums);
                         }
                     }
                     if chunks > 1 {
@@ -199,6 +216,7 @@ macro_rules! gemv {
             out: &mut [f32],
         ) {
             let (ty, table, zero) = (coded.scale_type, table(coded), zero_of::<BITS, TABLE>(coded));
+            let full = x.bias != 0;
             let geometry = &x.shape.geometry;
             let lanes = tile.panels * PANEL;
             let unit_bytes = unit_lines(BITS) * tile.panels * LINE;
@@ -206,13 +224,13 @@ macro_rules! gemv {
             let records = tile.bytes.chunks(geometry.record_bytes(tile.panels));
             for (g, (record, codes)) in records.zip(x.codes.chunks(geometry.record_padded())).enumerate() {
                 let (head, bytes) = record.split_at(lanes * geometry.head);
-                let (xsum, s_x) = (x.sums[g], all(x.scales[g]));
+                let (xsum, s_x) = (x.totals[g], all(x.scales[g]));
                 for line in 0..head.len().div_ceil(LINE) {
                     prefetch(head, AHEAD + line * LINE);
                 }
                 for p in 0..tile.panels {
                     let lane = p * PANEL;
-                    let mut sums = [ints(-zero * xsum); PARTS];
+                    let mut sums = start(x, g, lane, -zero * x.sums[g]);
                     if offset == Offset::Zero {
                         for h in 0..PARTS {
                             let zeros = unsigned_bytes(head, lanes * ty.bytes() + lane + h * LANES);
@@ -220,7 +238,15 @@ macro_rules! gemv {
                         }
                     }
                     let stride = tile.panels * LINE;
-                    units::<BITS, TABLE>(bytes, unit_bytes, p * LINE, stride, codes, table, &mut sums);
+                    units::<BITS, TABLE>(
+                        bytes,
+                        unit_bytes,
+                        p * LINE,
+                        stride,
+                        (codes, full),
+                        table,
+                        &mut sums,
+                    );
                     for h in 0..PARTS {
                         let lane = lane + h * LANES;
                         let s = mul(scales(ty, head, lane), s_x);
@@ -270,6 +296,7 @@ macro_rules! gemv {
             out: &mut [f32],
         ) {
             let (ty, table, zero) = (coded.scale_type, table(coded), zero_of::<BITS, TABLE>(coded));
+            let full = x.bias != 0;
             let geometry = &x.shape.geometry;
             let groups = SUPER_BLOCK / QUAD / GQ;
             let lanes = tile.panels * PANEL;
@@ -287,6 +314,7 @@ macro_rules! gemv {
                 }
                 let subs = &head[lanes * ty.bytes() * (1 + minimum as usize)..];
                 let xsums = &x.sums[b * groups..][..groups];
+                let totals = &x.totals[b * groups..][..groups];
                 for p in 0..tile.panels {
                     let mut isum = [ints(0); PARTS];
                     let mut j = 0;
@@ -297,14 +325,21 @@ macro_rules! gemv {
                             prefetch(bytes, AHEAD + p * LINE + line * stride);
                         }
                         for g in 0..quads / GQ {
-                            let mut dot = [ints(-zero * xsums[j]); PARTS];
+                            let mut dot = start(x, b * groups + j, p * PANEL, -zero * xsums[j]);
                             for u in 0..GQ / part {
                                 let q = g * GQ + u * part;
                                 let unit = &bytes[q / uq * unit_bytes..][..unit_bytes];
                                 let lines = lines::<BITS>(unit, p * LINE, stride);
                                 for r in 0..part / run {
                                     let r = r * run;
-                                    steps::<BITS, TABLE>(&lines, q % uq + r, codes, q + r, table, &mut dot);
+                                    steps::<BITS, TABLE>(
+                                        &lines,
+                                        q % uq + r,
+                                        (codes, full),
+                                        q + r,
+                                        table,
+                                        &mut dot,
+                                    );
                                 }
                             }
                             for h in 0..PARTS {
@@ -314,7 +349,7 @@ macro_rules! gemv {
                             j += 1;
                         }
                     }
-                    add_block(coded, minimum, head, (lanes, p * PANEL), &isum, xsums, x.scales[b], out);
+                    add_block(coded, minimum, head, (lanes, p * PANEL), &isum, totals, x.scales[b], out);
                 }
             }
         }

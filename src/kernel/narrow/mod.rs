@@ -4,13 +4,13 @@
 //! macros, which each instruction set's folder expands once with its features. What they leave to it:
 //! ```text
 //! vector   types Int, Float, Bytes of LANES rows of W, loads, stores, arithmetic   (x86_64/ymm, aarch64/q)
-//! step     part = begin(acc); part = step(part, codes, x, wide), ...; acc = end(acc, part)
+//! step     part = begin(acc); part = step(part, codes, x, wide, full), ...; acc = end(acc, part, wide && full)
 //! ```
 //! `step` multiplies the codes of 4 columns with one quad of x and adds. A [`run`] of steps may go into
 //! one part, which is 16 bits wide where the instruction set has no int8 dot product.
 //!
 //! Codes are signed bytes here: those of up to 6 bits as they are (signs as 0 or 2), table entries as
-//! they are, 8-bit codes with their top bit flipped. [`zero_point`] is what then has to be taken off.
+//! they are, 8-bit codes with their top bit flipped. x is `full` where it may hold -128. [`zero_point`] is what then has to be taken off.
 //!
 //! Code widths are constants only where codes are taken apart (`units`, `decode`); schemes of scales are
 //! looked at where a record begins.
@@ -44,9 +44,9 @@ pub(super) const fn wide(bits: u8, table: bool) -> bool {
     bits == 8 || table
 }
 
-/// Steps that may go into a part: a pair of products is in 16 bits at most `2 * 127 * code`, and
-/// `4 * 2 * 127 * 31`, `2 * 2 * 127 * 63` and, for wide ones, `2 * 127 * 128` are below 2^15. Divides a
-/// unit and 4.
+/// Steps that may go into a part: a pair of products is in 16 bits at most `2 * 128 * code`, and
+/// `4 * 2 * 128 * 31`, `2 * 2 * 128 * 63` and, for wide ones, `2 * 127 * 128` are below 2^15. (With wide
+/// codes and x of -128, `full`, steps take another way.) Divides a unit and 4.
 pub(super) const fn run(bits: u8, table: bool) -> usize {
     match bits {
         _ if wide(bits, table) => 1,
@@ -59,7 +59,7 @@ const _: () = {
     let mut bits = 1;
     while bits <= 6 {
         let code = if bits == 1 { 2 } else { (1 << bits) - 1 };
-        assert!(run(bits, false) as i32 * 2 * 127 * code < 1 << 15);
+        assert!(run(bits, false) as i32 * 2 * 128 * code < 1 << 15);
         assert!(unit_quads(bits).is_multiple_of(run(bits, false)) && 4 % run(bits, false) == 0);
         bits += 1;
     }

@@ -45,6 +45,15 @@ pub(super) fn floats(values: &[f32], at: usize) -> Float {
     unsafe { _mm256_loadu_ps(place.as_ptr()) }
 }
 
+/// The integers at `at`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn integers(values: &[i32], at: usize) -> Int {
+    let place: &[i32] = &values[at..at + LANES];
+    // SAFETY: `place` is 32 bytes; the load asks for no alignment.
+    unsafe { _mm256_loadu_si256(place.as_ptr().cast()) }
+}
+
 /// Stores floats.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]

@@ -35,7 +35,13 @@ pub(super) mod step {
 
     #[inline]
     #[target_feature(enable = "neon,dotprod")]
-    pub(in crate::kernel::aarch64) fn step(mut part: Part, codes: Bytes, x: Bytes, _wide: bool) -> Part {
+    pub(in crate::kernel::aarch64) fn step(
+        mut part: Part,
+        codes: Bytes,
+        x: Bytes,
+        _wide: bool,
+        _full: bool,
+    ) -> Part {
         // SAFETY: an instruction of this set on registers. (The intrinsic is unstable.)
         unsafe {
             core::arch::asm!("sdot {0:v}.4s, {1:v}.16b, {2:v}.16b",
@@ -47,7 +53,7 @@ pub(super) mod step {
 
     #[inline]
     #[target_feature(enable = "neon,dotprod")]
-    pub(in crate::kernel::aarch64) fn end(_acc: Int, part: Part) -> Int {
+    pub(in crate::kernel::aarch64) fn end(_acc: Int, part: Part, _full: bool) -> Int {
         part
     }
 }

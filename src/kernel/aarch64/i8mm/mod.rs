@@ -34,6 +34,7 @@ mod multiply {
     pub(super) fn multiply<const MR: usize, const WIDE: bool>(
         codes: &[u8],
         x: &[i8],
+        full: bool,
         acc: &mut [[Int; PARTS]; MR],
     ) {
         let (lines, _) = codes.as_chunks::<LINE>();
@@ -57,8 +58,8 @@ mod multiply {
                 }
                 if MR % 2 == 1 {
                     let i = MR - 1;
-                    acc[i][h] = step::step(acc[i][h], a, quad_of(x.as_flattened(), i), WIDE);
-                    acc[i][h] = step::step(acc[i][h], b, quad_of(x.as_flattened(), MR + i), WIDE);
+                    acc[i][h] = step::step(acc[i][h], a, quad_of(x.as_flattened(), i), WIDE, full);
+                    acc[i][h] = step::step(acc[i][h], b, quad_of(x.as_flattened(), MR + i), WIDE, full);
                 }
             }
         }
@@ -72,7 +73,7 @@ mod multiply {
         if let [line] = last {
             for i in 0..MR {
                 for h in 0..PARTS {
-                    acc[i][h] = step::step(acc[i][h], load(line, h), quad_of(x_last, i), WIDE);
+                    acc[i][h] = step::step(acc[i][h], load(line, h), quad_of(x_last, i), WIDE, full);
                 }
             }
         }

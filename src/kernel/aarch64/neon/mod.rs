@@ -41,14 +41,19 @@ mod step {
 
     #[inline]
     #[target_feature(enable = "neon")]
-    pub(super) fn step(part: Part, codes: Bytes, x: Bytes, _wide: bool) -> Part {
+    pub(super) fn step(part: Part, codes: Bytes, x: Bytes, _wide: bool, _full: bool) -> Part {
         let low = vmlal_s8(part.0, vget_low_s8(codes), vget_low_s8(x));
         (low, vmlal_high_s8(part.1, codes, x))
     }
 
     #[inline]
     #[target_feature(enable = "neon")]
-    pub(super) fn end(acc: Int, part: Part) -> Int {
+    pub(super) fn end(acc: Int, part: Part, full: bool) -> Int {
+        if full {
+            // A pair of -128 * -128 is 2^15.
+            let sums = vpaddq_s32(vpaddlq_s16(part.0), vpaddlq_s16(part.1));
+            return vaddq_s32(acc, sums);
+        }
         vpadalq_s16(acc, vpaddq_s16(part.0, part.1))
     }
 }

@@ -26,7 +26,7 @@ pub(super) mod step {
 
     use super::vector::{Bytes, Int};
 
-    /// 16 x i16: sums of pairs.
+    /// 16 x i16: sums of pairs; of wide codes with a full x 8 x i32.
     pub(in crate::kernel::x86_64) type Part = __m256i;
 
     /// What `step` adds to each wide code.
@@ -39,11 +39,21 @@ pub(super) mod step {
     }
 
     /// `vpmaddubsw` takes unsigned bytes times signed ones and saturates at 2^15. Codes of up to 6 bits
-    /// are unsigned and too small for that (`narrow::run`). Wide ones give their sign to x, which is
-    /// never -128: 2 * 128 * 127 is below 2^15.
+    /// are unsigned and too small for that (`narrow::run`). Wide ones give their sign to x where that is
+    /// never -128: 2 * 128 * 127 is below 2^15. Where it may be, bytes are widened to 16 bits first.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub(in crate::kernel::x86_64) fn step(part: Part, codes: Bytes, x: Bytes, wide: bool) -> Part {
+    pub(in crate::kernel::x86_64) fn step(
+        part: Part,
+        codes: Bytes,
+        x: Bytes,
+        wide: bool,
+        full: bool,
+    ) -> Part {
+        if wide && full {
+            let (low, high) = (widened::<true>(codes, x), widened::<false>(codes, x));
+            return _mm256_add_epi32(part, _mm256_add_epi32(low, high));
+        }
         let products = if wide {
             _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(x, codes))
         } else {
@@ -52,9 +62,20 @@ pub(super) mod step {
         _mm256_add_epi16(part, products)
     }
 
+    /// Sums of pairs of products in 32 bits: of the even or of the odd bytes.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub(in crate::kernel::x86_64) fn end(acc: Int, part: Part) -> Int {
+    fn widened<const EVEN: bool>(a: Bytes, b: Bytes) -> Int {
+        let words = |v| _mm256_srai_epi16::<8>(if EVEN { _mm256_slli_epi16::<8>(v) } else { v });
+        _mm256_madd_epi16(words(a), words(b))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(in crate::kernel::x86_64) fn end(acc: Int, part: Part, full: bool) -> Int {
+        if full {
+            return _mm256_add_epi32(acc, part);
+        }
         _mm256_add_epi32(acc, _mm256_madd_epi16(part, _mm256_set1_epi16(1)))
     }
 }

@@ -142,6 +142,24 @@ fn multiply<const MR: usize, const NP: usize>(block: &[u8], x: &[i8], acc: &mut 
     }
 }
 
+/// What the sums of a group begin with where codes of x are unsigned (`activation::WeightSums`).
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn add_weights<const MR: usize, const NP: usize>(
+    x: &Codes<'_>,
+    group: usize,
+    first: usize,
+    dot: &mut [[__m512i; NP]; MR],
+) {
+    let Some(weights) = x.weight_sums(group) else { return };
+    for p in 0..NP {
+        let sum = integers(weights, (first + p) * PANEL);
+        for i in 0..MR {
+            dot[i][p] = _mm512_add_epi32(dot[i][p], sum);
+        }
+    }
+}
+
 impl Work<'_, '_> {
     /// One scale for each row of W: integers over all of k, then one product.
     #[inline]
@@ -192,6 +210,9 @@ impl Work<'_, '_> {
             }
         }
         multiply::<MR, NP>(block, &x.codes[at * MR..][..len * MR], &mut acc);
+        if last {
+            add_weights(&x, 0, self.first, &mut acc);
+        }
         for i in 0..MR {
             for p in 0..NP {
                 let place = i * TILE + (self.first + p) * PANEL;
@@ -310,18 +331,20 @@ impl Work<'_, '_> {
         let s_x = x.scales[k.first_record * MR..].chunks_exact(MR);
         let records =
             k.codes[..k.columns * NP * PANEL].chunks(padded * NP * PANEL).zip(codes.chunks(padded * MR));
-        for ((((w, q), head), sums), s_x) in
-            records.zip(k.heads.chunks_exact(k.head_floats)).zip(sums).zip(s_x)
+        for (r, ((((w, q), head), sums), s_x)) in
+            records.zip(k.heads.chunks_exact(k.head_floats)).zip(sums).zip(s_x).enumerate()
         {
+            let g = k.first_record + r;
             let mut dot = [[_mm512_setzero_si512(); NP]; MR];
             for i in 0..MR {
                 dot[i] = [_mm512_set1_epi32(-zero * sums[i]); NP];
             }
+            add_weights(&x, g, self.first, &mut dot);
             if offset == Offset::Zero {
                 for i in 0..MR {
                     for p in 0..NP {
                         let zeros = _mm512_castps_si512(floats(head, (NP + p) * PANEL));
-                        let product = _mm512_mullo_epi32(zeros, _mm512_set1_epi32(sums[i]));
+                        let product = _mm512_mullo_epi32(zeros, _mm512_set1_epi32(x.totals[g * MR + i]));
                         dot[i][p] = _mm512_sub_epi32(dot[i][p], product);
                     }
                 }
@@ -336,7 +359,7 @@ impl Work<'_, '_> {
             }
             if offset == Offset::Minimum {
                 for i in 0..MR {
-                    let weighted = _mm512_set1_ps(sums[i] as f32 * s_x[i]);
+                    let weighted = _mm512_set1_ps(x.totals[g * MR + i] as f32 * s_x[i]);
                     for p in 0..NP {
                         acc[i][p] = _mm512_fmadd_ps(weighted, floats(head, (NP + p) * PANEL), acc[i][p]);
                     }
@@ -372,16 +395,18 @@ impl Work<'_, '_> {
         for (b, ((((w, q), head), sums), s_x)) in
             records.zip(k.heads.chunks_exact(k.head_floats)).zip(sums).zip(s_x).enumerate()
         {
-            let integers = |j: usize, p: usize| _mm512_castps_si512(floats(head, ((2 + j) * NP + p) * PANEL));
+            let first_group = (k.first_record + b) * groups;
+            let stored = |j: usize, p: usize| _mm512_castps_si512(floats(head, ((2 + j) * NP + p) * PANEL));
             let mut isum = [[_mm512_setzero_si512(); NP]; MR];
             for (j, (w, q)) in w.chunks_exact(len * NP * PANEL).zip(q.chunks_exact(len * MR)).enumerate() {
                 let mut dot = [[_mm512_setzero_si512(); NP]; MR];
                 for i in 0..MR {
                     dot[i] = [_mm512_set1_epi32(-zero * sums[j * MR + i]); NP];
                 }
+                add_weights(&x, first_group + j, self.first, &mut dot);
                 multiply::<MR, NP>(w, q, &mut dot);
                 for p in 0..NP {
-                    let sc = integers(j, p);
+                    let sc = stored(j, p);
                     for i in 0..MR {
                         isum[i][p] = _mm512_add_epi32(isum[i][p], _mm512_mullo_epi32(sc, dot[i][p]));
                     }
@@ -398,8 +423,8 @@ impl Work<'_, '_> {
                     if minimum {
                         let mut msum = _mm512_setzero_si512();
                         for j in 0..groups {
-                            let xsum = _mm512_set1_epi32(sums[j * MR + i]);
-                            msum = _mm512_add_epi32(msum, _mm512_mullo_epi32(integers(groups + j, p), xsum));
+                            let xsum = _mm512_set1_epi32(x.totals[(first_group + j) * MR + i]);
+                            msum = _mm512_add_epi32(msum, _mm512_mullo_epi32(stored(groups + j, p), xsum));
                         }
                         let dmin = _mm512_mul_ps(floats(head, (NP + p) * PANEL), s);
                         acc = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(msum), dmin, acc);

@@ -99,6 +99,20 @@ fn unit<const BITS: u8, const TABLE: bool, const NP: usize>(
     }
 }
 
+/// What the sums of a group begin with: `start`, and where codes of x are unsigned the weights' own
+/// (`activation::WeightSums`).
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn begin<const NP: usize>(x: &Codes<'_>, group: usize, first: usize, start: i32) -> [__m512i; NP] {
+    let mut sums = [_mm512_set1_epi32(start); NP];
+    if let Some(weights) = x.weight_sums(group) {
+        for p in 0..NP {
+            sums[p] = _mm512_add_epi32(sums[p], integers(weights, (first + p) * PANEL));
+        }
+    }
+    sums
+}
+
 /// Quad `i` of a row of activations in every lane.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -131,7 +145,7 @@ fn row<const BITS: u8, const TABLE: bool, const NP: usize>(
         for (c, (units, codes)) in
             units.chunks(chunk_units * base_bytes * bases).zip(x.codes.chunks(INT32_COLUMNS)).enumerate()
         {
-            sums = [_mm512_set1_epi32(-zero * x.sums[c]); NP];
+            sums = begin(x, base * x.shape.groups + c, first, -zero * x.sums[c]);
             for (u, q) in units.chunks_exact(base_bytes * bases).zip(codes.chunks_exact(columns)) {
                 for line in 0..unit_lines(BITS) * NP {
                     prefetch(u, AHEAD + line * LINE);
@@ -187,12 +201,13 @@ fn group<const BITS: u8, const TABLE: bool, const NP: usize>(
     let records = tile.bytes.chunks(geometry.record_bytes(stride));
     for (g, (record, codes)) in records.zip(x.codes.chunks(geometry.record_padded())).enumerate() {
         let (head, units) = record.split_at(lanes * geometry.head);
-        let (xsum, s_x) = (x.sums[g], _mm512_set1_ps(x.scales[g]));
-        let mut sums = [_mm512_set1_epi32(-zero * xsum); NP];
+        let (xsum, s_x) = (x.totals[g], _mm512_set1_ps(x.scales[g]));
+        let mut sums: [_; NP] = begin(x, g, first, -zero * x.sums[g]);
         if offset == Offset::Zero {
             for p in 0..NP {
                 let zeros = unsigned_bytes(head, lanes * ty.bytes() + (first + p) * PANEL);
-                sums[p] = _mm512_mullo_epi32(zeros, _mm512_set1_epi32(-xsum));
+                let product = _mm512_mullo_epi32(zeros, _mm512_set1_epi32(xsum));
+                sums[p] = _mm512_sub_epi32(sums[p], product);
             }
         }
         for line in 0..NP.div_ceil(2) {
@@ -244,11 +259,12 @@ fn two_level<const BITS: u8, const TABLE: bool, const NP: usize, const GQ: usize
         }
         let subs = &head[lanes * ty.bytes() * (1 + minimum as usize)..];
         let sums_x = &x.sums[b * groups..][..groups];
+        let totals = &x.totals[b * groups..][..groups];
         let mut isum = [_mm512_setzero_si512(); NP];
         let mut msum = [_mm512_setzero_si512(); NP];
         let mut j = 0;
         for (units, q) in units.chunks_exact(step / uq * unit_bytes).zip(codes.chunks_exact(step * QUAD)) {
-            let mut dot = [_mm512_set1_epi32(-zero * sums_x[j]); NP];
+            let mut dot: [_; NP] = begin(x, b * groups + j, first, -zero * sums_x[j]);
             for (u, unit) in units.chunks_exact(unit_bytes).enumerate() {
                 for line in 0..unit_lines(BITS) * NP {
                     prefetch(unit, AHEAD + line * LINE);
@@ -267,13 +283,13 @@ fn two_level<const BITS: u8, const TABLE: bool, const NP: usize, const GQ: usize
                         isum[p] = _mm512_add_epi32(isum[p], _mm512_mullo_epi32(sc, dot[p]));
                         if minimum {
                             let mn = signed_bytes(subs, (groups + j) * lanes + (first + p) * PANEL);
-                            let product = _mm512_mullo_epi32(mn, _mm512_set1_epi32(sums_x[j]));
+                            let product = _mm512_mullo_epi32(mn, _mm512_set1_epi32(totals[j]));
                             msum[p] = _mm512_add_epi32(msum[p], product);
                         }
                     }
                     j += 1;
                     if j < groups {
-                        dot = [_mm512_set1_epi32(-zero * sums_x[j]); NP];
+                        dot = begin(x, b * groups + j, first, -zero * sums_x[j]);
                     }
                 }
             }

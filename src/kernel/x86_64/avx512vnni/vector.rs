@@ -2,7 +2,7 @@
 
 use core::arch::x86_64::*;
 
-use crate::layout::{Coded, PANEL, ScaleType, Values};
+use crate::layout::{Coded, PANEL, ScaleType, TILE, Values};
 
 /// A line: 64 bytes.
 #[inline]
@@ -14,6 +14,14 @@ pub(super) fn line(bytes: &[u8], at: usize) -> __m512i {
 }
 
 /// Stores a line.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) fn integers(values: &[i32; TILE], at: usize) -> __m512i {
+    let v = &values[at..][..16];
+    // SAFETY: sixteen integers, checked on the line above.
+    unsafe { _mm512_loadu_si512(v.as_ptr().cast()) }
+}
+
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn put_line(bytes: &mut [u8], at: usize, v: __m512i) {

@@ -37,13 +37,19 @@ pub(super) mod step {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-    pub(in crate::kernel::x86_64) fn step(part: Part, codes: Bytes, x: Bytes, wide: bool) -> Part {
+    pub(in crate::kernel::x86_64) fn step(
+        part: Part,
+        codes: Bytes,
+        x: Bytes,
+        wide: bool,
+        _full: bool,
+    ) -> Part {
         _mm256_dpbusd_avx_epi32(part, if wide { flipped(codes) } else { codes }, x)
     }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-    pub(in crate::kernel::x86_64) fn end(_acc: Int, part: Part) -> Int {
+    pub(in crate::kernel::x86_64) fn end(_acc: Int, part: Part, _full: bool) -> Int {
         part
     }
 }

@@ -46,12 +46,12 @@ mod evex {
         }
         #[inline]
         #[target_feature(enable = "avx2,fma,f16c,avx512vl,avx512vnni")]
-        pub(super) fn step(part: Part, codes: Bytes, x: Bytes, wide: bool) -> Part {
+        pub(super) fn step(part: Part, codes: Bytes, x: Bytes, wide: bool, _full: bool) -> Part {
             _mm256_dpbusd_epi32(part, if wide { flipped(codes) } else { codes }, x)
         }
         #[inline]
         #[target_feature(enable = "avx2,fma,f16c,avx512vl,avx512vnni")]
-        pub(super) fn end(_acc: Int, part: Part) -> Int {
+        pub(super) fn end(_acc: Int, part: Part, _full: bool) -> Int {
             part
         }
     }
@@ -85,7 +85,7 @@ fn model(codes: [u8; 32], x: [i8; 32], wide: bool) -> [i32; 8] {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn avx2_step(codes: [u8; 32], x: [i8; 32], wide: bool) -> [i32; 8] {
+fn avx2_step(codes: [u8; 32], x: [i8; 32], wide: bool, full: bool) -> [i32; 8] {
     let vector = |bytes: [u8; 32]| {
         let mut line = [0; 64];
         line[..32].copy_from_slice(&bytes);
@@ -93,9 +93,9 @@ fn avx2_step(codes: [u8; 32], x: [i8; 32], wide: bool) -> [i32; 8] {
     };
     let acc = ymm::ints(0);
     let part = avx2::step::begin(acc);
-    let part = avx2::step::step(part, vector(codes), vector(x.map(|x| x as u8)), wide);
+    let part = avx2::step::step(part, vector(codes), vector(x.map(|x| x as u8)), wide, full);
     let mut out = [0.0; 8];
-    ymm::put_floats(&mut out, 0, ymm::as_floats(avx2::step::end(acc, part)));
+    ymm::put_floats(&mut out, 0, ymm::as_floats(avx2::step::end(acc, part, wide && full)));
     out.map(|v| v.to_bits() as i32)
 }
 
@@ -105,14 +105,21 @@ fn the_step_is_that_of_avx2() {
         return println!("not run: this CPU lacks avx2");
     }
     let mut random = Random(1);
-    for wide in [false, true] {
-        for _ in 0..10_000 {
+    for (wide, full) in [(false, false), (false, true), (true, false), (true, true)] {
+        for n in 0..10_000 {
             let codes = std::array::from_fn(|_| {
                 if wide { random.code(-128, 127) as u8 } else { random.code(0, 63) as u8 }
             });
-            let x = std::array::from_fn(|_| random.code(-127, 127) as i8);
+            let lowest = if full { -128 } else { -127 };
+            let mut x = std::array::from_fn(|_| random.code(lowest, 127) as i8);
+            let mut codes: [u8; 32] = codes;
+            if n == 0 {
+                codes.fill(if wide { 128 } else { 63 });
+                x.fill(lowest as i8);
+            }
             // SAFETY: detected above.
-            assert_eq!(model(codes, x, wide), unsafe { avx2_step(codes, x, wide) }, "{codes:?} {x:?}");
+            let got = unsafe { avx2_step(codes, x, wide, full) };
+            assert_eq!(model(codes, x, wide), got, "{codes:?} {x:?} {full}");
         }
     }
 }
@@ -201,13 +208,31 @@ fn compare(layout: Layout, n: usize, k: usize, random: &mut Random) {
         let mut outs = vec![];
         for kernel in 0..3 {
             let mut out = vec![f32::NAN; M * TILE];
-            let mut scratch = vec![0; crate::kernel::narrow::gemm::scratch(&packed, M)];
+            let scalar = (crate::kernel::scalar::KERNELS[0][1].scratch)(&packed, M);
+            let mut scratch = vec![0; crate::kernel::narrow::gemm::scratch(&packed, M).max(scalar) + 64];
             let skip = scratch.as_ptr().align_offset(64).min(64);
             let x = match kernel {
-                2 => Codes { mr: M, shape: &shape, codes: &panels.0, scales: &panels.1, sums: &panels.2 },
-                _ => Codes { mr: 1, shape: &shape, codes: &codes, scales: &scales, sums: &sums },
+                2 => Codes {
+                    mr: M,
+                    shape: &shape,
+                    codes: &panels.0,
+                    scales: &panels.1,
+                    sums: &panels.2,
+                    totals: &panels.2,
+                    bias: 0,
+                    weight_sums: &[],
+                },
+                _ => Codes {
+                    mr: 1,
+                    shape: &shape,
+                    codes: &codes,
+                    scales: &scales,
+                    sums: &sums,
+                    totals: &sums,
+                    bias: 0,
+                    weight_sums: &[],
+                },
             };
-            scratch.resize(scratch.len() + 64, 0);
             let mut job = Job {
                 packed: &packed,
                 tile,

@@ -1,0 +1,413 @@
+//! The order of a call: workspace, activations of a block of the batch, then tile by tile.
+
+use std::mem::MaybeUninit;
+
+use super::Linear;
+use crate::activation::{Activations, Codes, Floats, RowCodes, Width};
+use crate::error::{Result, fail};
+use crate::exec::Executor;
+use crate::kernel::{self, Job};
+use crate::layout::{QUAD, TILE};
+use crate::matrix::{MatrixMut, MatrixRef};
+use crate::memory::{ALIGNMENT, Heap};
+
+/// Rows of x that are taken at a time: more would only enlarge the workspace.
+const BATCH: usize = 512;
+/// A call whose workspace is no larger takes it from the stack: about what a tiny layer needs.
+const STACK: usize = 6 << 10;
+
+/// Multiply-adds from which on a call is shared among threads: about 4 us of one thread's work, what
+/// handing over costs.
+const SHARE_FROM: usize = 1 << 19;
+
+/// Where everything lies in a workspace.
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    /// Rows of a block of the batch, and of a panel.
+    rows: usize,
+    mr: usize,
+    codes: usize,
+    scales: usize,
+    sums: usize,
+    /// `sums` themselves where codes are signed.
+    totals: usize,
+    finite: usize,
+    /// The first slot, and its parts relative to it.
+    slots: usize,
+    staged: usize,
+    permuted: usize,
+    row_codes: usize,
+    out: usize,
+    scratch: usize,
+    slot_bytes: usize,
+    bytes: usize,
+}
+
+/// Rows of a block of the batch and bytes of workspace for a call of one layer on `m` rows.
+pub(super) fn planned(layer: &Linear, m: usize, executor: &Executor) -> (usize, usize) {
+    let plan = lay_out(&[Target { layer, y: MatrixMut::of(&mut [], 0) }], m, executor.width());
+    (plan.rows, plan.bytes)
+}
+
+impl Linear {
+    /// Stages, and where integers are asked for quantises, the rows of one panel of x.
+    ///
+    /// # Safety
+    /// `space` holds the plan; no one else uses this panel's or this slot's parts meanwhile.
+    unsafe fn activate(
+        &self,
+        panel: usize,
+        rows: usize,
+        x: MatrixRef,
+        plan: &Plan,
+        space: Space,
+        slot: usize,
+    ) {
+        let (mr, in_features) = (plan.mr, self.in_features());
+        let at = plan.slots + slot * plan.slot_bytes;
+        // SAFETY: the caller's contract; the plan's parts do not overlap.
+        let staged: &mut [f32] = unsafe { space.part_mut(at + plan.staged, in_features) };
+        for i in 0..mr {
+            let index = panel * mr + i;
+            let row = if index >= rows {
+                staged.fill(0.0); // past the batch: computed and not stored
+                &*staged
+            } else if self.has_front() {
+                match x.row(index) {
+                    Some(row) => staged.copy_from_slice(row),
+                    None => x.read_row(index, staged),
+                }
+                if let Some(norm) = &self.norm {
+                    norm.apply(self.isa, staged);
+                }
+                if let Some(rotation) = &self.rotation {
+                    rotation.apply(self.isa, staged);
+                }
+                match self.packed.permutation() {
+                    None => &*staged,
+                    Some(columns) => {
+                        // SAFETY: as above; the plan has this part where a layer has both.
+                        let out: &mut [f32] = unsafe { space.part_mut(at + plan.permuted, in_features) };
+                        for (out, &k) in out.iter_mut().zip(columns) {
+                            *out = staged[k as usize];
+                        }
+                        &*out
+                    }
+                }
+            } else {
+                match (self.packed.permutation(), x.row(index)) {
+                    (None, Some(row)) => row,
+                    (None, None) => {
+                        x.read_row(index, staged);
+                        &*staged
+                    }
+                    (Some(columns), _) => {
+                        x.read_permuted(index, columns, staged);
+                        &*staged
+                    }
+                }
+            };
+            let Some(rule) = &self.rule else {
+                // SAFETY: as above.
+                let out: &mut [f32] =
+                    unsafe { space.part_mut(plan.codes + panel * mr * in_features * 4, mr * in_features) };
+                for (v, out) in row.iter().zip(out.chunks_exact_mut(mr)) {
+                    out[i] = *v;
+                }
+                // SAFETY: as above; one byte of this panel's. Float rows carry their own NaN.
+                unsafe { space.part_mut::<u8>(plan.finite + index, 1)[0] = 1 };
+                continue;
+            };
+            let (code_len, records, groups) =
+                (self.shape.quads * QUAD, self.shape.geometry.records, self.shape.groups);
+            let unsigned = rule.width == Width::Uint8;
+            let total_groups = if unsigned { groups } else { 0 };
+            // SAFETY: as above; without unsigned codes `totals` is empty.
+            let (codes, scales, sums, totals) = unsafe {
+                (
+                    space.part_mut::<i8>(plan.codes + panel * mr * code_len, mr * code_len),
+                    space.part_mut::<f32>(plan.scales + panel * mr * records * 4, mr * records),
+                    space.part_mut::<i32>(plan.sums + panel * mr * groups * 4, mr * groups),
+                    space.part_mut::<i32>(plan.totals + panel * mr * groups * 4, mr * total_groups),
+                )
+            };
+            let finite = if mr == 1 {
+                let mut out = RowCodes { codes, scales, sums, totals };
+                kernel::quantize_row(self.isa, row, &self.shape, rule, &mut out)
+            } else {
+                let at = at + plan.row_codes;
+                // SAFETY: as above.
+                let (row_codes, row_scales, row_sums, row_totals) = unsafe {
+                    (
+                        space.part_mut::<i8>(at, code_len),
+                        space.part_mut::<f32>(at + code_len, records),
+                        space.part_mut::<i32>(at + code_len + records * 4, groups),
+                        space.part_mut::<i32>(at + code_len + records * 4 + groups * 4, total_groups),
+                    )
+                };
+                let mut out =
+                    RowCodes { codes: row_codes, scales: row_scales, sums: row_sums, totals: row_totals };
+                let finite = kernel::quantize_row(self.isa, row, &self.shape, rule, &mut out);
+                for (q, quad) in row_codes.as_chunks::<QUAD>().0.iter().zip(codes.chunks_exact_mut(mr * QUAD))
+                {
+                    quad[i * QUAD..][..QUAD].copy_from_slice(q);
+                }
+                for (s, out) in row_scales.iter().zip(scales.chunks_exact_mut(mr)) {
+                    out[i] = *s;
+                }
+                for (s, out) in row_sums.iter().zip(sums.chunks_exact_mut(mr)) {
+                    out[i] = *s;
+                }
+                for (s, out) in row_totals.iter().zip(totals.chunks_exact_mut(mr)) {
+                    out[i] = *s;
+                }
+                finite
+            };
+            // SAFETY: as above; one byte of this panel's.
+            unsafe { space.part_mut::<u8>(plan.finite + index, 1)[0] = finite as u8 };
+        }
+    }
+
+    /// The product's scale, the bias, the epilogue, and the way into y.
+    fn finish(&self, tile: usize, rows: usize, finite: &[u8], out: &mut [f32], y: MatrixMut) {
+        let first = tile * TILE;
+        let lanes = TILE.min(self.out_features() - first);
+        for (i, row) in out.chunks_exact_mut(TILE).take(rows).enumerate() {
+            let row = &mut row[..lanes];
+            if finite[i] == 0 {
+                row.fill(f32::NAN);
+            } else {
+                if let Some(scale) = self.product_scale {
+                    row.iter_mut().for_each(|v| *v *= scale);
+                }
+                if let Some(bias) = &self.bias {
+                    row.iter_mut().zip(&bias[first..]).for_each(|(v, b)| *v += b);
+                }
+            }
+            self.epilogue.apply(self.isa, row);
+            y.write(i, first, row);
+        }
+    }
+}
+
+/// One layer of a call and where its rows go.
+#[derive(Clone, Copy)]
+pub struct Target<'a> {
+    /// The layer.
+    pub layer: &'a Linear,
+    /// `m` rows of its `out_features`.
+    pub y: MatrixMut,
+}
+
+/// `y_i = x W_iᵀ + b_i` for several layers on the same `m` rows of x. Neighbours that take x in the same
+/// form share it: it is staged and quantised once, and their tiles are one parallel region. Every y is
+/// bit for bit what a call of its own would give. A workspace as large as the layers' planned ones
+/// together is always enough.
+pub fn forward(
+    targets: &[Target<'_>],
+    m: usize,
+    x: MatrixRef,
+    mut workspace: Option<&mut [u8]>,
+    heap: &Heap,
+    executor: &Executor,
+) -> Result<()> {
+    if m == 0 {
+        return Ok(());
+    }
+    for targets in targets.chunk_by(|a, b| a.layer.shares_activations(b.layer)) {
+        forward_sharing(targets, m, x, workspace.as_deref_mut(), heap, executor)?;
+    }
+    Ok(())
+}
+
+/// The same for layers that share their activations; at least one.
+fn forward_sharing(
+    targets: &[Target<'_>],
+    m: usize,
+    x: MatrixRef,
+    workspace: Option<&mut [u8]>,
+    heap: &Heap,
+    executor: &Executor,
+) -> Result<()> {
+    let plan = lay_out(targets, m, executor.width());
+    let need = plan.bytes + ALIGNMENT;
+    let mut stack = MaybeUninit::<[u8; STACK]>::uninit();
+    let mut own = None;
+    let space: &mut [u8] = match workspace {
+        Some(space) => space,
+        None if need <= STACK => {
+            // SAFETY: the slice is of exactly the array's bytes; they are initialised here.
+            unsafe {
+                let start = stack.as_mut_ptr().cast::<u8>();
+                start.write_bytes(0, need);
+                std::slice::from_raw_parts_mut(start, need)
+            }
+        }
+        None => own.insert(heap.buffer(need, "workspace")?).bytes_mut(),
+    };
+    let skip = space.as_ptr().align_offset(ALIGNMENT);
+    if space.len() < skip || space.len() - skip < plan.bytes {
+        let have = space.len();
+        return Err(fail!(BufferTooSmall, "workspace of {have} bytes, {need} needed (see bl_plan)"));
+    }
+    let space = Space { start: space[skip..].as_mut_ptr() };
+    for at in (0..m).step_by(plan.rows) {
+        let rows = plan.rows.min(m - at);
+        block(targets, at, rows, x.skip(at), &plan, space, executor)?;
+    }
+    Ok(())
+}
+
+fn lay_out(targets: &[Target<'_>], m: usize, slots: usize) -> Plan {
+    let rows = m.clamp(1, BATCH);
+    let layer = targets[0].layer;
+    // The panels of x suit every kernel: as many rows as the one that takes fewest.
+    let mr = targets.iter().map(|t| kernel::panel_rows(t.layer.kernel(rows), rows)).min().unwrap_or(1);
+    let padded_rows = rows.next_multiple_of(mr);
+    let in_features = layer.in_features();
+    let mut at = 0;
+    let mut take = |bytes: usize| {
+        let start = at;
+        at += bytes.next_multiple_of(ALIGNMENT);
+        start
+    };
+    let (code_bytes, scales, sums, totals) = match layer.rule {
+        None => (in_features * 4, 0, 0, 0),
+        Some(rule) => {
+            let shape = &layer.shape;
+            let totals = if rule.width == Width::Uint8 { shape.groups * 4 } else { 0 };
+            (shape.quads * QUAD, shape.geometry.records * 4, shape.groups * 4, totals)
+        }
+    };
+    let codes = take(padded_rows * code_bytes);
+    let (scales_at, sums_at) = (take(padded_rows * scales), take(padded_rows * sums));
+    let totals_at = if totals > 0 { take(padded_rows * totals) } else { sums_at };
+    let finite = take(padded_rows);
+    let slots_at = take(0);
+    let staged = take(in_features * 4) - slots_at;
+    let both = layer.has_front() && layer.packed.permutation().is_some();
+    let permuted = take(if both { in_features * 4 } else { 0 }) - slots_at;
+    // A row of codes, its scales and its sums, before they are interleaved.
+    let row_codes =
+        take(if mr > 1 && layer.rule.is_some() { code_bytes + scales + sums + totals } else { 0 }) - slots_at;
+    let out = take(padded_rows * TILE * 4) - slots_at;
+    let scratch_bytes = |t: &Target<'_>| (t.layer.kernel(rows).scratch)(&t.layer.packed, rows);
+    let scratch = take(targets.iter().map(scratch_bytes).max().unwrap_or(0)) - slots_at;
+    let slot_bytes = take(0) - slots_at;
+    Plan {
+        rows,
+        mr,
+        codes,
+        scales: scales_at,
+        sums: sums_at,
+        totals: totals_at,
+        finite,
+        slots: slots_at,
+        staged,
+        permuted,
+        row_codes,
+        out,
+        scratch,
+        slot_bytes,
+        bytes: slots_at + slot_bytes * slots,
+    }
+}
+
+/// One block of the batch, from row `first` on: the activations of all its rows, then tile by tile.
+fn block(
+    targets: &[Target<'_>],
+    first: usize,
+    rows: usize,
+    x: MatrixRef,
+    plan: &Plan,
+    space: Space,
+    executor: &Executor,
+) -> Result<()> {
+    let layer = targets[0].layer;
+    let panels = rows.div_ceil(plan.mr);
+    // Waking threads costs microseconds: what one thread does sooner, one thread does.
+    let outputs: usize = targets.iter().map(|t| t.layer.out_features()).sum();
+    let operations = rows.saturating_mul(layer.in_features()).saturating_mul(outputs);
+    let executor = if operations < SHARE_FROM { &Executor::Serial } else { executor };
+    executor.run(panels, &|slot, panel| {
+        // SAFETY: each piece writes the parts of its own panel and of its own slot.
+        unsafe { layer.activate(panel, rows, x, plan, space, slot) };
+        Ok(())
+    })?;
+    let count = panels * plan.mr;
+    // SAFETY: within the plan's bytes, checked in `forward_sharing`; a byte is read after the region
+    // above has written it.
+    let finite = unsafe { space.part::<u8>(plan.finite, count) };
+    let tiles: usize = targets.iter().map(|t| t.layer.packed.tiles()).sum();
+    executor.run(tiles, &|slot, piece| {
+        let mut tile = piece;
+        let mut targets = targets.iter();
+        let target = loop {
+            match targets.next() {
+                Some(target) if tile < target.layer.packed.tiles() => break target,
+                Some(target) => tile -= target.layer.packed.tiles(),
+                None => return Ok(()), // no such piece
+            }
+        };
+        let layer = target.layer;
+        // SAFETY: within the plan's bytes; only read in this region.
+        let batch = unsafe {
+            match layer.rule {
+                None => Activations::Float(Floats {
+                    mr: plan.mr,
+                    values: space.part(plan.codes, count * layer.in_features()),
+                }),
+                Some(rule) => Activations::Integer(Codes {
+                    mr: plan.mr,
+                    shape: &layer.shape,
+                    codes: space.part(plan.codes, count * layer.shape.quads * QUAD),
+                    scales: space.part(plan.scales, count * layer.shape.geometry.records),
+                    sums: space.part(plan.sums, count * layer.shape.groups),
+                    totals: space.part(plan.totals, count * layer.shape.groups),
+                    bias: rule.width.bias(),
+                    weight_sums: layer.weight_sums.as_ref().map_or(&[], |sums| sums.tile(tile)),
+                }),
+            }
+        };
+        let at = plan.slots + slot * plan.slot_bytes;
+        // SAFETY: within the plan's bytes; a slot is one piece's at a time (`Executor::run`).
+        let (out, scratch) = unsafe {
+            (
+                space.part_mut::<f32>(at + plan.out, count * TILE),
+                space.part_mut::<u8>(at + plan.scratch, plan.slot_bytes - plan.scratch),
+            )
+        };
+        let mut job = Job { packed: &layer.packed, tile, x: batch, rows, out, scratch };
+        kernel::run(layer.kernel(plan.rows), &mut job)?;
+        layer.finish(tile, rows, finite, out, target.y.skip(first));
+        Ok(())
+    })
+}
+
+/// The start of a workspace, shared by the pieces of a call.
+#[derive(Clone, Copy)]
+struct Space {
+    start: *mut u8,
+}
+
+// SAFETY: pieces use disjoint parts of it (see `block`).
+unsafe impl Send for Space {}
+// SAFETY: as above.
+unsafe impl Sync for Space {}
+
+impl Space {
+    /// # Safety
+    /// `at .. at + len * size_of::<T>()` is inside the workspace, `at` is a multiple of T's alignment,
+    /// and no one writes it meanwhile. `T` is valid for any bytes.
+    unsafe fn part<'a, T>(self, at: usize, len: usize) -> &'a [T] {
+        // SAFETY: the caller's contract.
+        unsafe { std::slice::from_raw_parts(self.start.add(at).cast(), len) }
+    }
+
+    /// # Safety
+    /// As `part`, and no one else reads it meanwhile.
+    unsafe fn part_mut<'a, T>(self, at: usize, len: usize) -> &'a mut [T] {
+        // SAFETY: the caller's contract.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(at).cast(), len) }
+    }
+}

@@ -1,0 +1,296 @@
+//! `Linear`: packed weights, the kernels chosen for them, and what stands around the product. The noun
+//! of the ABI.
+//!
+//! ```text
+//! row of x --f32--> norm --> rotation --> columns in packed order --> codes + scales   once a row
+//! product * its scale + bias --> epilogue --> y, or y + it                             tile by tile
+//! ```
+
+mod forward;
+mod options;
+
+pub use forward::{Target, forward};
+pub use options::{Activation, Options, Settings};
+
+use crate::activation::{Kind, Rule, Shape, WeightSums, Width};
+use crate::codec::Matrix;
+use crate::cpu::Isa;
+use crate::epilogue::Epilogue;
+use crate::error::{Result, fail};
+use crate::exec::Executor;
+use crate::kernel::{self, Choice, Kernel};
+use crate::layout::{Layout, Packed, Row};
+use crate::matrix::{MatrixMut, MatrixRef};
+use crate::memory::{Heap, copied};
+use crate::norm::Norm;
+use crate::rotation::Rotation;
+
+/// One linear layer, `y = epilogue((R norm(x) Wᵀ) s + b)`, of which all but the product may be missing.
+/// Immutable: any number of threads may use it at a time.
+pub struct Linear {
+    packed: Packed,
+    rule: Option<Rule>,
+    shape: Shape,
+    /// Where the rule's codes are unsigned.
+    weight_sums: Option<WeightSums>,
+    isa: Isa,
+    choice: Choice,
+    product_scale: Option<f32>,
+    bias: Option<Vec<f32>>,
+    norm: Option<Norm>,
+    rotation: Option<Rotation>,
+    epilogue: Epilogue,
+}
+
+/// What `bl_plan` reports.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanInfo {
+    /// The kernel that will run.
+    pub kernel: &'static Kernel,
+    /// Bytes of workspace, to be aligned to [`ALIGNMENT`].
+    pub workspace: usize,
+    /// Bytes of weights and scales that one call reads.
+    pub bytes_read: u64,
+    /// Multiply-adds times two.
+    pub operations: u64,
+}
+
+/// What stands around a product: options, checked and copied.
+struct Around {
+    rule: Option<Rule>,
+    product_scale: Option<f32>,
+    bias: Option<Vec<f32>>,
+    norm: Option<Norm>,
+    rotation: Option<Rotation>,
+    epilogue: Epilogue,
+}
+
+impl Around {
+    fn new(options: &Options<'_>, layout: &Layout, rows: usize, columns: usize) -> Result<Around> {
+        let rule = options.activation.resolve(layout, columns, options.activation_scale)?;
+        if let Some(s) = options.activation_scale {
+            if rule.is_none() {
+                return Err(fail!(InvalidArgument, "activation_scale is set, but x is taken as floats"));
+            }
+            if !(s > 0.0 && s.is_finite() && (1.0 / s).is_finite()) {
+                return Err(fail!(
+                    InvalidArgument,
+                    "activation_scale is {s}: it and its inverse above 0 and finite expected"
+                ));
+            }
+        }
+        let norm = options.norm.map(|spec| Norm::new(&spec, columns)).transpose()?;
+        let rotation = options.rotation.map(|spec| Rotation::new(&spec, columns)).transpose()?;
+        let bias = match options.bias {
+            Some(bias) if bias.len() != rows => {
+                return Err(fail!(
+                    InvalidArgument,
+                    "bias has {} values, the layer {rows} outputs",
+                    bias.len()
+                ));
+            }
+            bias => bias.map(|bias| copied(bias, "bias")).transpose()?,
+        };
+        let (product_scale, epilogue) = (options.product_scale, options.epilogue);
+        Ok(Around { rule, product_scale, bias, norm, rotation, epilogue })
+    }
+}
+
+impl Linear {
+    /// Packs a matrix. `seen` is told each row of it that has been read.
+    pub fn new(
+        matrix: &dyn Matrix,
+        options: &Options<'_>,
+        isa: Isa,
+        heap: &Heap,
+        seen: &mut dyn FnMut(usize),
+    ) -> Result<Linear> {
+        // Before the weights are packed: a wrong parameter should not take seconds to find.
+        let (rows, columns) = (matrix.out_features(), matrix.in_features());
+        let around = Around::new(options, &matrix.layout(), rows, columns)?;
+        Linear::with(Linear::pack(matrix, heap, seen)?, around, isa)
+    }
+
+    /// The panels of a matrix. `seen` is told each row of it that has been read.
+    pub fn pack(matrix: &dyn Matrix, heap: &Heap, seen: &mut dyn FnMut(usize)) -> Result<Packed> {
+        let mut packed = Packed::room_for(matrix, heap)?;
+        let mut row = Row::new(matrix.layout(), matrix.in_features())?;
+        for tile in 0..packed.tiles() {
+            packed.fill_tile(tile, matrix, &mut row, seen)?;
+        }
+        Ok(packed)
+    }
+
+    /// The layer of panels that are there already.
+    pub fn of(packed: Packed, options: &Options<'_>, isa: Isa) -> Result<Linear> {
+        let around = Around::new(options, packed.layout(), packed.out_features(), packed.in_features())?;
+        Linear::with(packed, around, isa)
+    }
+
+    fn with(packed: Packed, around: Around, isa: Isa) -> Result<Linear> {
+        let kind = if around.rule.is_some() { Kind::Integer } else { Kind::Float };
+        let shape = Shape::new(packed.layout(), *packed.geometry());
+        let choice = kernel::select(packed.layout(), packed.in_features(), kind, isa);
+        let weight_sums = weight_sums(&packed, around.rule, &shape)?;
+        let Around { rule, product_scale, bias, norm, rotation, epilogue } = around;
+        Ok(Linear {
+            packed,
+            rule,
+            shape,
+            weight_sums,
+            isa,
+            choice,
+            product_scale,
+            bias,
+            norm,
+            rotation,
+            epilogue,
+        })
+    }
+
+    /// Takes other weights of the same shape and layout.
+    pub fn replace(&mut self, packed: Packed) -> Result<()> {
+        let same = packed.layout() == self.packed.layout()
+            && packed.geometry() == self.packed.geometry()
+            && packed.out_features() == self.packed.out_features();
+        if !same {
+            return Err(fail!(InvalidArgument, "weights of another shape or layout than the layer's"));
+        }
+        self.weight_sums = weight_sums(&packed, self.rule, &self.shape)?;
+        self.packed = packed;
+        Ok(())
+    }
+
+    /// Rows of W: values of a row of y.
+    pub fn out_features(&self) -> usize {
+        self.packed.out_features()
+    }
+
+    /// Columns of W: values of a row of x.
+    pub fn in_features(&self) -> usize {
+        self.packed.in_features()
+    }
+
+    /// The packed weights.
+    pub fn packed(&self) -> &Packed {
+        &self.packed
+    }
+
+    /// Dequantises one row into `weights`, columns in the order of x: times the product's scale, if there
+    /// is one. `row` is of [`Packed::row`].
+    pub fn read_weights(&self, index: usize, row: &mut Row, weights: &mut [f32]) {
+        self.packed.read_weights(index, row, weights);
+        if let Some(scale) = self.product_scale {
+            weights.iter_mut().for_each(|w| *w *= scale);
+        }
+    }
+
+    /// How x is taken, resolved: never `Auto`.
+    pub fn activation(&self) -> Activation {
+        Activation::of(self.rule, self.packed.layout())
+    }
+
+    /// What the product is multiplied with.
+    pub fn product_scale(&self) -> Option<f32> {
+        self.product_scale
+    }
+
+    /// The values added to an output.
+    pub fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
+    }
+
+    /// The norm in front.
+    pub fn norm(&self) -> Option<&Norm> {
+        self.norm.as_ref()
+    }
+
+    /// The rotation in front.
+    pub fn rotation(&self) -> Option<&Rotation> {
+        self.rotation.as_ref()
+    }
+
+    /// What is done to outputs.
+    pub fn epilogue(&self) -> Epilogue {
+        self.epilogue
+    }
+
+    /// The scale that a caller fixed for the activations.
+    pub fn activation_scale(&self) -> Option<f32> {
+        self.rule.and_then(|rule| rule.fixed_scale)
+    }
+
+    /// Whether rows of x are changed before they are taken.
+    fn has_front(&self) -> bool {
+        self.norm.is_some() || self.rotation.is_some()
+    }
+
+    /// Bytes that the layer owns.
+    pub fn bytes(&self) -> usize {
+        let panels = if self.packed.is_kept() { 0 } else { self.packed.bytes() };
+        panels
+            + self.bias.as_ref().map_or(0, |b| b.len() * 4)
+            + self.norm.as_ref().map_or(0, Norm::bytes)
+            + self.rotation.as_ref().map_or(0, Rotation::bytes)
+            + self.weight_sums.as_ref().map_or(0, WeightSums::bytes)
+    }
+
+    /// Bytes that it reads in place from a file.
+    pub fn bytes_mapped(&self) -> usize {
+        if self.packed.is_kept() { self.packed.bytes() } else { 0 }
+    }
+
+    /// What a forward call on `m` rows will do and need.
+    pub fn plan(&self, m: usize, executor: &Executor) -> PlanInfo {
+        let (rows, workspace) = forward::planned(self, m, executor);
+        let blocks = m.div_ceil(rows.max(1)).max(1) as u64;
+        PlanInfo {
+            kernel: self.kernel(rows),
+            workspace,
+            bytes_read: (self.bytes() + self.bytes_mapped()) as u64 * blocks,
+            operations: 2 * m as u64 * self.in_features() as u64 * self.out_features() as u64,
+        }
+    }
+
+    /// The kernel for that many rows of x.
+    fn kernel(&self, rows: usize) -> &'static Kernel {
+        if rows == 1 { self.choice.gemv } else { self.choice.gemm }
+    }
+
+    /// Whether both take the same x in the same form, so that it is staged and quantised once.
+    fn shares_activations(&self, other: &Linear) -> bool {
+        let (a, b) = (&self.shape, &other.shape);
+        let cut = |s: &Shape| (s.group, s.groups, s.quads, s.geometry.record, s.geometry.record_padded());
+        self.in_features() == other.in_features()
+            && self.rule == other.rule
+            && (self.rule.is_none() || cut(a) == cut(b))
+            && self.packed.permutation() == other.packed.permutation()
+            && self.norm == other.norm
+            && self.rotation == other.rotation
+    }
+
+    /// `y = epilogue((R norm(x) Wᵀ) s + b)` for `m` rows, added to y where its view says so
+    /// ([`MatrixMut::accumulating`]). `workspace`, where given, has at least the planned bytes from its
+    /// first 64-byte boundary on; then nothing is allocated here.
+    pub fn forward(
+        &self,
+        m: usize,
+        x: MatrixRef,
+        y: MatrixMut,
+        workspace: Option<&mut [u8]>,
+        heap: &Heap,
+        executor: &Executor,
+    ) -> Result<()> {
+        forward(&[Target { layer: self, y }], m, x, workspace, heap, executor)
+    }
+}
+
+/// What unsigned codes of x need of the weights.
+fn weight_sums(packed: &Packed, rule: Option<Rule>, shape: &Shape) -> Result<Option<WeightSums>> {
+    match (rule, packed.layout()) {
+        (Some(Rule { width: Width::Uint8, .. }), Layout::Coded(coded)) => {
+            WeightSums::of(packed, coded, shape).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
