@@ -219,7 +219,7 @@ fn unpack_six_bits(s: &[u8], scales: &mut [i8; 8], minima: &mut [i8; 8]) {
 }
 
 /// The codes of super-block `b` of a row of whole super-blocks.
-fn codes(row: &Row, b: usize) -> &[u8; SUPER_BLOCK] {
+fn codes<'a>(row: &'a Row, b: usize) -> &'a [u8; SUPER_BLOCK] {
     &row.codes.as_chunks().0[b]
 }
 

@@ -177,6 +177,17 @@ impl<'a> Row<'a> {
         (row, rest)
     }
 
+    /// Takes the values of another row of the same layout and columns.
+    pub fn copy_from(&mut self, other: &Row<'_>) {
+        self.codes.copy_from_slice(&other.codes);
+        self.floats.copy_from_slice(&other.floats);
+        self.scales.copy_from_slice(&other.scales);
+        self.minimums.copy_from_slice(&other.minimums);
+        self.zeros.copy_from_slice(&other.zeros);
+        self.sub_scales.copy_from_slice(&other.sub_scales);
+        self.sub_minimums.copy_from_slice(&other.sub_minimums);
+    }
+
     /// The weight of column `k`, evaluated as `docs/numerics.md` writes it: the dequantised value
     /// that `bl_layer_read` returns and that float activations are multiplied with.
     pub fn weight(&self, layout: &Layout, k: usize) -> f32 {

@@ -94,11 +94,11 @@ pub struct Rounding<'a> {
 
 /// What rounding a panel needs.
 struct Room {
-    source: Row,
+    source: Row<'static>,
     bytes: Vec<u8>,
     weights: Vec<Lane>,
     scratch: Option<Scratch>,
-    rows: Vec<Row>,
+    rows: Vec<Row<'static>>,
 }
 
 impl<'a> Rounding<'a> {
@@ -491,7 +491,7 @@ fn searched_layout(target: Type, columns: usize, group: usize) -> Result<Layout>
 pub struct Rounded {
     layout: Layout,
     columns: usize,
-    rows: Vec<Row>,
+    rows: Vec<Row<'static>>,
 }
 
 impl Rounded {
@@ -510,7 +510,7 @@ impl Rounded {
             let mut panel = panels[piece].lock().unwrap_or_else(|e| e.into_inner());
             let (first, count) = (piece * PANEL_ROWS, panel.len());
             rounding.panel(first, count, &mut |index, row| {
-                panel[index - first].clone_from(row);
+                panel[index - first].copy_from(row);
                 Ok(())
             })
         })?;
