@@ -14,7 +14,7 @@
  *            function unwinds, prints, exits or installs a signal handler; only bl_context_create
  *            starts threads, where it is asked to.
  * Outputs.   `out` pointers are set to NULL or zero first, so they are defined after a failure.
- * Handles.   bl_context, bl_model, bl_layer. Free each with bl_free, in any order: a handle keeps
+ * Handles.   bl_context, bl_model, bl_layer and so on. Free each with bl_free, in any order: a handle keeps
  *            what it needs alive. NULL is allowed there. A handle that was freed, or is of another
  *            kind, is BL_ERROR_INVALID_HANDLE in every other call.
  * Memory.    The library never keeps a caller's pointer after the call, save where the text says
@@ -27,7 +27,7 @@
  * Structs.   Where a struct begins with `struct_size`: zero it, set struct_size = sizeof it, then
  *            the fields you need; zero always means the default. Later versions only add fields at
  *            its end: older programs go on working. bl_error and the items of arrays
- *            (bl_named_layer, bl_named_text, bl_profile_entry) have none and are frozen.
+ *            (bl_named_layer, bl_named_text, bl_profile_entry, bl_saved_tensor) have none and are frozen.
  * Matrices.  Always three arguments: address, bl_type, row stride in bytes (0: rows touch); the
  *            elements of a row are adjacent and need no alignment. The shape comes before them.
  * Enums.     Values are never renumbered; later versions add some. Any unknown value passed in is
@@ -394,7 +394,7 @@ typedef struct {
 /** What a context holds. */
 typedef struct {
   uint32_t struct_size;
-  /** Models and layers of the context. */
+  /** Models, layers and states of the context. */
   uint32_t handles;
   /** Bytes of packed weights. */
   uint64_t packed;
@@ -714,10 +714,12 @@ bl_status bl_context_create(const bl_context_options *options,
 BL_NOEXCEPT;
 
 /**
- * Frees a context, model or layer. In any order: a handle keeps alive what it needs. NULL does
+ * Frees a context, model, layer or other handle. In any order: a handle keeps alive what it needs. NULL does
  * nothing, nor does a handle that was freed before. No other call on the handle may be under way.
  */
-BL_API void bl_free(void *handle) BL_NOEXCEPT;
+BL_API
+void bl_free(void *handle)
+BL_NOEXCEPT;
 
 /** Handles and bytes alive of a context. NULL: of the default one. */
 BL_API
@@ -1002,6 +1004,480 @@ bl_status bl_convert(const bl_context *context,
                      bl_type dst_type,
                      int64_t dst_stride,
                      bl_error *error)
+BL_NOEXCEPT;
+
+/*
+ * UNSTABLE UNTIL 1.0: what stands below may change with any minor version. The rules at the top hold.
+ */
+
+/** `bl_state_options.flags`: updates measure what they lose. */
+#define BL_STATE_MEASURED 1
+
+/** `bl_runtime_config.targets`: decoder_x. */
+#define BL_ROLE_X 1
+
+/** decoder_y. */
+#define BL_ROLE_Y 2
+
+/** encoder. */
+#define BL_ROLE_RESIDUAL 4
+
+/** `bl_runtime_config.flags`: quantise; without it nothing else counts. */
+#define BL_CONFIG_ENABLE 1
+
+/** Follow the papers to the letter. */
+#define BL_CONFIG_STRICT 2
+
+/** `bl_runtime_plan`: the model is being trained. */
+#define BL_PLAN_TRAINING 1
+
+/** `bl_runtime_info.capabilities`: kernels for packed weights, of any speed. */
+#define BL_CAN_PACKED_REFERENCE 1
+
+/** Vector kernels for every format of weights. */
+#define BL_CAN_NATIVE_LOW_BIT 2
+
+/** Vector kernels for projections of heads. */
+#define BL_CAN_NATIVE_PROJECTION 4
+
+/** Vector kernels for the decoder tail. */
+#define BL_CAN_NATIVE_DECODER_TAIL 8
+
+/** Vector code for int8 blocks of state. */
+#define BL_CAN_NATIVE_RHO_INT8 16
+
+/** What weights or activations are kept as in the low-bit runtime. */
+typedef enum {
+  /** What a field's text says. */
+  BL_LOW_BIT_UNSET = 0,
+  /** Not quantised: two bytes a value. */
+  BL_LOW_BIT_FP16 = 1,
+  /** Bytes. */
+  BL_LOW_BIT_INT8 = 2,
+  /** Activations: -7 .. 7, two to a byte, the earlier one in the low bits. */
+  BL_LOW_BIT_INT4 = 3,
+  /** Activations: 0 .. 255; what is negative becomes 0. */
+  BL_LOW_BIT_UINT8_POS = 4,
+  /** Weights: signs. */
+  BL_LOW_BIT_SIGN1 = 5,
+  /** Weights: -1, 0 and 1. */
+  BL_LOW_BIT_TERNARY158 = 6,
+  /** Weights: the same as BL_LOW_BIT_TERNARY158. */
+  BL_LOW_BIT_PACKED2 = 7,
+} bl_low_bit;
+
+/**
+ * How a compressed state is stored: blocks of 32 values with one f32 scale each, codes from the lowest
+ * bits of a byte on, each block from a byte's beginning.
+ */
+typedef enum {
+  /** s = max(max |v| / 127, 1e-8), round(v / s) in a byte, halves away from zero. */
+  BL_STATE_INT8 = 0,
+  /** s = max(mean |v|, 1e-8); 0 where |v| < s, else the sign: code q + 1 in 2 bits. */
+  BL_STATE_TERNARY = 1,
+  /** s = max(mean |v|, 1e-8); +1 (bit 1) where v >= 0, else -1. */
+  BL_STATE_BINARY = 2,
+} bl_state_format;
+
+/** Which paper's rules a model follows. */
+typedef enum {
+  BL_PROTOCOL_NONE = 0,
+  BL_PROTOCOL_BITNET_B1 = 1,
+  BL_PROTOCOL_BITNET_B158 = 2,
+  BL_PROTOCOL_BITNET_A48 = 3,
+  BL_PROTOCOL_BITNET_V2 = 4,
+} bl_protocol;
+
+/** How a model is trained. */
+typedef enum {
+  /** Float products of fake-quantised values. */
+  BL_TRAINING_QAT_STE = 0,
+  /** Forward on packed kernels. */
+  BL_TRAINING_KERNEL = 1,
+} bl_training_mode;
+
+/** How a model is run. */
+typedef enum {
+  BL_INFERENCE_OFFLINE_PACK = 0,
+  BL_INFERENCE_FAKE_QUANT = 1,
+} bl_inference_mode;
+
+/** What the forward pass keeps for the backward one. */
+typedef enum {
+  BL_SAVED_DISABLED = 0,
+  /** Quantised inputs. */
+  BL_SAVED_CACHE = 1,
+  /** Quantised inputs; outputs are computed again from them. */
+  BL_SAVED_RECOMPUTE = 2,
+} bl_saved_mode;
+
+/** What shares a scale. */
+typedef enum {
+  /** A token of activations, a tensor of weights: the only ones that bl_runtime_check admits. */
+  BL_GROUPING_USUAL = 0,
+  BL_GROUPING_GROUP = 1,
+  BL_GROUPING_HEAD_GROUP = 2,
+} bl_grouping;
+
+/** What recurrent state is computed in; bl_runtime_check admits the first two. */
+typedef enum {
+  BL_RHO_BF16 = 0,
+  BL_RHO_FP32 = 1,
+  BL_RHO_FP8 = 2,
+  BL_RHO_INT8 = 3,
+  BL_RHO_BLOCK_FP8 = 4,
+  BL_RHO_SPARSE_TILE = 5,
+} bl_rho_precision;
+
+/**
+ * What recurrent state is kept as; bl_runtime_check admits none and the blocks of int8, ternary and
+ * binary, which bl_state computes.
+ */
+typedef enum {
+  BL_RHO_UNCOMPRESSED = 0,
+  BL_RHO_FP8_BLOCK = 1,
+  BL_RHO_INT8_BLOCK = 2,
+  BL_RHO_TERNARY_BLOCK = 3,
+  BL_RHO_BINARY_BLOCK = 4,
+  BL_RHO_BLOCK_FP = 5,
+  BL_RHO_SPARSE_POSITIVE = 6,
+  BL_RHO_LOWRANK_DELTA = 7,
+} bl_rho_compression;
+
+/** When recurrent state is compressed; blocks go with chunks. */
+typedef enum {
+  BL_RHO_CHUNK = 0,
+  BL_RHO_STEP = 1,
+  BL_RHO_EVAL_ONLY = 2,
+} bl_rho_interval;
+
+/** Which way a model runs. */
+typedef enum {
+  /** "fake_quant_reference": float products of fake-quantised values. */
+  BL_RUNTIME_FAKE_QUANT_REFERENCE = 0,
+  /** "packed_reference": packed weights, scalar kernels. */
+  BL_RUNTIME_PACKED_REFERENCE = 1,
+  /** "packed_native_inference": packed weights, vector kernels. */
+  BL_RUNTIME_PACKED_NATIVE_INFERENCE = 2,
+  /** "packed_native_training_forward": the same, packed anew from f32 weights. */
+  BL_RUNTIME_PACKED_NATIVE_TRAINING_FORWARD = 3,
+} bl_runtime;
+
+/** Why a model runs as the reference. */
+typedef enum {
+  /** No reason: it does not, or was asked to. */
+  BL_FALLBACK_NONE = 0,
+  /** "quant_disabled" */
+  BL_FALLBACK_QUANT_DISABLED = 1,
+  /** "missing_packed_artifacts" */
+  BL_FALLBACK_MISSING_PACKED_ARTIFACTS = 2,
+  /** "native_low_bit_unavailable" */
+  BL_FALLBACK_NATIVE_LOW_BIT_UNAVAILABLE = 3,
+} bl_fallback;
+
+/**
+ * An array of four dimensions, compressed. Any thread may make any call at any time but bl_free.
+ */
+typedef struct bl_state bl_state;
+
+/** How a state is made. */
+typedef struct {
+  uint32_t struct_size;
+  bl_state_format format;
+  /** BL_STATE_MEASURED. */
+  uint32_t flags;
+  /** Must be 0. */
+  uint32_t reserved;
+  /** Outermost first; taken flat. Each at least 1. */
+  int64_t shape[4];
+} bl_state_options;
+
+/**
+ * What a state is, and what packing has lost since it was made or last reset (BL_STATE_MEASURED; all 0
+ * without). Averages are over calls of bl_state_update.
+ */
+typedef struct {
+  uint32_t struct_size;
+  bl_state_format format;
+  int64_t shape[4];
+  int64_t count;
+  /** Bytes of the codes, and how many scales: what bl_state_read copies. */
+  uint64_t code_bytes;
+  uint64_t scale_count;
+  /** Bytes that it holds: twice codes and scales, so that an update that fails changes nothing. */
+  uint64_t bytes_held;
+  /** Updates that were measured. */
+  uint64_t calls;
+  /** Sums over calls of the root mean square before and after. */
+  double total_original_rms;
+  double total_restored_rms;
+  /** Sum over calls of the mean |before - after|. */
+  double total_mean_error;
+  double max_error;
+  uint64_t total_original_bytes;
+  uint64_t total_packed_bytes;
+  /** total_mean_error / calls; 0 where calls is 0. */
+  double mean_error;
+  /** total_restored_rms / total_original_rms; 0 where the latter is 0. */
+  double rms_ratio;
+  /** total_packed_bytes / total_original_bytes; 0 where the latter is 0. */
+  double compression_ratio;
+} bl_state_info;
+
+/** Bounds on what compression may lose. 0: the default. */
+typedef struct {
+  uint32_t struct_size;
+  /** Must be 0. */
+  uint32_t reserved;
+  /** Of mean_error: 0.02. */
+  double max_mean_error;
+  /** Of max_error: 0.05. */
+  double max_error;
+  /** Of rms_ratio: 0.95 to 1.05. */
+  double min_rms_ratio;
+  double max_rms_ratio;
+  /** Of compression_ratio: 0.5. */
+  double max_compression_ratio;
+} bl_gate_options;
+
+/**
+ * How a model with projections x, y ([heads, embd, latent] each) and residual ([heads * latent, embd])
+ * is quantised. The keys in messages are those of burn_dragon's configuration files.
+ */
+typedef struct {
+  uint32_t struct_size;
+  /** BL_CONFIG_*. */
+  uint32_t flags;
+  /** BL_ROLE_* of the projections that are quantised. */
+  uint32_t targets;
+  bl_protocol protocol;
+  bl_training_mode training_mode;
+  bl_inference_mode inference_mode;
+  /** Of y, and of residual where encoder_format does not say. Unset: fp16. */
+  bl_low_bit weight_format;
+  /** Of every projection that is quantised. Unset: fp16. */
+  bl_low_bit activation_format;
+  bl_saved_mode saved_mode;
+  /** Unset: int8. */
+  bl_low_bit saved_format;
+  /** Weights of x. Unset: fp16. */
+  bl_low_bit decoder_x_format;
+  /** Weights of residual. Unset: weight_format. */
+  bl_low_bit encoder_format;
+  bl_grouping activation_grouping;
+  bl_grouping weight_grouping;
+  bl_rho_precision rho_precision;
+  bl_rho_compression rho_compression;
+  bl_rho_interval rho_interval;
+  /** Must be 0. */
+  uint32_t reserved;
+} bl_runtime_config;
+
+/** Which way a model runs. */
+typedef struct {
+  uint32_t struct_size;
+  bl_runtime runtime;
+  bl_fallback fallback;
+  /** BL_CAN_*: what this CPU has, asked of the kernel tables. */
+  uint32_t capabilities;
+  /** 1 where any packed weights are there. */
+  uint32_t packed_static_ready;
+  /** Formats of the projections; unset where they are not quantised. */
+  bl_low_bit x_weights;
+  bl_low_bit x_activations;
+  bl_low_bit y_weights;
+  bl_low_bit y_activations;
+  bl_low_bit residual_weights;
+  bl_low_bit residual_activations;
+  /** 1 where BL_CONFIG_STRICT is set. */
+  uint32_t strict;
+  /**
+   * The words of `runtime` and `fallback`, the latter "" where there is none; and the words for
+   * what the backward pass does: "disabled", "quantized_cache_only",
+   * "recompute_safe_within_window". Static.
+   */
+  const char *runtime_name;
+  const char *fallback_name;
+  const char *recompute_policy;
+  /** "disabled", "quantized_cache_exp", "quantized_cache_recompute_exp". Static. */
+  const char *saved_mode_name;
+} bl_runtime_info;
+
+/** The size of a model and of what it is given. */
+typedef struct {
+  uint32_t struct_size;
+  /** Must be 0. */
+  uint32_t reserved;
+  uint64_t batch;
+  uint64_t time;
+  uint64_t layers;
+  uint64_t heads;
+  uint64_t embd;
+  /** Of all heads together. */
+  uint64_t latent;
+} bl_runtime_shape;
+
+/** How much memory a model takes, in bytes. */
+typedef struct {
+  uint32_t struct_size;
+  /** 1: what is saved is computed again within a window of the recurrent state. */
+  uint32_t requires_rho_window_anchor;
+  /**
+   * burn_dragon's estimates, which saturate: f32 weights, packed weights, activations between
+   * projections, those kept for the backward pass, recurrent state, workspaces; and their sum.
+   */
+  uint64_t master_weights;
+  uint64_t execution_weights;
+  uint64_t activation_shell;
+  uint64_t saved_activations;
+  uint64_t rho_state;
+  uint64_t workspace;
+  uint64_t total;
+  /** The weights of one layer's quantised projections exactly as bl_heads_create packs them. */
+  uint64_t exact_weights;
+} bl_runtime_memory_info;
+
+/** An activation that is kept for the backward pass. Frozen. */
+typedef struct {
+  /** "x_projection_input", "y_projection_input", "residual_tail_input". Static. */
+  const char *name;
+  /** Batch, heads, time, features. */
+  uint64_t shape[4];
+  uint64_t elements;
+  /** Estimated. */
+  uint64_t bytes;
+} bl_saved_tensor;
+
+/**
+ * "fp16", "int8", "int4_exp", "uint8_pos_exp", "sign1", "ternary158", "packed2", "unset"; "unknown" for
+ * values that are none. Static.
+ */
+BL_API
+const char *bl_low_bit_name(bl_low_bit format)
+BL_NOEXCEPT;
+
+/**
+ * Makes a state of zeros: a recurrent state of, say, [batch, heads, latent, embd], kept in a quarter of
+ * its memory or less. Free it with bl_free.
+ */
+BL_API
+bl_status bl_state_create(const bl_context *context,
+                          const bl_state_options *options,
+                          bl_state **out,
+                          bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * state = factor * state + values, packed again in place; factor 0: state = values. `count` is the
+ * state's. Every operation is one f32 rounding. A value, or a sum, that is not finite is refused, and
+ * nothing changes.
+ */
+BL_API
+bl_status bl_state_update(const bl_state *state,
+                          float factor,
+                          const float *values,
+                          int64_t count,
+                          bl_error *error)
+BL_NOEXCEPT;
+
+/** Writes the state's values, code * scale. `count` is the state's. */
+BL_API
+bl_status bl_state_unpack(const bl_state *state,
+                          float *values,
+                          int64_t count,
+                          bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * Copies codes and scales out: what bl_state_write takes back. Sizes are those of bl_state_describe.
+ */
+BL_API
+bl_status bl_state_read(const bl_state *state,
+                        uint8_t *codes,
+                        size_t code_bytes,
+                        float *scales,
+                        size_t scale_count,
+                        bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * Takes codes and scales of a state of the same format and shape. Scales that are not finite and the
+ * ternary code 3 are refused; nothing changes then.
+ */
+BL_API
+bl_status bl_state_write(const bl_state *state,
+                         const uint8_t *codes,
+                         size_t code_bytes,
+                         const float *scales,
+                         size_t scale_count,
+                         bl_error *error)
+BL_NOEXCEPT;
+
+/** Shape, size and losses of a state. reset != 0 begins to measure anew. */
+BL_API
+bl_status bl_state_describe(const bl_state *state,
+                            bl_state_info *info,
+                            uint32_t reset,
+                            bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * *passes = 1 where every figure of the state's losses is known and within its bounds, else 0. `options`
+ * may be NULL.
+ */
+BL_API
+bl_status bl_state_gate(const bl_state *state,
+                        const bl_gate_options *options,
+                        uint32_t *passes,
+                        bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * Whether a configuration is consistent: else BL_ERROR_INVALID_ARGUMENT, and the message names the key
+ * that is wrong (model.quant.protocol, model.rho.compression and so on).
+ */
+BL_API
+bl_status bl_runtime_check(const bl_runtime_config *config,
+                           bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * Which way a model of that configuration runs on this CPU, and why not a better one. `artifacts`:
+ * BL_ROLE_* of the projections whose packed weights are there; flags: BL_PLAN_TRAINING. A
+ * configuration that bl_runtime_check refuses is refused.
+ */
+BL_API
+bl_status bl_runtime_plan(const bl_context *context,
+                          const bl_runtime_config *config,
+                          uint32_t artifacts,
+                          uint32_t flags,
+                          bl_runtime_info *info,
+                          bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * The memory that a model of that configuration and shape takes: burn_dragon's estimates, and beside
+ * them the exact bytes of the weights. All zero where the configuration quantises nothing.
+ */
+BL_API
+bl_status bl_runtime_memory(const bl_runtime_config *config,
+                            const bl_runtime_shape *shape,
+                            bl_runtime_memory_info *info,
+                            bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * What is kept for the backward pass: *count tensors, in the order x, y, residual; none where saving is
+ * disabled. With tensors NULL and capacity 0 only the count is told; a capacity that is too small is
+ * BL_ERROR_BUFFER_TOO_SMALL.
+ */
+BL_API
+bl_status bl_runtime_saved(const bl_runtime_config *config,
+                           const bl_runtime_shape *shape,
+                           bl_saved_tensor *tensors,
+                           size_t capacity,
+                           size_t *count,
+                           bl_error *error)
 BL_NOEXCEPT;
 
 #ifdef __cplusplus

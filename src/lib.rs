@@ -14,6 +14,7 @@ pub mod fault;
 pub mod fpmode;
 pub mod limits;
 pub mod memory;
+pub mod order;
 pub mod types;
 
 pub mod container;
@@ -32,10 +33,13 @@ pub mod cpu;
 pub mod exec;
 pub mod kernel;
 
+pub mod heads;
 pub mod layer;
 pub mod matrix;
 pub mod model;
+pub mod plan;
 pub mod quantize;
 pub mod save;
+pub mod state;
 
 pub mod capi;

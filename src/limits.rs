@@ -37,3 +37,5 @@ pub const STRUCT_SIZE_MAX: u32 = 4096;
 pub const THREADS_MAX: usize = 1024;
 /// Most layers of one bl_forward_many.
 pub const LAYERS_MAX: usize = 16;
+/// Most values of a compressed state: what a 32-bit address space could still hold as bytes.
+pub const STATE_MAX: usize = i32::MAX as usize;

@@ -20,6 +20,7 @@ use crate::layer::Linear;
 use crate::limits::{JSON_MAX, METADATA_MAX, NAME_MAX, STRING_MAX, TENSORS_MAX};
 use crate::memory::{ALIGNMENT, filled, reserve};
 use crate::norm::Norm;
+use crate::order;
 use crate::rotation::Rotation;
 use crate::types::Type;
 
@@ -86,13 +87,14 @@ fn check_names(layers: &[Named<'_>], texts: &[(&str, &str)]) -> Result<()> {
 }
 
 fn unique<'a>(count: usize, name: impl Fn(usize) -> &'a str, what: &str) -> Result<()> {
-    let mut names = Vec::new();
-    reserve(&mut names, count, "sorted names")?;
-    names.extend((0..count).map(name));
-    names.sort_unstable();
-    match names.windows(2).find(|pair| pair[0] == pair[1]) {
+    let mut order = Vec::new();
+    reserve(&mut order, count, "sorted names")?;
+    order.extend(0..count as u32); // checked against TENSORS_MAX and METADATA_MAX above
+    let name = |i: u32| name(i as usize);
+    order::sort(&mut order, &|a, b| name(a).cmp(name(b)));
+    match order.windows(2).find(|pair| name(pair[0]) == name(pair[1])) {
         None => Ok(()),
-        Some(pair) => Err(fail!(InvalidArgument, "two {what} `{}`", pair[0])),
+        Some(pair) => Err(fail!(InvalidArgument, "two {what} `{}`", name(pair[0]))),
     }
 }
 

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use bitlinear::capi::types as c;
 use bitlinear::error::Status;
 use bitlinear::types::TYPES;
 use native::{bad, fresh, functions, good, release, root, tool, without_comments};
@@ -342,11 +341,13 @@ fn rust_and_c_mean_the_same_numbers() {
         .map(|(name, size)| (name, size.parse().unwrap()))
         .collect();
     macro_rules! same {
-        ($($name:ident),* $(,)?) => {$(
+        ($file:ident: $($name:ident),* $(,)?) => {$({
+            use bitlinear::capi::$file as c;
             assert_eq!(sizes.remove(stringify!($name)), Some(size_of::<c::$name>()), stringify!($name));
-        )*};
+        })*};
     }
     same!(
+        types:
         bl_error,
         bl_context_options,
         bl_load_options,
@@ -365,5 +366,14 @@ fn rust_and_c_mean_the_same_numbers() {
         bl_named_layer,
         bl_named_text,
     );
+    same!(
+        runtime:
+        bl_runtime_config,
+        bl_runtime_info,
+        bl_runtime_shape,
+        bl_runtime_memory_info,
+        bl_saved_tensor,
+    );
+    same!(state: bl_state_options, bl_state_info, bl_gate_options);
     assert!(sizes.is_empty(), "structs that this test does not know: {sizes:?}");
 }

@@ -156,6 +156,7 @@ programs! {
     guard_pages: Plain Sanitized Static Dlopen Cpp;
     handles: Plain Sanitized Static Dlopen Cpp Valgrind;
     loading: Plain Sanitized Static Dlopen Cpp;
+    low_bit: Plain Sanitized Static Dlopen Cpp Valgrind;
     messages: Plain Sanitized Static Dlopen Cpp;
     null_pointers: Plain Sanitized Static Dlopen Cpp;
     silence: Plain Sanitized Static Dlopen Cpp;
@@ -179,7 +180,8 @@ fn every_program_is_run() {
 #[test]
 fn every_function_gets_null_and_wrong_arguments() {
     let read = |name: &str| std::fs::read_to_string(root().join("c_tests").join(name)).unwrap();
-    let (null, wrong) = (read("null_pointers.c"), read("arguments.c"));
+    // The low-bit runtime has both in one program.
+    let (null, wrong) = ["null_pointers.c", "arguments.c"].map(|name| read(name) + &read("low_bit.c")).into();
     for function in functions() {
         let call = format!("{function}(");
         assert!(null.contains(&call), "c_tests/null_pointers.c does not call {function}");

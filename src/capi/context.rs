@@ -10,6 +10,7 @@ use super::layer::Layer;
 use super::model::Model;
 use super::options;
 use super::profile::Profile;
+use super::state::State;
 use super::types::*;
 use crate::cpu::Isa;
 use crate::error::{Result, TEXT_MAX, Text, fail};
@@ -35,7 +36,7 @@ pub struct Context {
 /// What the models and layers of a context hold.
 #[derive(Default)]
 pub struct Usage {
-    /// Models and layers alive.
+    /// Models, layers and other handles alive.
     pub handles: AtomicU64,
     /// Bytes of packed weights.
     pub packed: AtomicU64,
@@ -191,7 +192,7 @@ pub unsafe fn out_handle<'a, H>(out: *mut *mut H) -> Result<&'a mut *mut H> {
     }
 }
 
-/// Frees a context, model or layer. In any order: a handle keeps alive what it needs. NULL does
+/// Frees a context, model, layer or other handle. In any order: a handle keeps alive what it needs. NULL does
 /// nothing, nor does a handle that was freed before. No other call on the handle may be under way.
 ///
 /// # Safety
@@ -206,6 +207,7 @@ pub unsafe extern "C" fn bl_free(handle: *mut c_void) {
                 Context::TAG => drop(Arc::from_raw(body.cast::<Context>())),
                 Model::TAG => drop(Arc::from_raw(body.cast::<Model>())),
                 Layer::TAG => drop(Arc::from_raw(body.cast::<Layer>())),
+                State::TAG => drop(Arc::from_raw(body.cast::<State>())),
                 _ => {}
             });
             Ok(())

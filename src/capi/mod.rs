@@ -14,11 +14,14 @@ pub mod diagnostics;
 pub mod forward;
 pub mod handle;
 pub mod layer;
+pub mod low_bit;
 pub mod model;
 pub mod options;
 pub mod profile;
 pub mod rotate;
+pub mod runtime;
 pub mod save;
+pub mod state;
 #[cfg(feature = "test-hooks")]
 pub mod test_hooks;
 pub mod types;

@@ -339,7 +339,7 @@ pub struct bl_device_info {
 #[derive(Clone, Copy)]
 pub struct bl_memory_info {
     pub struct_size: u32,
-    /// Models and layers of the context.
+    /// Models, layers and states of the context.
     pub handles: u32,
     /// Bytes of packed weights.
     pub packed: u64,

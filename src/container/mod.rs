@@ -24,6 +24,7 @@ pub use text::{Str, Texts};
 use crate::error::{Result, fail};
 use crate::limits::DIMS_MAX;
 use crate::memory::reserve;
+use crate::order;
 use crate::types::Type;
 
 /// Which kind of file it is; the numbers are those of `bl_model_info.container`.
@@ -219,7 +220,7 @@ fn sorted(texts: &Texts, count: usize, text: impl Fn(usize) -> Str, what: &str) 
     reserve(&mut order, count, "sorted names")?;
     order.extend(0..end);
     let text = |i: u32| texts.get(text(i as usize));
-    order.sort_unstable_by(|&a, &b| text(a).cmp(text(b)));
+    order::sort(&mut order, &|a, b| text(a).cmp(text(b)));
     match order.windows(2).find(|pair| text(pair[0]) == text(pair[1])) {
         None => Ok(order),
         Some(pair) => Err(fail!(

@@ -18,6 +18,7 @@ use super::{Directory, Kind, Meta, Quoted, Tensor, Texts, Value};
 use crate::error::{Error, Result, fail};
 use crate::limits::{DIMS_MAX, JSON_MAX, METADATA_MAX, NAME_MAX, STRING_MAX, TENSORS_MAX};
 use crate::memory::reserve;
+use crate::order;
 use crate::types::Type;
 
 /// Bytes of the header's length.
@@ -279,7 +280,8 @@ fn tiles(tensors: &[Tensor], parser: &Parser<'_>) -> Result<()> {
     reserve(&mut order, tensors.len(), "tensors by offset")?;
     order.extend(0..tensors.len() as u32);
     // Empty tensors come before the one that starts at the same place.
-    order.sort_unstable_by_key(|&i| (tensors[i as usize].offset, tensors[i as usize].bytes, i));
+    let place = |i: u32| (tensors[i as usize].offset, tensors[i as usize].bytes, i);
+    order::sort(&mut order, &|a, b| place(a).cmp(&place(b)));
     let mut end = parser.data;
     for &i in &order {
         let tensor = &tensors[i as usize];

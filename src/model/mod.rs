@@ -43,6 +43,7 @@ pub use rotation::Declared;
 use crate::container::{Files, Kind, Quoted, Str, Tensor, Texts};
 use crate::error::{Error, Result, fail};
 use crate::memory::reserve;
+use crate::order;
 use crate::types::Type;
 use parts::Parts;
 use rotation::Rotation;
@@ -204,7 +205,7 @@ impl Layers {
         reserve(&mut layers.by_name, layers.list.len(), "layers by name")?;
         layers.by_name.extend(0..layers.list.len() as u32);
         let Layers { texts, list, by_name, .. } = &mut layers;
-        by_name.sort_unstable_by(|&a, &b| {
+        order::sort(by_name, &|a, b| {
             let name = |i: u32| texts.get(list[i as usize].name);
             name(a).cmp(name(b)).then(a.cmp(&b))
         });

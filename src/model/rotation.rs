@@ -106,7 +106,7 @@ impl Rotation {
                 rotated.push(index);
             }
         }
-        rotated.sort_unstable();
+        crate::order::sort(&mut rotated, &|a, b| a.cmp(&b));
         Ok(Rotation::Of { rotated, block, explicit })
     }
 

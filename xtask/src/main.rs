@@ -29,6 +29,18 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
+/// Files of src/capi whose names are kept.
+const STABLE: [&str; 10] =
+    ["types", "diagnostics", "context", "profile", "model", "layer", "forward", "rotate", "save", "convert"];
+/// Those that may still change.
+const UNSTABLE: [&str; 3] = ["low_bit", "state", "runtime"];
+const UNSTABLE_TEXT: &str = "
+/*
+ * UNSTABLE UNTIL 1.0: what stands below may change with any minor version. The rules at the top hold.
+ */
+
+";
+
 /// Writes include/bitlinear.h from src/capi, or says that it is not what would be written.
 fn header(check: bool) -> Result<(), String> {
     let root = root();
@@ -37,29 +49,33 @@ fn header(check: bool) -> Result<(), String> {
     let parts: Vec<&str> = version.split('.').collect();
     let [major, minor, patch] = parts[..] else { return Err(format!("version {version} is not x.y.z")) };
     let text = config.after_includes.take().ok_or("cbindgen.toml has no after_includes")?;
-    config.after_includes =
-        Some(text.replace("@MAJOR@", major).replace("@MINOR@", minor).replace("@PATCH@", patch));
-    let mut builder = cbindgen::Builder::new().with_config(config);
+    let text = text.replace("@MAJOR@", major).replace("@MINOR@", minor).replace("@PATCH@", patch);
+    let unstable_config = cbindgen::Config {
+        include_guard: None,
+        sys_includes: Vec::new(),
+        autogen_warning: None,
+        cpp_compat: false,
+        ..config.clone()
+    };
+    config.after_includes = Some(text);
+    let generate = |config: cbindgen::Config, files: &[&str]| -> Result<String, String> {
+        let mut builder = cbindgen::Builder::new().with_config(config);
+        for file in files {
+            builder = builder.with_src(root.join("src/capi").join(file).with_extension("rs"));
+        }
+        let mut bytes = Vec::new();
+        builder.generate().map_err(|e| e.to_string())?.write(&mut bytes);
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
     // In the order in which the header is read.
-    for file in [
-        "types",
-        "diagnostics",
-        "context",
-        "profile",
-        "model",
-        "layer",
-        "forward",
-        "rotate",
-        "save",
-        "convert",
-    ] {
-        builder = builder.with_src(root.join("src/capi").join(file).with_extension("rs"));
-    }
-    let mut bytes = Vec::new();
-    builder.generate().map_err(|e| e.to_string())?.write(&mut bytes);
+    let stable = generate(config, &STABLE)?;
+    let unstable = generate(unstable_config, &UNSTABLE)?;
+    let end = "\n#ifdef __cplusplus\n}  // extern \"C\"";
+    let (head, tail) = stable.rsplit_once(end).ok_or("the header does not end as expected")?;
+    let header = format!("{head}{UNSTABLE_TEXT}{unstable}{end}{tail}");
     // rustdoc's heading for the contract of an unsafe function; in C that contract is the header.
     let safety = " *\n * # Safety\n * As the rules at the top of bitlinear.h say.\n";
-    let bytes = one_line_comments(&String::from_utf8_lossy(&bytes).replace(safety, "")).into_bytes();
+    let bytes = one_line_comments(&header.replace(safety, "")).into_bytes();
     let path = root.join("include/bitlinear.h");
     if !check {
         return std::fs::write(&path, bytes).map_err(|e| format!("{}: {e}", path.display()));

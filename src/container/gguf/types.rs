@@ -19,6 +19,7 @@ use super::{Facts, Info};
 use crate::error::{Result, fail};
 use crate::limits::DIMS_MAX;
 use crate::memory::reserve;
+use crate::order;
 use crate::types::Type;
 
 const ID_BF16: u32 = 30;
@@ -67,7 +68,8 @@ pub(super) fn settle(infos: &[Info], facts: &Facts, texts: &Texts) -> Result<Vec
     let mut order = Vec::new();
     reserve(&mut order, infos.len(), "tensors by offset")?;
     order.extend(0..infos.len() as u32);
-    order.sort_unstable_by_key(|&i| (infos[i as usize].offset, i));
+    let place = |i: u32| (infos[i as usize].offset, i);
+    order::sort(&mut order, &|a, b| place(a).cmp(&place(b)));
 
     let mut tensors = Vec::new();
     reserve(&mut tensors, infos.len(), "tensors")?;

@@ -1,0 +1,49 @@
+//! The low-bit runtime: formats and their words.
+#![allow(non_camel_case_types)]
+#![allow(missing_docs)] // fields whose name says it all stand without a text
+
+use std::ffi::c_char;
+
+use crate::plan::LowBit;
+
+/// What weights or activations are kept as in the low-bit runtime.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum bl_low_bit {
+    /// What a field's text says.
+    BL_LOW_BIT_UNSET = 0,
+    /// Not quantised: two bytes a value.
+    BL_LOW_BIT_FP16 = 1,
+    /// Bytes.
+    BL_LOW_BIT_INT8 = 2,
+    /// Activations: -7 .. 7, two to a byte, the earlier one in the low bits.
+    BL_LOW_BIT_INT4 = 3,
+    /// Activations: 0 .. 255; what is negative becomes 0.
+    BL_LOW_BIT_UINT8_POS = 4,
+    /// Weights: signs.
+    BL_LOW_BIT_SIGN1 = 5,
+    /// Weights: -1, 0 and 1.
+    BL_LOW_BIT_TERNARY158 = 6,
+    /// Weights: the same as BL_LOW_BIT_TERNARY158.
+    BL_LOW_BIT_PACKED2 = 7,
+}
+
+/// Declares the types of enum arguments and fields as C passes them: any bits, checked on entry.
+macro_rules! args {
+    ($($name:ident)*) => {$(
+        /// An enum of C, of any bits.
+        #[repr(transparent)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct $name(pub u32);
+    )*};
+}
+pub(crate) use args;
+
+args! { LowBitArg }
+
+/// "fp16", "int8", "int4_exp", "uint8_pos_exp", "sign1", "ternary158", "packed2", "unset"; "unknown" for
+/// values that are none. Static.
+#[unsafe(no_mangle)]
+pub extern "C" fn bl_low_bit_name(format: LowBitArg) -> *const c_char {
+    LowBit::from_number(format.0).map_or(c"unknown", LowBit::name).as_ptr()
+}

@@ -1,0 +1,145 @@
+//! One piece of a state, block by block.
+
+use super::statistics::Sums;
+use super::{BLOCK, Format};
+use crate::kernel::Portable;
+
+/// The least scale.
+const EPSILON: f32 = 1e-8;
+
+/// Values into codes and scales.
+pub(super) struct Pack<'a> {
+    pub(super) format: Format,
+    pub(super) values: &'a [f32],
+    /// A factor and the codes and scales of the values that are multiplied with it and added.
+    pub(super) old: Option<(f32, &'a [u8], &'a [f32])>,
+    pub(super) codes: &'a mut [u8],
+    pub(super) scales: &'a mut [f32],
+    pub(super) measured: bool,
+}
+
+impl Portable for Pack<'_> {
+    /// `None` where a value was not finite; the codes are then of no use.
+    type Output = Option<Sums>;
+
+    #[inline(always)]
+    fn run(self) -> Option<Sums> {
+        let Pack { format, values, old, codes, scales, measured } = self;
+        let mut sums = Sums::default();
+        let mut bits = 0;
+        let mut restored = [0.0f32; BLOCK];
+        let mut updated = [0.0f32; BLOCK];
+        let bytes = format.code_bytes(BLOCK);
+        let blocks = values.chunks(BLOCK).zip(codes.chunks_mut(bytes)).zip(scales);
+        for (b, ((given, codes), scale)) in blocks.enumerate() {
+            let mut values = given;
+            if let Some((factor, codes, scales)) = old {
+                let codes = &codes[b * bytes..(b * bytes + bytes).min(codes.len())];
+                let updated = &mut updated[..given.len()];
+                unpack(format, codes, scales[b], updated);
+                for (u, v) in updated.iter_mut().zip(given) {
+                    *u = factor * *u + v;
+                }
+                values = updated;
+            }
+            // A block of constant length unrolls into vectors.
+            let largest;
+            if let Ok(full) = <&[f32; BLOCK]>::try_from(values) {
+                (largest, *scale) = pack(format, full, codes);
+            } else {
+                (largest, *scale) = pack(format, values, codes);
+            }
+            bits = bits.max(largest);
+            if measured {
+                let restored = &mut restored[..values.len()];
+                unpack(format, codes, *scale, restored);
+                measure(values, restored, &mut sums);
+            }
+        }
+        (bits < 0x7f80_0000).then_some(sums)
+    }
+}
+
+/// Codes and scales into values.
+pub(super) struct Unpack<'a> {
+    pub(super) format: Format,
+    pub(super) codes: &'a [u8],
+    pub(super) scales: &'a [f32],
+    pub(super) values: &'a mut [f32],
+}
+
+impl Portable for Unpack<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Unpack { format, codes, scales, values } = self;
+        let bytes = format.code_bytes(BLOCK);
+        for ((values, codes), scale) in values.chunks_mut(BLOCK).zip(codes.chunks(bytes)).zip(scales) {
+            unpack(format, codes, *scale, values);
+        }
+    }
+}
+
+/// The bits of the largest magnitude (not finite from 0x7f80_0000 on), and the scale.
+#[inline(always)]
+fn pack(format: Format, values: &[f32], codes: &mut [u8]) -> (u32, f32) {
+    let largest = values.iter().fold(0, |max, v| max.max(v.to_bits() & 0x7fff_ffff));
+    if format == Format::Int8 {
+        let scale = (f32::from_bits(largest) / 127.0).max(EPSILON);
+        for (v, code) in values.iter().zip(codes) {
+            // `as` saturates, and takes a NaN (of a call that will fail) to 0.
+            *code = (v / scale).round().clamp(-127.0, 127.0) as i32 as u8;
+        }
+        return (largest, scale);
+    }
+    // Added in order: the order decides the last bit of the scale.
+    let mean = values.iter().fold(0.0f32, |sum, v| sum + v.abs()) / values.len() as f32;
+    let scale = mean.max(EPSILON);
+    codes.fill(0);
+    for (k, v) in values.iter().enumerate() {
+        match format {
+            Format::Ternary => {
+                let code = if v.abs() < scale { 1 } else { 2 * (*v > 0.0) as u8 };
+                codes[k / 4] |= code << (2 * (k % 4));
+            }
+            _ => codes[k / 8] |= ((*v >= 0.0) as u8) << (k % 8),
+        }
+    }
+    (largest.max(mean.to_bits()), scale)
+}
+
+#[inline(always)]
+fn unpack(format: Format, codes: &[u8], scale: f32, values: &mut [f32]) {
+    match format {
+        Format::Int8 => {
+            for (v, code) in values.iter_mut().zip(codes) {
+                *v = *code as i8 as f32 * scale;
+            }
+        }
+        Format::Ternary => {
+            for (k, v) in values.iter_mut().enumerate() {
+                *v = ((codes[k / 4] >> (2 * (k % 4)) & 3) as i32 - 1) as f32 * scale;
+            }
+        }
+        Format::Binary => {
+            for (k, v) in values.iter_mut().enumerate() {
+                *v = (2 * (codes[k / 8] >> (k % 8) & 1) as i32 - 1) as f32 * scale;
+            }
+        }
+    }
+}
+
+/// Differences are those of f32; squares and sums are f64.
+#[inline(always)]
+fn measure(original: &[f32], restored: &[f32], sums: &mut Sums) {
+    for (a, b) in original.chunks(8).zip(restored.chunks(8)) {
+        for (i, (a, b)) in a.iter().zip(b).enumerate() {
+            let difference = (a - b).abs();
+            sums.original[i] += *a as f64 * *a as f64;
+            sums.restored[i] += *b as f64 * *b as f64;
+            sums.error[i] += difference as f64;
+            sums.largest[i] = if difference > sums.largest[i] { difference } else { sums.largest[i] };
+        }
+    }
+}
