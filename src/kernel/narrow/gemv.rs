@@ -22,7 +22,7 @@ macro_rules! gemv {
         const SPAN: usize = 256;
 
         #[target_feature(enable = $features)]
-        pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
+        pub(in crate::kernel) fn run(job: &mut Job<'_>) -> Result<()> {
             let (Activations::Integer(x), Layout::Coded(coded)) = (&job.x, job.packed.layout()) else {
                 return Ok(());
             };

@@ -13,7 +13,7 @@ mod float {
 mod gemm {
     crate::kernel::narrow::gemm!("avx2,fma,f16c");
 }
-mod gemv {
+pub(super) mod gemv {
     crate::kernel::narrow::gemv!("avx2,fma,f16c");
 }
 mod multiply {
