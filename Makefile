@@ -47,9 +47,11 @@ test: build
 install:
 	$(CARGO) xtask install --prefix '$(PREFIX)' --destdir '$(DESTDIR)' --libdir '$(LIBDIR)' --includedir '$(INCLUDEDIR)'
 
-# The limits of this machine, then every layout against them: one thread, minutes.
+# The limits of this machine, then every layout against them, on one thread; then what threads and
+# joint calls gain. Minutes.
 bench:
 	$(CARGO) bench --bench roofline
+	$(CARGO) bench --bench threads
 
 clean:
 	$(CARGO) clean

@@ -56,7 +56,7 @@ impl Executor {
     /// A pool of `threads`, the caller counted; serial for 0 and 1.
     pub fn with_threads(threads: usize) -> Result<Executor> {
         watch_forks();
-        Ok(if threads < 2 { Executor::Serial } else { Executor::Pool(Pool::new(threads)?) })
+        Ok(if threads < 2 { Executor::Serial } else { Executor::Pool(Pool::new(threads, available())?) })
     }
 
     /// The host's threads, in at most `tasks` tasks at a time.
@@ -216,8 +216,9 @@ mod tests {
 
     #[test]
     fn every_piece_runs_once_whoever_runs_it() {
-        for threads in [1, 2, 5] {
-            let executor = Executor::with_threads(threads).unwrap();
+        // Also as on a machine with fewer processors, or more, than this one has.
+        for (threads, processors) in [(1, 1), (2, 2), (2, 1), (5, 1), (5, 2), (5, 5), (2, 64)] {
+            let executor = Executor::Pool(Pool::new(threads, processors).unwrap());
             for pieces in [0, 1, 2, 3, 100, 1000] {
                 assert!(counts(&executor, pieces).iter().all(|&n| n == 1));
             }

@@ -5,12 +5,16 @@
 //! caller withdraws the job *before* it looks at the count; both with sequential consistency, so that
 //! either the thread sees no job or the caller sees the thread.
 //!
+//! More threads at work than there are processors only push each other off them. So a call wakes no more
+//! than are missing until there is one at work for each processor (the caller's counted), and none
+//! where enough are awake already: the threads of a pool that is too large sleep on.
+//!
 //! One call has the pool at a time. Another one that comes meanwhile (from a second host thread, or
 //! from inside a piece) does its work alone: it would wait longer than it would gain.
 
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -41,27 +45,31 @@ struct Shared {
     inside: AtomicUsize,
     /// Slots, the caller's counted.
     width: usize,
-    /// Threads that sleep, or are about to.
+    /// As many threads are woken at most.
+    helpers: usize,
+    /// Threads that sleep and have not been called. Changes under the lock.
     asleep: AtomicUsize,
     stop: AtomicBool,
-    lock: Mutex<()>,
-    /// There is a job, or the pool goes.
+    /// Threads that were called and have not woken yet.
+    called: Mutex<usize>,
+    /// A thread was called, or the pool goes.
     wake: Condvar,
     /// The last thread has left the job.
     done: Condvar,
 }
 
 impl Pool {
-    /// A pool of `threads`, the caller counted.
-    pub(super) fn new(threads: usize) -> Result<Pool> {
+    /// A pool of `threads`, the caller counted, for a machine with `processors`.
+    pub(super) fn new(threads: usize, processors: usize) -> Result<Pool> {
         let shared = Arc::new(Shared {
             job: AtomicPtr::new(ptr::null_mut()),
             epoch: AtomicUsize::new(0),
             inside: AtomicUsize::new(0),
             width: threads,
+            helpers: threads.min(processors).saturating_sub(1),
             asleep: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
-            lock: Mutex::new(()),
+            called: Mutex::new(0),
             wake: Condvar::new(),
             done: Condvar::new(),
         });
@@ -89,7 +97,7 @@ impl Pool {
             return (0..pieces).try_for_each(|piece| work(0, piece));
         }
         let job = Job::new(pieces, work);
-        self.shared.publish(&job);
+        self.shared.publish(&job, self.shared.helpers.min(pieces - 1));
         job.help(self.shared.width);
         self.shared.withdraw();
         self.busy.store(false, Ordering::Release);
@@ -105,7 +113,7 @@ impl Drop for Pool {
             return;
         }
         self.shared.stop.store(true, Ordering::SeqCst);
-        drop(self.shared.lock.lock());
+        drop(self.shared.lock());
         self.shared.wake.notify_all();
         for thread in self.threads.drain(..) {
             let _ = thread.join(); // threads do not panic: `Job::help` catches
@@ -114,13 +122,29 @@ impl Drop for Pool {
 }
 
 impl Shared {
-    fn publish(&self, job: &Job<'_>) {
+    /// Shows the job to who is awake, and wakes others until `helpers` are.
+    fn publish(&self, job: &Job<'_>, helpers: usize) {
         self.job.store(ptr::from_ref(job).cast_mut().cast(), Ordering::SeqCst);
         self.epoch.fetch_add(1, Ordering::SeqCst);
-        if self.asleep.load(Ordering::SeqCst) > 0 {
-            drop(self.lock.lock()); // a thread that is about to sleep has seen the epoch, or hears this
-            self.wake.notify_all();
+        if self.missing(helpers) > 0 {
+            let mut called = self.lock();
+            // A thread that was about to sleep has seen the new epoch by now, or sleeps.
+            let missing = self.missing(helpers);
+            self.asleep.fetch_sub(missing, Ordering::SeqCst);
+            *called += missing;
+            (0..missing).for_each(|_| self.wake.notify_one());
         }
+    }
+
+    /// How many sleeping threads have to be called so that `helpers` are awake.
+    fn missing(&self, helpers: usize) -> usize {
+        let asleep = self.asleep.load(Ordering::SeqCst);
+        let awake = (self.width - 1).saturating_sub(asleep);
+        helpers.saturating_sub(awake).min(asleep)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, usize> {
+        self.called.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     fn withdraw(&self) {
@@ -130,7 +154,7 @@ impl Shared {
             std::hint::spin_loop();
             if begin.elapsed() > SPIN {
                 // A thread has lost its processor in the middle of a piece: let it have this one.
-                let mut guard = self.lock.lock().unwrap_or_else(|e| e.into_inner());
+                let mut guard = self.lock();
                 while self.inside.load(Ordering::SeqCst) > 0 {
                     guard = self.done.wait(guard).unwrap_or_else(|e| e.into_inner());
                 }
@@ -154,15 +178,15 @@ impl Shared {
                 unsafe { &*job }.help(self.width);
             }
             if self.inside.fetch_sub(1, Ordering::SeqCst) == 1 {
-                drop(self.lock.lock());
+                drop(self.lock());
                 self.done.notify_all();
             }
         }
     }
 
-    /// Waits for another epoch than `seen`; `None` when the pool goes.
+    /// Waits for another epoch than `seen`, first awake and then asleep; `None` when the pool goes.
     fn next_epoch(&self, seen: usize) -> Option<usize> {
-        let begin = Instant::now();
+        let mut begin = Instant::now();
         loop {
             for _ in 0..64 {
                 if self.stop.load(Ordering::Relaxed) {
@@ -175,16 +199,25 @@ impl Shared {
                 std::hint::spin_loop();
             }
             if begin.elapsed() > SPIN {
-                break;
+                self.sleep(seen);
+                begin = Instant::now();
             }
         }
+    }
+
+    /// Sleeps until the thread is called, or the pool goes; not at all where the epoch has changed.
+    fn sleep(&self, seen: usize) {
+        let mut called = self.lock();
         self.asleep.fetch_add(1, Ordering::SeqCst);
-        let mut guard = self.lock.lock().unwrap_or_else(|e| e.into_inner());
-        while !self.stop.load(Ordering::SeqCst) && self.epoch.load(Ordering::SeqCst) == seen {
-            guard = self.wake.wait(guard).unwrap_or_else(|e| e.into_inner());
+        // A call changes the epoch before it looks who sleeps: either this sees the new epoch, or the
+        // call sees this thread.
+        if self.epoch.load(Ordering::SeqCst) != seen {
+            self.asleep.fetch_sub(1, Ordering::SeqCst);
+            return;
         }
-        drop(guard);
-        self.asleep.fetch_sub(1, Ordering::SeqCst);
-        (!self.stop.load(Ordering::SeqCst)).then(|| self.epoch.load(Ordering::SeqCst))
+        while *called == 0 && !self.stop.load(Ordering::SeqCst) {
+            called = self.wake.wait(called).unwrap_or_else(|e| e.into_inner());
+        }
+        *called = called.saturating_sub(1); // who called has counted the thread as awake
     }
 }
