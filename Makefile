@@ -20,7 +20,7 @@ build: library examples
 
 # Through `cargo rustc`: a plain `cargo build` cannot run LTO while an rlib is among the outputs.
 library:
-	$(CARGO) rustc --quiet --release --lib --crate-type cdylib,staticlib
+	$(CARGO) rustc --quiet --release --lib --features reserve --crate-type cdylib,staticlib
 	@ln -sf libbitlinear.so $(RELEASE)/libbitlinear.so.0
 
 examples: library $(EXAMPLES)/one_layer $(EXAMPLES)/llm $(EXAMPLES)/embed

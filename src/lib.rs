@@ -42,4 +42,10 @@ pub mod quantize;
 pub mod save;
 pub mod state;
 
+pub mod reserve;
+
+#[cfg(feature = "reserve")]
+#[global_allocator]
+static ALLOCATOR: reserve::Reserve = reserve::Reserve;
+
 pub mod capi;

@@ -159,6 +159,7 @@ programs! {
     low_bit: Plain Sanitized Static Dlopen Cpp Valgrind;
     messages: Plain Sanitized Static Dlopen Cpp;
     null_pointers: Plain Sanitized Static Dlopen Cpp;
+    out_of_memory: Plain Static Dlopen Cpp;
     silence: Plain Sanitized Static Dlopen Cpp;
     structs: Plain Sanitized Static Dlopen Cpp;
     two_builds: Plain Cpp;

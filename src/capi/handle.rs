@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::error::{Result, fail};
+use crate::reserve;
 
 struct Shell {
     tag: AtomicU32,
@@ -44,16 +45,22 @@ pub fn live() -> usize {
 
 /// Makes a handle that owns one count of `body`.
 pub fn make<H, T: Kind>(body: Arc<T>) -> Result<*mut H> {
+    if reserve::in_use() {
+        return Err(fail!(OutOfMemory, "a {}: the library's reserve had to help out", T::NAME));
+    }
     let mut resting = RESTING.lock().unwrap_or_else(|e| e.into_inner());
     let shell: *const Shell = match resting.len() {
         n if n > REST => resting.pop_front().map_or(std::ptr::null(), std::ptr::with_exposed_provenance),
         _ => {
             let shells = SHELLS.load(Ordering::Relaxed) + 1;
             let room = shells.saturating_sub(resting.len());
-            resting.try_reserve(room).map_err(|_| fail!(OutOfMemory, "a handle"))?;
             let layout = std::alloc::Layout::new::<Shell>();
-            // SAFETY: `Shell` is not zero-sized; the result is checked below.
-            let place = unsafe { std::alloc::alloc(layout) }.cast::<Shell>();
+            // Both live on; they are no use of the reserve. (The lock keeps it to one thread.)
+            let place = reserve::closed(|| {
+                resting.try_reserve(room).map_err(|_| fail!(OutOfMemory, "a handle"))?;
+                // SAFETY: `Shell` is not zero-sized; the result is checked below.
+                Ok(unsafe { std::alloc::alloc(layout) }.cast::<Shell>())
+            })?;
             if place.is_null() {
                 return Err(fail!(OutOfMemory, "a handle"));
             }

@@ -5,6 +5,7 @@
 //! counter, so that a thread that is late, or never comes, costs time and not correctness.
 
 mod pool;
+mod thread;
 
 use std::ffi::c_void;
 use std::sync::Mutex;

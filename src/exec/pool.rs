@@ -15,11 +15,11 @@
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::thread::Thread;
 use super::{Job, Work, check_fork, forks};
-use crate::error::{Result, fail};
+use crate::error::Result;
 use crate::fpmode::FpMode;
 use crate::memory::reserve;
 
@@ -30,7 +30,7 @@ const SPIN: Duration = Duration::from_micros(50);
 /// A pool of threads.
 pub struct Pool {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<Thread>,
     /// Held by the call that has the pool.
     busy: AtomicBool,
     born: u32,
@@ -77,11 +77,9 @@ impl Pool {
         reserve(&mut pool.threads, threads - 1, "threads")?;
         for i in 1..threads {
             let shared = pool.shared.clone();
-            let thread = std::thread::Builder::new()
-                .name(format!("bitlinear-{i}"))
-                .spawn(move || shared.serve())
-                // Dropping the pool joins the threads that were started before.
-                .map_err(|e| fail!(OutOfMemory, "thread {i} of {threads}: {e}"))?;
+            // Dropping the pool joins the threads that were started before.
+            let thread = Thread::spawn(move || shared.serve())
+                .map_err(|e| e.within(format_args!("thread {i} of {threads}")))?;
             pool.threads.push(thread);
         }
         Ok(pool)
@@ -116,7 +114,7 @@ impl Drop for Pool {
         drop(self.shared.lock());
         self.shared.wake.notify_all();
         for thread in self.threads.drain(..) {
-            let _ = thread.join(); // threads do not panic: `Job::help` catches
+            thread.join();
         }
     }
 }

@@ -28,14 +28,16 @@ pub fn fresh(name: &str) -> PathBuf {
 /// The folder of the library as it is released: `libbitlinear.so`, `.a` and `.so.0`.
 pub fn release() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| build("release", &["--release", "--crate-type", "cdylib,staticlib"]))
+    BUILT.get_or_init(|| {
+        build("release", &["--release", "--features", "reserve", "--crate-type", "cdylib,staticlib"])
+    })
 }
 
 /// The folder of a second build, which has `bl_test_fault` and was compiled otherwise.
 pub fn hooks() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
-        build("hooks", &["--profile", "hooks", "--features", "test-hooks", "--crate-type", "cdylib"])
+        build("hooks", &["--profile", "hooks", "--features", "test-hooks,reserve", "--crate-type", "cdylib"])
     })
 }
 

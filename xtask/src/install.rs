@@ -125,7 +125,16 @@ fn build() -> Result<PathBuf, String> {
     let mut build = Command::new(cargo);
     build.current_dir(root());
     // Not `cargo build`, which cannot run LTO while an rlib is among the outputs.
-    build.args(["rustc", "--quiet", "--release", "--lib", "--crate-type", "cdylib,staticlib"]);
+    build.args([
+        "rustc",
+        "--quiet",
+        "--release",
+        "--lib",
+        "--features",
+        "reserve",
+        "--crate-type",
+        "cdylib,staticlib",
+    ]);
     match build.status() {
         Ok(status) if status.success() => {}
         Ok(status) => return Err(format!("building the library: {status}")),
