@@ -69,6 +69,44 @@ static int threads_alive(void) {
   return n;
 }
 
+/* The bits of a context: layers with all that may stand around a product, in one call and in several. */
+static void same_bits_around(const bl_context *context, int first) {
+  static const bl_type types[] = {BL_TYPE_TERNARY, BL_TYPE_Q4_0, BL_TYPE_F32};
+  static const int64_t batches[] = {1, M};
+  static float kept[2][2][3][M * LARGE], weights[640 * 1024];
+  bl_layer *layers[3] = {NULL, NULL, NULL};
+  void *ys[3];
+  size_t t, b;
+  uint32_t adding;
+  fill(weights, 640 * 1024, 3);
+  for (t = 0; t < 3; t++) {
+    STRUCT(bl_layer_options, options);
+    options.type = types[t];
+    options.norm = BL_NORM_LAYER;
+    options.rotation_block = 256;
+    options.epilogue = t == 0 ? BL_EPILOGUE_SILU : BL_EPILOGUE_GELU_TANH;
+    GOOD(bl_layer_create(context, 640, 1024, weights, BL_TYPE_F32, 0, &options, &layers[t], &error));
+    ys[t] = take(M * LARGE * sizeof(float));
+  }
+  for (b = 0; b < 2; b++)
+    for (adding = 0; adding < 2; adding++) {
+      int64_t n = batches[b] * 640;
+      STRUCT(bl_run_options, run);
+      run.flags = adding ? BL_RUN_ACCUMULATE : 0;
+      GOOD(bl_forward_many((const bl_layer *const *)layers, 3, batches[b], x, BL_TYPE_F32, 0, ys, BL_TYPE_F32, NULL,
+                           &run, &error));
+      for (t = 0; t < 3; t++) {
+        if (first) memcpy(kept[b][adding][t], ys[t], (size_t)n * sizeof(float));
+        CHECK(same((float *)ys[t], kept[b][adding][t], n));
+        if (adding) continue;
+        memset(y, 0, sizeof y);
+        forward(layers[t], batches[b], x, y);
+        CHECK(same(y, kept[b][adding][t], n)); /* alone as together */
+      }
+    }
+  for (t = 0; t < 3; t++) free(ys[t]), bl_free(layers[t]);
+}
+
 /* The bits of a context: small and large layers, one row and several. */
 static void same_bits(const bl_context *context, int first) {
   static const char *const tensors[] = {"blk.0.q4_0.weight", "blk.0.q4_k.weight", "blk.0.tq2_0.weight"};
@@ -90,6 +128,7 @@ static void same_bits(const bl_context *context, int first) {
     bl_free(layer);
   }
   bl_free(model);
+  same_bits_around(context, first);
 }
 
 static void pools(void) {
@@ -158,6 +197,47 @@ static void shared_pool(void) {
   bl_free(context); /* the layer keeps it */
   for (i = 0; i < 4; i++) CHECK(pthread_join(threads[i], NULL) == 0 && wrong[i] == 0);
   bl_free(shared);
+}
+
+/* Two threads of the host, each with its own context of two threads. */
+static bl_status own_layer(const bl_context *context, bl_layer **layer) {
+  float *weights = floats((int64_t)LARGE * LARGE);
+  bl_status status;
+  STRUCT(bl_layer_options, options);
+  options.type = BL_TYPE_Q8_0;
+  fill(weights, (int64_t)LARGE * LARGE, 9);
+  status = bl_layer_create(context, LARGE, LARGE, weights, BL_TYPE_F32, 0, &options, layer, NULL);
+  free(weights);
+  return status;
+}
+static void *own_context(void *argument) {
+  float *mine = floats(M * LARGE);
+  int i, *wrong = (int *)argument;
+  bl_context *context = NULL;
+  bl_layer *layer = NULL;
+  STRUCT(bl_context_options, options);
+  options.threads = 2;
+  *wrong += bl_context_create(&options, &context, NULL) != BL_OK;
+  *wrong += own_layer(context, &layer) != BL_OK;
+  for (i = 0; i < 100; i++) {
+    int64_t m = i % 4 ? 1 : M;
+    memset(mine, 0, M * LARGE * sizeof *mine);
+    *wrong += bl_forward(layer, m, x, BL_TYPE_F32, 0, mine, BL_TYPE_F32, 0, NULL, NULL) != BL_OK;
+    *wrong += !same(mine, want, m * LARGE);
+  }
+  bl_free(context), bl_free(layer);
+  free(mine);
+  return NULL;
+}
+static void own_pools(void) {
+  pthread_t threads[2];
+  int wrong[2] = {0, 0}, i;
+  bl_layer *layer = NULL;
+  CHECK(own_layer(NULL, &layer) == BL_OK);
+  forward(layer, M, x, want);
+  bl_free(layer);
+  for (i = 0; i < 2; i++) CHECK(pthread_create(&threads[i], NULL, own_context, &wrong[i]) == 0);
+  for (i = 0; i < 2; i++) CHECK(pthread_join(threads[i], NULL) == 0 && wrong[i] == 0);
 }
 
 /* What the log says is for the host alone, and only what it asked for. */
@@ -254,6 +334,7 @@ int main(int count, char **words) {
   pools();
   hosts();
   shared_pool();
+  own_pools();
   logs();
   allocators();
   counters();

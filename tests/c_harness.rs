@@ -155,6 +155,7 @@ programs! {
     forward: Plain Sanitized Static Dlopen Cpp;
     guard_pages: Plain Sanitized Static Dlopen Cpp;
     handles: Plain Sanitized Static Dlopen Cpp Valgrind;
+    idle: Plain Static;
     loading: Plain Sanitized Static Dlopen Cpp;
     low_bit: Plain Sanitized Static Dlopen Cpp Valgrind;
     messages: Plain Sanitized Static Dlopen Cpp;
