@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use native::{bad, fresh, good, not_run, root, target, tool};
+use native::{bad, fresh, good, not_run, root, say, target, tool};
 
 const FILE: &str = "tests/data/golden/ggml_all_64x512.gguf";
 const TENSOR: &str = "blk.0.q4_k.weight";
@@ -33,7 +33,7 @@ fn compile(compiler: &Path, flags: &[&str], source: &Path, binary: &Path) {
     let mut cc = Command::new(compiler);
     cc.args(flags).args(["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Werror"]);
     cc.arg("-I").arg(prefix().join("include")).arg(source).arg("-o").arg(binary);
-    cc.arg("-L").arg(lib()).arg("-lbitlinear").arg(format!("-Wl,-rpath,{}", lib().display()));
+    cc.arg("-L").arg(lib()).args(["-lbitlinear", "-lm"]).arg(format!("-Wl,-rpath,{}", lib().display()));
     good(&mut cc);
 }
 
@@ -140,6 +140,40 @@ fn go_example() {
     let printed = good(&mut test(&["test", "-race", "-count=1", "-v"]));
     assert!(printed.contains("--- PASS: TestForward") && printed.contains("--- PASS: TestFinalizers"));
     assert!(!printed.contains("SKIP"), "{printed}");
+}
+
+/// Tensor-parallel over MPI: gate and up by rows, down by columns, one allreduce for each block. The
+/// program itself holds the sum against the whole layers' result.
+#[test]
+fn mpi_example() {
+    let Some(mpicc) = tool("mpicc", "examples/c/mpi") else { return };
+    let Some(mpirun) = tool("mpirun", "examples/c/mpi") else { return };
+    let Some(python) = tool("python3", "examples/c/mpi: a tiny model") else { return };
+    if !good(Command::new(&mpirun).arg("--version")).contains("Open MPI") {
+        return not_run("examples/c/mpi: this mpirun is not Open MPI's, whose options the test uses");
+    }
+    let folder = fresh("bindings-mpi");
+    let (binary, tiny) = (folder.join("tensor_parallel"), folder.join("tiny.gguf"));
+    compile(&mpicc, &["-std=c11", "-O2"], &root().join("examples/c/mpi/tensor_parallel.c"), &binary);
+    good(Command::new(&python).arg("-B").arg(root().join("examples/models/tiny_llama.py")).arg(&tiny));
+    let run = |ranks: &str, model: &Path| {
+        let mut command = Command::new(&mpirun);
+        command.args(["--allow-run-as-root", "--oversubscribe", "-n", ranks]).arg(&binary).arg(model);
+        command
+    };
+    assert!(good(&mut run("1", &tiny)).starts_with("2 blocks on 1 ranks: 0 of 512 outputs differ"));
+    assert!(good(&mut run("2", &tiny)).starts_with("2 blocks on 2 ranks: "));
+    // 85 inner values are no whole groups for 3 ranks.
+    assert!(bad(&mut run("3", &tiny)).contains("columns"));
+    assert!(bad(&mut run("2", Path::new("/nowhere.gguf"))).contains("/nowhere.gguf"));
+    match std::env::var_os("BITLINEAR_TEST_GGUF") {
+        Some(model) => {
+            let printed = good(&mut run("2", Path::new(&model)));
+            assert!(printed.starts_with("30 blocks on 2 ranks: "), "{printed}");
+            say(printed.trim_end());
+        }
+        None => not_run("examples/c/mpi on the demo model: BITLINEAR_TEST_GGUF is not set"),
+    }
 }
 
 /// A Python with numpy: this one, or one of a venv in the target folder.

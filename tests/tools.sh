@@ -2,13 +2,15 @@
 # tools.sh [NAME...]: installs what the tests of the C side use (all of it without a name), where this
 # is Debian and we are root. What cannot be had is left: the tests say what they do not run.
 set -u
-[ $# -gt 0 ] || set -- clang cmake go valgrind pkg-config g++
+[ $# -gt 0 ] || set -- clang cmake go valgrind pkg-config g++ mpicc mpirun
 packages=
 for name; do
   command -v "$name" >/dev/null 2>&1 && continue
   case $name in
     go) packages="$packages golang-go" ;;
     clang++) packages="$packages clang" ;;
+    mpicc) packages="$packages libopenmpi-dev" ;;
+    mpirun) packages="$packages openmpi-bin" ;;
     python3) packages="$packages python3 python3-venv" ;;
     clang | cmake | valgrind | pkg-config | g++ | gcc | binutils) packages="$packages $name" ;;
     *) echo "tools.sh: no package is known for $name" >&2 ;;
