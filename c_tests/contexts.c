@@ -296,10 +296,20 @@ static void allocators(void) {
   CHECK(h.bytes == 0 && h.blocks == 0);
 }
 
+/* The entry of a name, or one of zeros. */
+static bl_profile_entry entry_of(const bl_profile_entry *entries, size_t count, const char *name) {
+  bl_profile_entry none;
+  size_t i;
+  for (i = 0; i < count; i++)
+    if (strcmp(entries[i].kernel, name) == 0) return entries[i];
+  memset(&none, 0, sizeof none);
+  return none;
+}
+
 static void counters(void) {
   bl_context *context = NULL;
   bl_layer *layer;
-  bl_profile_entry entries[8];
+  bl_profile_entry entries[8], call;
   size_t count = 0, room;
   STRUCT(bl_context_options, options);
   STRUCT(bl_memory_info, held);
@@ -310,22 +320,79 @@ static void counters(void) {
   layer = large_layer(context, LARGE, LARGE);
   GOOD(bl_memory(context, &held, &error));
   CHECK(held.handles == 1 && held.packed >= (uint64_t)LARGE * LARGE * 4);
+  CHECK(plan_of(layer, 0).bytes_read == 0 && plan_of(layer, 0).operations == 0);
   forward(layer, 1, x, y);
   forward(layer, 1, x, y);
   GOOD(bl_profile(context, NULL, 0, &count, 0, &error));
-  CHECK(count == 1);
+  CHECK(count == 4); /* the kernel, x, y, calls */
   room = count;
   EXPECT(bl_profile(context, entries, 0, &count, 0, &error), BL_ERROR_BUFFER_TOO_SMALL, "");
   CHECK(count == room);
   GOOD(bl_profile(context, entries, 8, &count, 1, &error));
-  CHECK(count == 1 && entries[0].calls == 2 && entries[0].kernel == plan_of(layer, 1).kernel);
+  CHECK(count == 4 && entries[0].calls == 2 && entries[0].kernel == plan_of(layer, 1).kernel);
   CHECK(entries[0].bytes == 2 * plan_of(layer, 1).bytes_read);
+  CHECK(entries[0].operations == 2 * plan_of(layer, 1).operations);
+  CHECK(entry_of(entries, count, "quantize").bytes == 2 * LARGE * 4);
+  CHECK(entry_of(entries, count, "epilogue").bytes == 2 * LARGE * 4);
+  call = entry_of(entries, count, "call");
+  CHECK(call.calls == 2 && call.bytes == entries[0].bytes && call.operations == entries[0].operations);
+  CHECK(entries[0].nanoseconds > 0 && entries[0].nanoseconds <= call.nanoseconds);
   GOOD(bl_profile(context, entries, 8, &count, 0, &error));
   CHECK(count == 0); /* was reset */
   bl_free(layer);
   GOOD(bl_memory(context, &held, &error));
   CHECK(held.handles == 0 && held.packed == 0 && held.workspace == 0);
   bl_free(context);
+}
+
+/* Every stage, of a joint call: what layers share is done once. */
+static void stages(void) {
+  static const char *const names[] = {"norm", "rotation", "quantize", "epilogue", "call"};
+  bl_context *context = NULL;
+  bl_layer *layers[2] = {NULL, NULL};
+  bl_profile_entry entries[8];
+  void *ys[2];
+  float *weights = floats(LARGE * 64);
+  size_t count = 0, i;
+  int round, whole = 0;
+  STRUCT(bl_context_options, options);
+  STRUCT(bl_layer_options, how);
+  options.flags = BL_CONTEXT_PROFILE;
+  GOOD(bl_context_create(&options, &context, &error));
+  fill(weights, LARGE * 64, 4);
+  how.norm = BL_NORM_RMS;
+  how.rotation_block = 64;
+  for (i = 0; i < 2; i++) {
+    how.type = i ? BL_TYPE_Q4_0 : BL_TYPE_Q8_0; /* groups of 32 both: they share their x */
+    how.epilogue = i ? BL_EPILOGUE_SILU : BL_EPILOGUE_NONE;
+    GOOD(bl_layer_create(context, LARGE, 64, weights, BL_TYPE_F32, 0, &how, &layers[i], &error));
+    ys[i] = take(M * LARGE * sizeof(float));
+  }
+  GOOD(bl_forward_many((const bl_layer *const *)layers, 2, M, x, BL_TYPE_F32, 0, ys, BL_TYPE_F32, NULL, NULL, &error));
+  GOOD(bl_profile(context, entries, 8, &count, 0, &error));
+  CHECK(count == 7); /* two kernels, and those above */
+  for (i = 0; i < 5; i++) {
+    bl_profile_entry e = entry_of(entries, count, names[i]);
+    CHECK(e.calls == 1 && e.nanoseconds > 0);
+    if (i < 3) CHECK(e.bytes == M * 64 * 4 && e.operations == 0);
+  }
+  CHECK(entry_of(entries, count, "epilogue").bytes == 2 * M * LARGE * 4);
+  CHECK(strcmp(entries[count - 1].kernel, "call") == 0);
+  /* On one thread the parts make up the whole, unless the thread is held up between them. */
+  for (round = 0; round < 50 && !whole; round++) {
+    uint64_t parts = 0;
+    GOOD(bl_profile(context, entries, 8, &count, 1, &error));
+    GOOD(
+        bl_forward_many((const bl_layer *const *)layers, 2, M, x, BL_TYPE_F32, 0, ys, BL_TYPE_F32, NULL, NULL, &error));
+    GOOD(bl_profile(context, entries, 8, &count, 0, &error));
+    for (i = 0; i + 1 < count; i++) parts += entries[i].nanoseconds;
+    CHECK(parts <= entries[count - 1].nanoseconds);
+    whole = parts > entries[count - 1].nanoseconds / 2;
+  }
+  CHECK(whole);
+  for (i = 0; i < 2; i++) free(ys[i]), bl_free(layers[i]);
+  bl_free(context);
+  free(weights);
 }
 
 int main(int count, char **words) {
@@ -338,5 +405,6 @@ int main(int count, char **words) {
   logs();
   allocators();
   counters();
+  stages();
   return done();
 }

@@ -406,14 +406,21 @@ typedef struct {
   uint64_t device;
 } bl_memory_info;
 
-/** What one kernel has done. Frozen. */
+/** What one kernel, one stage around the kernels, or all calls have done. Frozen. */
 typedef struct {
-  /** Static. */
+  /**
+   * A kernel, named as bl_plan does: the products alone. Or a stage: "norm", "rotation", "quantize" (x
+   * into codes and scales, or into floats in packed order), "epilogue" (scale, bias, epilogue and the
+   * way into y). Or "call": bl_forward and bl_forward_many from beginning to end. Static.
+   */
   const char *kernel;
+  /** Layers that ran in it; of stages and "call" the calls. */
   uint64_t calls;
+  /** Of kernels and stages summed over the threads; of "call" what passed on the clock. */
   uint64_t nanoseconds;
-  /** Of weights and scales read. */
+  /** Of weights and scales read; of stages 4 for each number of x or y. */
   uint64_t bytes;
+  /** Multiplications and additions of products; 0 for stages. */
   uint64_t operations;
 } bl_profile_entry;
 
@@ -729,7 +736,9 @@ bl_status bl_memory(const bl_context *context,
 BL_NOEXCEPT;
 
 /**
- * Copies the counters of a context made with BL_CONTEXT_PROFILE, one entry for each kernel that ran;
+ * Copies the counters of a context made with BL_CONTEXT_PROFILE: one entry for each kernel that ran and
+ * for each stage around the kernels, and last one for whole calls (see bl_profile_entry). Counting costs
+ * two readings of the clock for each tile of 64 outputs.
  * *count is how many there are. With entries NULL and capacity 0 only the count is told; a capacity
  * that is too small is BL_ERROR_BUFFER_TOO_SMALL. reset != 0 zeroes them after the copy.
  */

@@ -11,7 +11,7 @@ use super::layer::{Layer, addressable, float_type, row_stride};
 use super::options;
 use super::types::*;
 use crate::error::{Result, fail};
-use crate::layer::{self, Target};
+use crate::layer::{self, Stage, Stages, Target};
 use crate::limits::{BATCH_MAX, LAYERS_MAX};
 use crate::matrix::{MatrixMut, MatrixRef};
 use crate::memory::ALIGNMENT;
@@ -137,9 +137,12 @@ fn run_counted(
     x: MatrixRef,
     workspace: Option<&mut [u8]>,
 ) -> Result<()> {
-    let run = |workspace| layer::forward(targets, m, x, workspace, &context.heap, &context.executor);
-    let begin = context.profile.as_ref().map(|profile| (profile, Instant::now()));
-    if workspace.is_some() && begin.is_none() {
+    let counted = context.profile.as_ref().map(|profile| (profile, Stages::default(), Instant::now()));
+    let run = |workspace| {
+        let stages = counted.as_ref().map(|(_, stages, _)| stages);
+        layer::forward_counted(targets, m, x, workspace, &context.heap, &context.executor, stages)
+    };
+    if workspace.is_some() && counted.is_none() {
         return run(workspace);
     }
     let plans = || targets.iter().map(|t| t.layer.plan(m, &context.executor));
@@ -147,14 +150,20 @@ fn run_counted(
     context.usage.workspace.fetch_add(bytes, Ordering::Relaxed);
     let result = run(workspace);
     context.usage.workspace.fetch_sub(bytes, Ordering::Relaxed);
-    if let Some((profile, begin)) = begin {
-        // The time of a joint call is shared out by the work.
-        let total = plans().map(|p| p.operations).sum::<u64>().max(1);
-        let nanoseconds = begin.elapsed().as_nanos() as u64;
-        for plan in plans() {
-            let part = (nanoseconds as u128 * plan.operations as u128 / total as u128) as u64;
-            profile.add(plan.kernel, part, plan.bytes_read, plan.operations);
+    if let Some((profile, stages, begin)) = &counted {
+        let (mut bytes, mut operations) = (0, 0);
+        for (i, plan) in plans().enumerate() {
+            profile.add_kernel(plan.kernel, stages.of_product(i), plan.bytes_read, plan.operations);
+            bytes += plan.bytes_read;
+            operations += plan.operations;
         }
+        for stage in Stage::ALL {
+            let (nanoseconds, numbers) = stages.of(stage);
+            if numbers > 0 {
+                profile.add_stage(stage, nanoseconds, numbers * 4);
+            }
+        }
+        profile.add_call(begin.elapsed().as_nanos() as u64, bytes, operations);
     }
     result
 }

@@ -1,6 +1,6 @@
 //! What a context holds and has done: bl_memory, bl_profile, bl_device_describe.
 
-use std::ffi::{CString, c_char};
+use std::ffi::{CStr, CString, c_char};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,11 +12,14 @@ use crate::cpu::{self, Isa};
 use crate::error::{Result, fail};
 use crate::exec;
 use crate::kernel::{self, Kernel};
+use crate::layer::Stage;
 use crate::memory::reserve;
 
-/// Counters, one set for each kernel of the build.
+/// Counters, one set for each kernel of the build, for each stage and for whole calls.
 pub struct Profile {
-    counters: Vec<Counters>,
+    kernels: Vec<Counters>,
+    stages: [Counters; Stage::ALL.len()],
+    calls: Counters,
 }
 
 #[derive(Default)]
@@ -27,23 +30,78 @@ struct Counters {
     operations: AtomicU64,
 }
 
+impl Counters {
+    fn add(&self, nanoseconds: u64, bytes: u64, operations: u64) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.operations.fetch_add(operations, Ordering::Relaxed);
+    }
+
+    fn entry(&self, name: &'static CStr) -> bl_profile_entry {
+        let now = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        bl_profile_entry {
+            kernel: name.as_ptr(),
+            calls: now(&self.calls),
+            nanoseconds: now(&self.nanoseconds),
+            bytes: now(&self.bytes),
+            operations: now(&self.operations),
+        }
+    }
+
+    fn reset(&self) {
+        for counter in [&self.calls, &self.nanoseconds, &self.bytes, &self.operations] {
+            counter.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What bl_profile calls a stage.
+const fn stage_name(stage: Stage) -> &'static CStr {
+    match stage {
+        Stage::Norm => c"norm",
+        Stage::Rotation => c"rotation",
+        Stage::Quantize => c"quantize",
+        Stage::Epilogue => c"epilogue",
+    }
+}
+
 impl Profile {
     /// All zero.
     pub fn new() -> Result<Profile> {
-        let mut counters = Vec::new();
-        reserve(&mut counters, kernel::all().count(), "profile")?;
-        counters.extend(kernel::all().map(|_| Counters::default()));
-        Ok(Profile { counters })
+        let mut kernels = Vec::new();
+        reserve(&mut kernels, kernel::all().count(), "profile")?;
+        kernels.extend(kernel::all().map(|_| Counters::default()));
+        Ok(Profile { kernels, stages: Default::default(), calls: Counters::default() })
     }
 
-    /// Adds a call.
-    pub fn add(&self, kernel: &'static Kernel, nanoseconds: u64, bytes: u64, operations: u64) {
-        let Some(i) = kernel::all().position(|k| std::ptr::eq(k, kernel)) else { return };
-        let counters = &self.counters[i];
-        counters.calls.fetch_add(1, Ordering::Relaxed);
-        counters.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
-        counters.bytes.fetch_add(bytes, Ordering::Relaxed);
-        counters.operations.fetch_add(operations, Ordering::Relaxed);
+    /// Adds the products of one layer of a call.
+    pub fn add_kernel(&self, kernel: &'static Kernel, nanoseconds: u64, bytes: u64, operations: u64) {
+        if let Some(i) = kernel::all().position(|k| std::ptr::eq(k, kernel)) {
+            self.kernels[i].add(nanoseconds, bytes, operations);
+        }
+    }
+
+    /// Adds a stage of a call.
+    pub fn add_stage(&self, stage: Stage, nanoseconds: u64, bytes: u64) {
+        self.stages[stage as usize].add(nanoseconds, bytes, 0);
+    }
+
+    /// Adds a whole call.
+    pub fn add_call(&self, nanoseconds: u64, bytes: u64, operations: u64) {
+        self.calls.add(nanoseconds, bytes, operations);
+    }
+
+    /// All counters and their names.
+    fn all(&self) -> impl Iterator<Item = (&'static CStr, &Counters)> {
+        let kernels = kernel::all().map(Kernel::c_name).zip(&self.kernels);
+        let stages = Stage::ALL.into_iter().map(stage_name).zip(&self.stages);
+        kernels.chain(stages).chain([(c"call", &self.calls)])
+    }
+
+    /// Those that counted something.
+    fn used(&self) -> impl Iterator<Item = (&'static CStr, &Counters)> {
+        self.all().filter(|(_, counters)| counters.calls.load(Ordering::Relaxed) > 0)
     }
 }
 
@@ -76,7 +134,9 @@ pub unsafe extern "C" fn bl_memory(
     }
 }
 
-/// Copies the counters of a context made with BL_CONTEXT_PROFILE, one entry for each kernel that ran;
+/// Copies the counters of a context made with BL_CONTEXT_PROFILE: one entry for each kernel that ran and
+/// for each stage around the kernels, and last one for whole calls (see bl_profile_entry). Counting costs
+/// two readings of the clock for each tile of 64 outputs.
 /// *count is how many there are. With entries NULL and capacity 0 only the count is told; a capacity
 /// that is too small is BL_ERROR_BUFFER_TOO_SMALL. reset != 0 zeroes them after the copy.
 ///
@@ -102,9 +162,7 @@ pub unsafe extern "C" fn bl_profile(
             let Some(profile) = &context.profile else {
                 return Err(fail!(InvalidArgument, "the context was made without BL_CONTEXT_PROFILE"));
             };
-            let used =
-                || kernel::all().zip(&profile.counters).filter(|(_, c)| c.calls.load(Ordering::Relaxed) > 0);
-            let n = used().count();
+            let n = profile.used().count();
             count.write(n);
             if entries.is_null() && capacity > 0 {
                 return Err(fail!(InvalidArgument, "entries is NULL, capacity is not 0"));
@@ -112,22 +170,13 @@ pub unsafe extern "C" fn bl_profile(
             if !entries.is_null() && capacity < n {
                 return Err(fail!(BufferTooSmall, "room for {capacity} entries, {n} needed"));
             }
-            for (i, (kernel, c)) in used().take(if entries.is_null() { 0 } else { n }).enumerate() {
-                let now = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-                entries.add(i).write(bl_profile_entry {
-                    kernel: kernel.c_name().as_ptr(),
-                    calls: now(&c.calls),
-                    nanoseconds: now(&c.nanoseconds),
-                    bytes: now(&c.bytes),
-                    operations: now(&c.operations),
-                });
+            if !entries.is_null() {
+                for (i, (name, counters)) in profile.used().take(n).enumerate() {
+                    entries.add(i).write(counters.entry(name));
+                }
             }
             if reset != 0 {
-                for c in &profile.counters {
-                    for counter in [&c.calls, &c.nanoseconds, &c.bytes, &c.operations] {
-                        counter.store(0, Ordering::Relaxed);
-                    }
-                }
+                profile.all().for_each(|(_, counters)| counters.reset());
             }
             Ok(())
         })

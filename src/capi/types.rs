@@ -351,16 +351,21 @@ pub struct bl_memory_info {
     pub device: u64,
 }
 
-/// What one kernel has done. Frozen.
+/// What one kernel, one stage around the kernels, or all calls have done. Frozen.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct bl_profile_entry {
-    /// Static.
+    /// A kernel, named as bl_plan does: the products alone. Or a stage: "norm", "rotation", "quantize" (x
+    /// into codes and scales, or into floats in packed order), "epilogue" (scale, bias, epilogue and the
+    /// way into y). Or "call": bl_forward and bl_forward_many from beginning to end. Static.
     pub kernel: *const c_char,
+    /// Layers that ran in it; of stages and "call" the calls.
     pub calls: u64,
+    /// Of kernels and stages summed over the threads; of "call" what passed on the clock.
     pub nanoseconds: u64,
-    /// Of weights and scales read.
+    /// Of weights and scales read; of stages 4 for each number of x or y.
     pub bytes: u64,
+    /// Multiplications and additions of products; 0 for stages.
     pub operations: u64,
 }
 

@@ -1,8 +1,10 @@
 //! The order of a call: workspace, activations of a block of the batch, then tile by tile.
 
 use std::mem::MaybeUninit;
+use std::time::Instant;
 
 use super::Linear;
+use super::stages::{Stage, Stages};
 use crate::activation::{Activations, Codes, Floats, RowCodes, Width};
 use crate::error::{Result, fail};
 use crate::exec::Executor;
@@ -54,16 +56,10 @@ impl Linear {
     ///
     /// # Safety
     /// `space` holds the plan; no one else uses this panel's or this slot's parts meanwhile.
-    unsafe fn activate(
-        &self,
-        panel: usize,
-        rows: usize,
-        x: MatrixRef,
-        plan: &Plan,
-        space: Space,
-        slot: usize,
-    ) {
+    unsafe fn activate(&self, panel: usize, rows: usize, x: MatrixRef, call: &Call<'_>, slot: usize) {
+        let (plan, space) = (&call.plan, call.space);
         let (mr, in_features) = (plan.mr, self.in_features());
+        let mut watch = call.watch();
         let at = plan.slots + slot * plan.slot_bytes;
         // SAFETY: the caller's contract; the plan's parts do not overlap.
         let staged: &mut [f32] = unsafe { space.part_mut(at + plan.staged, in_features) };
@@ -77,11 +73,14 @@ impl Linear {
                     Some(row) => staged.copy_from_slice(row),
                     None => x.read_row(index, staged),
                 }
+                watch.end(Stage::Quantize, 0);
                 if let Some(norm) = &self.norm {
                     norm.apply(self.isa, staged);
+                    watch.end(Stage::Norm, in_features);
                 }
                 if let Some(rotation) = &self.rotation {
                     rotation.apply(self.isa, staged);
+                    watch.end(Stage::Rotation, in_features);
                 }
                 match self.packed.permutation() {
                     None => &*staged,
@@ -166,6 +165,7 @@ impl Linear {
             // SAFETY: as above; one byte of this panel's.
             unsafe { space.part_mut::<u8>(plan.finite + index, 1)[0] = finite as u8 };
         }
+        watch.end(Stage::Quantize, in_features * mr.min(rows - panel * mr));
     }
 
     /// The product's scale, the bias, the epilogue, and the way into y.
@@ -207,15 +207,31 @@ pub fn forward(
     targets: &[Target<'_>],
     m: usize,
     x: MatrixRef,
+    workspace: Option<&mut [u8]>,
+    heap: &Heap,
+    executor: &Executor,
+) -> Result<()> {
+    forward_counted(targets, m, x, workspace, heap, executor, None)
+}
+
+/// The same, and counts what its stages took, where `stages` is given.
+pub fn forward_counted(
+    targets: &[Target<'_>],
+    m: usize,
+    x: MatrixRef,
     mut workspace: Option<&mut [u8]>,
     heap: &Heap,
     executor: &Executor,
+    stages: Option<&Stages>,
 ) -> Result<()> {
     if m == 0 {
         return Ok(());
     }
+    let mut first = 0;
     for targets in targets.chunk_by(|a, b| a.layer.shares_activations(b.layer)) {
-        forward_sharing(targets, m, x, workspace.as_deref_mut(), heap, executor)?;
+        let counts = Counts { stages, first };
+        forward_sharing(targets, m, x, workspace.as_deref_mut(), heap, executor, counts)?;
+        first += targets.len();
     }
     Ok(())
 }
@@ -228,6 +244,7 @@ fn forward_sharing(
     workspace: Option<&mut [u8]>,
     heap: &Heap,
     executor: &Executor,
+    counts: Counts<'_>,
 ) -> Result<()> {
     let plan = lay_out(targets, m, executor.width());
     let need = plan.bytes + ALIGNMENT;
@@ -250,10 +267,10 @@ fn forward_sharing(
         let have = space.len();
         return Err(fail!(BufferTooSmall, "workspace of {have} bytes, {need} needed (see bl_plan)"));
     }
-    let space = Space { start: space[skip..].as_mut_ptr() };
+    let call = Call { plan, space: Space { start: space[skip..].as_mut_ptr() }, counts };
     for at in (0..m).step_by(plan.rows) {
         let rows = plan.rows.min(m - at);
-        block(targets, at, rows, x.skip(at), &plan, space, executor)?;
+        block(targets, at, rows, x.skip(at), &call, executor)?;
     }
     Ok(())
 }
@@ -319,11 +336,10 @@ fn block(
     first: usize,
     rows: usize,
     x: MatrixRef,
-    plan: &Plan,
-    space: Space,
+    call: &Call<'_>,
     executor: &Executor,
 ) -> Result<()> {
-    let layer = targets[0].layer;
+    let (plan, space, layer) = (&call.plan, call.space, targets[0].layer);
     let panels = rows.div_ceil(plan.mr);
     // Waking threads costs microseconds: what one thread does sooner, one thread does.
     let outputs: usize = targets.iter().map(|t| t.layer.out_features()).sum();
@@ -331,7 +347,7 @@ fn block(
     let executor = if operations < SHARE_FROM { &Executor::Serial } else { executor };
     executor.run(panels, &|slot, panel| {
         // SAFETY: each piece writes the parts of its own panel and of its own slot.
-        unsafe { layer.activate(panel, rows, x, plan, space, slot) };
+        unsafe { layer.activate(panel, rows, x, call, slot) };
         Ok(())
     })?;
     let count = panels * plan.mr;
@@ -341,11 +357,11 @@ fn block(
     let tiles: usize = targets.iter().map(|t| t.layer.packed.tiles()).sum();
     executor.run(tiles, &|slot, piece| {
         let mut tile = piece;
-        let mut targets = targets.iter();
-        let target = loop {
+        let mut targets = targets.iter().enumerate();
+        let (number, target) = loop {
             match targets.next() {
-                Some(target) if tile < target.layer.packed.tiles() => break target,
-                Some(target) => tile -= target.layer.packed.tiles(),
+                Some((number, target)) if tile < target.layer.packed.tiles() => break (number, target),
+                Some((_, target)) => tile -= target.layer.packed.tiles(),
                 None => return Ok(()), // no such piece
             }
         };
@@ -378,10 +394,60 @@ fn block(
             )
         };
         let mut job = Job { packed: &layer.packed, tile, x: batch, rows, out, scratch };
+        let mut watch = call.watch();
         kernel::run(layer.kernel(plan.rows), &mut job)?;
+        watch.end_product(number);
         layer.finish(tile, rows, finite, out, target.y.skip(first));
+        watch.end(Stage::Epilogue, rows * TILE.min(layer.out_features() - tile * TILE));
         Ok(())
     })
+}
+
+/// What all pieces of a call know.
+struct Call<'a> {
+    plan: Plan,
+    space: Space,
+    counts: Counts<'a>,
+}
+
+impl Call<'_> {
+    /// Starts to measure, where the call is counted.
+    fn watch(&self) -> Watch<'_> {
+        Watch { counts: self.counts, begin: self.counts.stages.map(|_| Instant::now()) }
+    }
+}
+
+/// Where a call is counted, and its first layer's number there.
+#[derive(Clone, Copy)]
+struct Counts<'a> {
+    stages: Option<&'a Stages>,
+    first: usize,
+}
+
+/// Measures one stage after the other.
+struct Watch<'a> {
+    counts: Counts<'a>,
+    begin: Option<Instant>,
+}
+
+impl Watch<'_> {
+    /// The stage that ends here worked on so many numbers.
+    fn end(&mut self, stage: Stage, numbers: usize) {
+        if let (Some(stages), Some(begin)) = (self.counts.stages, &mut self.begin) {
+            let now = Instant::now();
+            stages.add(stage, now - *begin, numbers);
+            *begin = now;
+        }
+    }
+
+    /// The product with a tile of the call's layer of that number ends here.
+    fn end_product(&mut self, number: usize) {
+        if let (Some(stages), Some(begin)) = (self.counts.stages, &mut self.begin) {
+            let now = Instant::now();
+            stages.add_product(self.counts.first + number, now - *begin);
+            *begin = now;
+        }
+    }
 }
 
 /// The start of a workspace, shared by the pieces of a call.

@@ -8,9 +8,11 @@
 
 mod forward;
 mod options;
+mod stages;
 
-pub use forward::{Target, forward};
+pub use forward::{Target, forward, forward_counted};
 pub use options::{Activation, Options, Settings};
+pub use stages::{Stage, Stages};
 
 use crate::activation::{Kind, Rule, Shape, WeightSums, Width};
 use crate::codec::Matrix;
@@ -243,7 +245,7 @@ impl Linear {
     /// What a forward call on `m` rows will do and need.
     pub fn plan(&self, m: usize, executor: &Executor) -> PlanInfo {
         let (rows, workspace) = forward::planned(self, m, executor);
-        let blocks = m.div_ceil(rows.max(1)).max(1) as u64;
+        let blocks = m.div_ceil(rows.max(1)) as u64;
         PlanInfo {
             kernel: self.kernel(rows),
             workspace,
