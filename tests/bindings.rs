@@ -212,6 +212,31 @@ fn python_example() {
     assert!(good(&mut run("test_bitlinear.py", &[FILE, TENSOR])).contains("python: good"));
 }
 
+#[test]
+fn csharp_example() {
+    let Some(mcs) = tool("mcs", "examples/csharp") else { return };
+    let Some(mono) = tool("mono", "examples/csharp") else { return };
+    let folder = fresh("bindings-csharp");
+    let build = |program: &str| {
+        let binary = folder.join("program.exe");
+        let mut compiler = Command::new(&mcs);
+        compiler.args(["-warnaserror", "-warn:4"]).arg(format!("-out:{}", binary.display()));
+        good(compiler.arg(root().join("examples/csharp/Bitlinear.cs")).arg(root().join(program)));
+        binary
+    };
+    let run = |binary: &Path, arguments: &[&str]| {
+        let mut command = Command::new(&mono);
+        command.current_dir(root()).arg(binary).args(arguments).env("LD_LIBRARY_PATH", lib());
+        command
+    };
+    let binary = build("examples/csharp/OneLayer.cs");
+    same_as_c(&good(&mut run(&binary, &[FILE, TENSOR])));
+    assert!(bad(&mut run(&binary, &[])).contains("usage"));
+    assert!(bad(&mut run(&binary, &[FILE, "no-such"])).contains("no-such"));
+    let binary = build("tests/csharp/Handles.cs");
+    assert!(good(&mut run(&binary, &[FILE, TENSOR])).contains("csharp: good"));
+}
+
 /// There is no Swift here. What can be checked is: clang, whose importer Swift uses, takes the module of
 /// the example and knows every C name that the example uses.
 #[test]

@@ -2,13 +2,15 @@
 # tools.sh [NAME...]: installs what the tests of the C side use (all of it without a name), where this
 # is Debian and we are root. What cannot be had is left: the tests say what they do not run.
 set -u
-[ $# -gt 0 ] || set -- clang cmake go valgrind pkg-config g++ mpicc mpirun
+[ $# -gt 0 ] || set -- clang cmake go valgrind pkg-config g++ mpicc mpirun mcs mono
 packages=
 for name; do
   command -v "$name" >/dev/null 2>&1 && continue
   case $name in
     go) packages="$packages golang-go" ;;
     clang++) packages="$packages clang" ;;
+    mcs) packages="$packages mono-mcs libmono-system-core4.0-cil" ;;
+    mono) packages="$packages mono-runtime libmono-system-core4.0-cil" ;;
     mpicc) packages="$packages libopenmpi-dev" ;;
     mpirun) packages="$packages openmpi-bin" ;;
     python3) packages="$packages python3 python3-venv" ;;
