@@ -1019,6 +1019,30 @@ BL_NOEXCEPT;
  * UNSTABLE UNTIL 1.0: what stands below may change with any minor version. The rules at the top hold.
  */
 
+/** `bl_codes.flags`: all rows share a scale. */
+#define BL_CODES_PER_TENSOR 1
+
+/** bl_quantize: the scales are given, not found. */
+#define BL_CODES_FIXED_SCALES 2
+
+/**
+ * `bl_pack_weights`: the values are code * scale already: the largest magnitude (int8: twice the mean,
+ * as from f32 weights) gives the scale.
+ */
+#define BL_PACK_DEQUANTIZED 1
+
+/** `bl_heads_options.flags`: x has one scale, not one for each token. */
+#define BL_HEADS_PER_TENSOR 1
+
+/** The weights are codes that were rounded before, as bl_pack_weights packs them. */
+#define BL_HEADS_PACKED 2
+
+/** `bl_heads_run.flags`: y = max(y - threshold, 0). */
+#define BL_HEADS_RELU 1
+
+/** y is quantised as x is, and taken back: y = code * scale. */
+#define BL_HEADS_QUANTIZE_OUTPUT 2
+
 /** `bl_state_options.flags`: updates measure what they lose. */
 #define BL_STATE_MEASURED 1
 
@@ -1184,10 +1208,212 @@ typedef enum {
   BL_FALLBACK_NATIVE_LOW_BIT_UNAVAILABLE = 3,
 } bl_fallback;
 
+/** Which way a projection goes. */
+typedef enum {
+  /**
+   * x [batch, heads | 1, time, features] times weights [heads, features, latent] gives
+   * y [batch, heads, time, latent]. With 1 head of x all share it.
+   */
+  BL_HEADS_LOWRANK = 0,
+  /**
+   * x [batch, heads, time, latent] times weights [heads * latent, features] gives
+   * y [batch, 1, time, features]: summed over heads and latent features.
+   */
+  BL_HEADS_TAIL = 1,
+} bl_heads_kind;
+
+/** Which value the largest code stands for, and how values are rounded. */
+typedef enum {
+  /** The largest magnitude; halves to even. */
+  BL_RANGE_LARGEST = 0,
+  /** Twice the mean magnitude, at least 1e-8: what is larger is clipped; halves away from zero. */
+  BL_RANGE_MEAN = 1,
+} bl_range;
+
+/**
+ * The weights of a projection of heads, packed. Calls that take it as `const` may run at the same time.
+ */
+typedef struct bl_heads bl_heads;
+
 /**
  * An array of four dimensions, compressed. Any thread may make any call at any time but bl_free.
  */
 typedef struct bl_state bl_state;
+
+/** Rows of codes in a caller's memory; x is about code * scale. The scales are the caller's too. */
+typedef struct {
+  uint32_t struct_size;
+  /**
+   * fp16 (2 bytes a value, no scales), int8 (1), int4 (two to a byte, a row begins a byte) or uint8_pos
+   * (1). Unset: fp16.
+   */
+  bl_low_bit format;
+  bl_range range;
+  /** BL_CODES_PER_TENSOR, BL_CODES_FIXED_SCALES. */
+  uint32_t flags;
+  void *codes;
+  /** Bytes from row to row; 0: rows touch. */
+  int64_t stride;
+  /** One for each row; BL_CODES_PER_TENSOR: one. */
+  float *scales;
+  /** How many: 0 with fp16. */
+  int64_t scale_count;
+} bl_codes;
+
+/** How two arrays differ: means and largest values, in f64. */
+typedef struct {
+  uint32_t struct_size;
+  uint32_t reserved;
+  double mean_error;
+  double mean_square_error;
+  double max_error;
+  /** Root mean squares. */
+  double rms_a;
+  double rms_b;
+  /** Parts of the values that are not 0. */
+  double nonzero_a;
+  double nonzero_b;
+} bl_difference_info;
+
+/** How a projection is made. */
+typedef struct {
+  uint32_t struct_size;
+  bl_heads_kind kind;
+  int64_t heads;
+  /** Of each head. */
+  int64_t latent;
+  /** Of a token: embd of a low-rank projection, dim of a tail. */
+  int64_t features;
+  /**
+   * int8, sign1, ternary158 or packed2. One scale for all weights, from the mean magnitude m: int8
+   * max(2 m, 1e-8) / 127; the others max(m, 1e-8), and ternary is 0 where |w| is below it.
+   */
+  bl_low_bit weight_format;
+  /** fp16 (x is taken as floats), int8, int4 or uint8_pos. Unset: fp16. */
+  bl_low_bit input_format;
+  bl_range input_range;
+  /** BL_HEADS_*. */
+  uint32_t flags;
+  /** BL_HEADS_PACKED: the scale of the weights. */
+  float scale;
+  /** Must be 0. */
+  uint32_t reserved;
+} bl_heads_options;
+
+/** The shape of a call, and what it does beside the product. */
+typedef struct {
+  uint32_t struct_size;
+  /** BL_HEADS_RELU, BL_HEADS_QUANTIZE_OUTPUT. */
+  uint32_t flags;
+  int64_t batch;
+  /** Heads of x: those of the weights, or 1 for a low-rank projection. */
+  int64_t input_heads;
+  int64_t time;
+  /**
+   * How many of each head's latent features there are in y (low-rank) or x (tail): the first ones.
+   * 0: all. Nothing is packed for it.
+   */
+  int64_t latent;
+  /** BL_HEADS_RELU: y = max(y - threshold, 0). */
+  float threshold;
+  /** Must be 0. */
+  uint32_t reserved;
+} bl_heads_run;
+
+/** A backward call: arrays, and how many values they have. */
+typedef struct {
+  uint32_t struct_size;
+  /** Must be 0. */
+  uint32_t reserved;
+  /** The x of the forward call; or NULL, and what bl_heads_save made of it. */
+  const float *x;
+  int64_t x_count;
+  const uint8_t *codes;
+  int64_t code_bytes;
+  const float *scales;
+  int64_t scale_count;
+  /** The gradient of y. */
+  const float *dy;
+  int64_t dy_count;
+  /**
+   * With BL_HEADS_RELU: the y that the forward call gave. NULL: it is computed again, from the same
+   * codes, and is the same to the bit.
+   */
+  const float *y;
+  int64_t y_count;
+  /** Written: the gradient of x. NULL: not wanted. */
+  float *dx;
+  int64_t dx_count;
+  /** Added to: the gradient of the weights, in their order. NULL: not wanted. */
+  float *dw;
+  int64_t dw_count;
+} bl_heads_gradients;
+
+/**
+ * What a projection is, and what it has done. Times are in nanoseconds, of a context made with
+ * BL_CONTEXT_PROFILE only.
+ */
+typedef struct {
+  uint32_t struct_size;
+  bl_heads_kind kind;
+  int64_t heads;
+  int64_t latent;
+  int64_t features;
+  bl_low_bit weight_format;
+  bl_low_bit input_format;
+  /** Of the weights. */
+  float scale;
+  /** Calibrated, of x; 0: none. */
+  float input_scale;
+  uint64_t bytes_packed;
+  /**
+   * Forward calls, and their time: all; and, summed over threads, staging and quantising x, products and
+   * what is done to them.
+   */
+  uint64_t calls;
+  uint64_t total_time;
+  uint64_t quantize_time;
+  uint64_t multiply_time;
+  /** Rounding and packing weights. */
+  uint64_t pack_time;
+  /**
+   * Calls (forward, save, backward) that found scales in x, and those that used a calibrated one.
+   */
+  uint64_t scale_misses;
+  uint64_t scale_hits;
+  /** Most bytes of codes of x, and of y, of one call. */
+  uint64_t peak_code_bytes;
+  uint64_t peak_output_bytes;
+} bl_heads_info;
+
+/** A backward call of a layer. Matrices are f32; strides in bytes, 0: rows touch. */
+typedef struct {
+  uint32_t struct_size;
+  /** Must be 0. */
+  uint32_t reserved;
+  /**
+   * The x of the forward call [m, in_features]; or NULL, and the codes of it that bl_quantize gave.
+   */
+  const float *x;
+  int64_t x_stride;
+  const bl_codes *codes;
+  /** The gradient of y [m, out_features]. */
+  const float *dy;
+  int64_t dy_stride;
+  /**
+   * Of a layer with BL_EPILOGUE_RELU: the y that the forward call gave. NULL: it is computed again.
+   */
+  const float *y;
+  int64_t y_stride;
+  /** Written: the gradient of x. NULL: not wanted. */
+  float *dx;
+  int64_t dx_stride;
+  /** Added to: the gradient of the weights [out_features, in_features]. NULL: not wanted. */
+  float *dw;
+  int64_t dw_stride;
+  /** Added to: the gradient of the bias, out_features values. NULL: not wanted. */
+  float *db;
+} bl_layer_gradients;
 
 /** How a state is made. */
 typedef struct {
@@ -1363,6 +1589,223 @@ typedef struct {
  */
 BL_API
 const char *bl_low_bit_name(bl_low_bit format)
+BL_NOEXCEPT;
+
+/**
+ * Writes rows of x (f32, f16 or bf16) as codes, with their scales; with BL_CODES_FIXED_SCALES the scales
+ * are taken as they are. What layers compute with the same format and range (and one scale a row) has
+ * the same codes. A value that is not finite, or beyond f16 with fp16, is BL_ERROR_INVALID_ARGUMENT, and
+ * nothing is written. Runs on the calling thread.
+ */
+BL_API
+bl_status bl_quantize(const bl_context *context,
+                      int64_t rows,
+                      int64_t columns,
+                      const void *x,
+                      bl_type x_type,
+                      int64_t x_stride,
+                      const bl_codes *codes,
+                      bl_error *error)
+BL_NOEXCEPT;
+
+/** Writes what codes stand for, code * scale, into y (f32, f16 or bf16). */
+BL_API
+bl_status bl_dequantize(const bl_context *context,
+                        int64_t rows,
+                        int64_t columns,
+                        const bl_codes *codes,
+                        void *y,
+                        bl_type y_type,
+                        int64_t y_stride,
+                        bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * y = what x becomes when it is quantised and taken back: activations (fp16, int8, int4, uint8_pos; one
+ * scale a row, or with BL_CODES_PER_TENSOR one), or weights (sign1, ternary158, packed2: always one,
+ * max(mean magnitude, 1e-8); range is BL_RANGE_MEAN). int8 weights are int8 with BL_RANGE_MEAN and
+ * BL_CODES_PER_TENSOR. y may be x. Its gradient is that of a copy: nothing is masked (a straight-through
+ * estimator), which bl_fake_quantize_backward does.
+ */
+BL_API
+bl_status bl_fake_quantize(const bl_context *context,
+                           bl_low_bit format,
+                           bl_range range,
+                           uint32_t flags,
+                           int64_t count,
+                           int64_t columns,
+                           const float *x,
+                           float *y,
+                           bl_error *error)
+BL_NOEXCEPT;
+
+/** The gradient of bl_fake_quantize: dx += dy, unmasked. `count` values each. */
+BL_API
+bl_status bl_fake_quantize_backward(int64_t count,
+                                    const float *dy,
+                                    float *dx,
+                                    bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * Rounds f32 weights to a burn_dragon artifact of BL_TYPE_BINARY, BL_TYPE_TERNARY2 or BL_TYPE_INT8: its
+ * bytes (1/8, 1/4 and 1 a weight, rounded up) and its one scale. flags: BL_PACK_DEQUANTIZED.
+ */
+BL_API
+bl_status bl_pack_weights(bl_type type,
+                          uint32_t flags,
+                          int64_t count,
+                          const float *weights,
+                          uint8_t *packed,
+                          size_t packed_bytes,
+                          float *scale,
+                          bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * Writes the weights of an artifact's bytes, code * scale. The ternary code 3 is
+ * BL_ERROR_INVALID_ARGUMENT, and nothing is written.
+ */
+BL_API
+bl_status bl_unpack_weights(bl_type type,
+                            const uint8_t *packed,
+                            size_t packed_bytes,
+                            float scale,
+                            int64_t count,
+                            float *weights,
+                            bl_error *error)
+BL_NOEXCEPT;
+
+/** How two arrays of `count` f32 values differ; all 0 for none. A NaN makes its figures NaN. */
+BL_API
+bl_status bl_compare(int64_t count,
+                     const float *a,
+                     const float *b,
+                     bl_difference_info *info,
+                     bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * Packs the weights of a projection: f32 in the order that bl_heads_kind says, rounded here; or, with
+ * BL_HEADS_PACKED, codes that were rounded before. `weight_bytes` is their size. Free it with bl_free.
+ */
+BL_API
+bl_status bl_heads_create(const bl_context *context,
+                          const bl_heads_options *options,
+                          const void *weights,
+                          size_t weight_bytes,
+                          bl_heads **out,
+                          bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * Rounds and packs other f32 weights, for the next step of a training. Must be the only call on the
+ * handle. After a failure it is as it was. A calibrated scale of x stays.
+ */
+BL_API
+bl_status bl_heads_update(bl_heads *heads,
+                          const float *weights,
+                          int64_t count,
+                          bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * y of x, both f32 arrays that touch in the shapes that bl_heads_kind says. Integer inputs are
+ * quantised once for all heads that share them. A value of x that is not finite is
+ * BL_ERROR_INVALID_ARGUMENT, and nothing is written.
+ */
+BL_API
+bl_status bl_heads_forward(const bl_heads *heads,
+                           const bl_heads_run *run,
+                           const float *x,
+                           int64_t x_count,
+                           float *y,
+                           int64_t y_count,
+                           bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * Keeps x for bl_heads_backward in the projection's own input format: for every token (and head of a
+ * low-rank x) a row of codes, and its scale, or one scale with BL_HEADS_PER_TENSOR; fp16 has one scale
+ * of 1. A tail's rows hold 32 features of every head in turn. *code_bytes and *scale_count are the sizes
+ * of the arrays, and what is needed; with codes and scales NULL only that is told.
+ */
+BL_API
+bl_status bl_heads_save(const bl_heads *heads,
+                        const bl_heads_run *run,
+                        const float *x,
+                        int64_t x_count,
+                        uint8_t *codes,
+                        int64_t *code_bytes,
+                        float *scales,
+                        int64_t *scale_count,
+                        bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * Gradients of a forward call, straight through the rounding:
+ *   g = dy, but with BL_HEADS_RELU 0 where y is 0;
+ *   dx = g times the rounded weights (code * scale), summed over heads that share x;
+ *   dw += the rounded x (code * scale), transposed, times g.
+ * Values that were clipped pass gradients too, and scales have none. `run` is that of the forward call
+ * (quantised outputs pass g as it is). The same bits on every CPU and for any number of threads.
+ * Everything is checked before anything is written.
+ */
+BL_API
+bl_status bl_heads_backward(const bl_heads *heads,
+                            const bl_heads_run *run,
+                            const bl_heads_gradients *gradients,
+                            bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * Finds one scale for all of x and uses it in the calls that follow, in place of what they would find;
+ * x NULL: no longer. May run beside other calls, which use the old scale or the new one.
+ */
+BL_API
+bl_status bl_heads_calibrate(const bl_heads *heads,
+                             const float *x,
+                             int64_t count,
+                             bl_error *error)
+BL_NOEXCEPT;
+
+/** Shape, size and counters of a projection. reset != 0 zeroes the counters after the copy. */
+BL_API
+bl_status bl_heads_describe(const bl_heads *heads,
+                            bl_heads_info *info,
+                            uint32_t reset,
+                            bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * Gradients of bl_forward on m rows, straight through the rounding of weights and activations:
+ *   g = dy, but of a layer with BL_EPILOGUE_RELU 0 where y is 0;
+ *   dx = g W, with the rounded weights;   dw += g^T x, with the rounded x;   db += the rows of g.
+ * Values that were clipped pass gradients too, and scales have none. For layers without norm, rotation
+ * and other epilogues. Codes in place of x are of the layer's own activations: the same format and range,
+ * and one scale a row (or fixed scales). The same bits on every CPU and for any number of threads.
+ * Everything is checked before anything is written; a value that is not finite is
+ * BL_ERROR_INVALID_ARGUMENT.
+ */
+BL_API
+bl_status bl_layer_backward(const bl_layer *layer,
+                            int64_t m,
+                            const bl_layer_gradients *gradients,
+                            bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * Finds one scale for all of x [m, in_features] and uses it in the calls that follow, in place of the
+ * scales that the layer's rule finds; x NULL: no longer. bl_save writes it with the layer. For integer
+ * activations of layers without norm and rotation. Must be the only call on the layer.
+ */
+BL_API
+bl_status bl_layer_calibrate(bl_layer *layer,
+                             int64_t m,
+                             const void *x,
+                             bl_type x_type,
+                             int64_t x_stride,
+                             bl_error *error)
 BL_NOEXCEPT;
 
 /**

@@ -24,6 +24,7 @@ pub mod codec;
 pub mod layout;
 
 pub mod activation;
+pub mod codes;
 pub mod epilogue;
 pub mod math;
 pub mod norm;
@@ -41,6 +42,7 @@ pub mod plan;
 pub mod quantize;
 pub mod save;
 pub mod state;
+pub mod train;
 
 pub mod reserve;
 

@@ -11,6 +11,27 @@ pub struct MatrixRef {
     float: Float,
     stride: usize,
     columns: usize,
+    gather: Option<Gather>,
+}
+
+/// Rows that lie in parts: f32 features of one token, head after head.
+#[derive(Clone, Copy, Debug)]
+pub struct Gather {
+    /// Parts of a row.
+    pub heads: usize,
+    /// Bytes from part to part.
+    pub head_stride: usize,
+    /// Features of a part.
+    pub features: usize,
+    /// The row is read as runs of so many features of every part in turn; what a part lacks is 0.
+    pub run: usize,
+}
+
+impl Gather {
+    /// Columns of a row as it is read.
+    pub fn columns(&self) -> usize {
+        self.features.next_multiple_of(self.run) * self.heads
+    }
 }
 
 /// Rows of floats to write, or to add to. Elements need no alignment; nothing outside them is written.
@@ -39,12 +60,28 @@ impl MatrixRef {
     /// For as long as the view is used, `address + r * stride` is valid for reading `columns`
     /// elements for every `r < rows` that is asked for.
     pub unsafe fn new(address: *const u8, float: Float, stride: usize, columns: usize) -> MatrixRef {
-        MatrixRef { address, float, stride, columns }
+        MatrixRef { address, float, stride, columns, gather: None }
     }
 
     /// A view of a slice of `f32` rows that touch.
     pub fn of(values: &[f32], columns: usize) -> MatrixRef {
-        MatrixRef { address: values.as_ptr().cast(), float: Float::F32, stride: columns * 4, columns }
+        MatrixRef {
+            address: values.as_ptr().cast(),
+            float: Float::F32,
+            stride: columns * 4,
+            columns,
+            gather: None,
+        }
+    }
+
+    /// A view of rows in parts.
+    ///
+    /// # Safety
+    /// For as long as the view is used, `address + r * stride + h * gather.head_stride` is valid for
+    /// reading `gather.features` floats for every part h and every row r that is asked for.
+    pub unsafe fn gathered(address: *const u8, stride: usize, gather: Gather) -> MatrixRef {
+        let columns = gather.columns();
+        MatrixRef { address, float: Float::F32, stride, columns, gather: Some(gather) }
     }
 
     /// The view from row `rows` on.
@@ -55,7 +92,7 @@ impl MatrixRef {
     /// Row `index` as it lies in memory, where that is possible: aligned f32.
     pub fn row(&self, index: usize) -> Option<&[f32]> {
         let row = self.address.wrapping_add(index * self.stride).cast::<f32>();
-        if self.float != Float::F32 || !row.is_aligned() {
+        if self.float != Float::F32 || self.gather.is_some() || !row.is_aligned() {
             return None;
         }
         // SAFETY: the constructor's contract; alignment was checked above.
@@ -66,6 +103,19 @@ impl MatrixRef {
     pub fn read_row(&self, index: usize, out: &mut [f32]) {
         assert!(out.len() == self.columns);
         let row = self.address.wrapping_add(index * self.stride);
+        if let Some(gather) = &self.gather {
+            for (i, runs) in out.chunks_exact_mut(gather.run * gather.heads).enumerate() {
+                let len = gather.run.min(gather.features - i * gather.run);
+                for (h, out) in runs.chunks_exact_mut(gather.run).enumerate() {
+                    let (out, rest) = out.split_at_mut(len);
+                    let from = row.wrapping_add(h * gather.head_stride + i * gather.run * 4);
+                    // SAFETY: the constructor's contract: `i * run + len <= features`, in part h.
+                    unsafe { std::ptr::copy_nonoverlapping(from, out.as_mut_ptr().cast(), len * 4) };
+                    rest.fill(0.0);
+                }
+            }
+            return;
+        }
         for (k, out) in out.iter_mut().enumerate() {
             // SAFETY: the constructor's contract, element `k < columns` (assert above).
             *out = unsafe { self.element(row, k) };
@@ -74,6 +124,7 @@ impl MatrixRef {
 
     /// Copies column `columns[j]` of row `index` into `out[j]`, converted to f32.
     pub fn read_permuted(&self, index: usize, columns: &[u32], out: &mut [f32]) {
+        assert!(self.gather.is_none());
         let row = self.address.wrapping_add(index * self.stride);
         for (&k, out) in columns.iter().zip(out) {
             assert!((k as usize) < self.columns);
@@ -113,6 +164,18 @@ impl MatrixMut {
             address: values.as_mut_ptr().cast(),
             float: Float::F32,
             stride: columns * 4,
+            columns,
+            accumulate: false,
+        }
+    }
+
+    /// The first `columns` of each row of `stride` elements of a slice of `f32`.
+    pub fn strided(values: &mut [f32], stride: usize, columns: usize) -> MatrixMut {
+        assert!(columns <= stride);
+        MatrixMut {
+            address: values.as_mut_ptr().cast(),
+            float: Float::F32,
+            stride: stride * 4,
             columns,
             accumulate: false,
         }

@@ -143,6 +143,12 @@ impl Block {
     }
 }
 
+impl From<Buffer> for Block {
+    fn from(buffer: Buffer) -> Block {
+        Block { memory: Memory::Own(buffer) }
+    }
+}
+
 /// Owned bytes, zeroed, aligned to [`ALIGNMENT`] (to a huge page where they fill several).
 pub struct Buffer {
     start: NonNull<u8>,

@@ -374,6 +374,9 @@ fn rust_and_c_mean_the_same_numbers() {
         bl_runtime_memory_info,
         bl_saved_tensor,
     );
+    same!(codes: bl_codes, bl_difference_info);
+    same!(heads: bl_heads_options, bl_heads_run, bl_heads_gradients, bl_heads_info);
+    same!(train: bl_layer_gradients);
     same!(state: bl_state_options, bl_state_info, bl_gate_options);
     assert!(sizes.is_empty(), "structs that this test does not know: {sizes:?}");
 }

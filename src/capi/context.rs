@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::boundary::guard;
 use super::handle::{self, Kind};
+use super::heads::Heads;
 use super::layer::Layer;
 use super::model::Model;
 use super::options;
@@ -207,6 +208,7 @@ pub unsafe extern "C" fn bl_free(handle: *mut c_void) {
                 Context::TAG => drop(Arc::from_raw(body.cast::<Context>())),
                 Model::TAG => drop(Arc::from_raw(body.cast::<Model>())),
                 Layer::TAG => drop(Arc::from_raw(body.cast::<Layer>())),
+                Heads::TAG => drop(Arc::from_raw(body.cast::<Heads>())),
                 State::TAG => drop(Arc::from_raw(body.cast::<State>())),
                 _ => {}
             });

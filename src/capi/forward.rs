@@ -11,7 +11,7 @@ use super::layer::{Layer, addressable, float_type, row_stride};
 use super::options;
 use super::types::*;
 use crate::error::{Result, fail};
-use crate::layer::{self, Stage, Stages, Target};
+use crate::layer::{self, Extra, Stage, Stages, Target};
 use crate::limits::{BATCH_MAX, LAYERS_MAX};
 use crate::matrix::{MatrixMut, MatrixRef};
 use crate::memory::ALIGNMENT;
@@ -107,7 +107,7 @@ pub unsafe extern "C" fn bl_forward(
             let x = MatrixRef::new(x.cast(), x_float, x_stride, linear.in_features());
             let y = MatrixMut::new(y.cast(), y_float, y_stride, linear.out_features())
                 .accumulating(run.flags & BL_RUN_ACCUMULATE != 0);
-            run_counted(&layer.context, &[Target { layer: linear, y }], m, x, workspace)
+            run_counted(&layer.context, &[Target::new(linear, y)], m, x, workspace)
         })
     }
 }
@@ -139,8 +139,8 @@ fn run_counted(
 ) -> Result<()> {
     let counted = context.profile.as_ref().map(|profile| (profile, Stages::default(), Instant::now()));
     let run = |workspace| {
-        let stages = counted.as_ref().map(|(_, stages, _)| stages);
-        layer::forward_counted(targets, m, x, workspace, &context.heap, &context.executor, stages)
+        let extra = Extra { stages: counted.as_ref().map(|(_, stages, _)| stages), ..Extra::default() };
+        layer::forward_with(targets, m, x, extra, workspace, &context.heap, &context.executor)
     };
     if workspace.is_some() && counted.is_none() {
         return run(workspace);
@@ -212,7 +212,7 @@ pub unsafe extern "C" fn bl_forward_many(
             }
             // A fixed array: a call allocates nothing where it has a workspace.
             let empty = MatrixMut::of(&mut [], 0);
-            let mut targets = [Target { layer: &first.linear, y: empty }; LAYERS_MAX];
+            let mut targets = [Target::new(&first.linear, empty); LAYERS_MAX];
             for (i, target) in targets[..count].iter_mut().enumerate() {
                 let layer: &Layer = handle::get(layers.add(i).read())?;
                 let linear = &layer.linear;
@@ -236,7 +236,7 @@ pub unsafe extern "C" fn bl_forward_many(
                 addressable(m, stride, "y")?;
                 let y = MatrixMut::new(y.cast(), y_float, stride, linear.out_features())
                     .accumulating(run.flags & BL_RUN_ACCUMULATE != 0);
-                *target = Target { layer: linear, y };
+                *target = Target::new(linear, y);
             }
             if m == 0 {
                 return Ok(());

@@ -4,6 +4,7 @@
 
 use std::ffi::c_char;
 
+use crate::error::{Result, fail};
 use crate::plan::LowBit;
 
 /// What weights or activations are kept as in the low-bit runtime.
@@ -46,4 +47,30 @@ args! { LowBitArg }
 #[unsafe(no_mangle)]
 pub extern "C" fn bl_low_bit_name(format: LowBitArg) -> *const c_char {
     LowBit::from_number(format.0).map_or(c"unknown", LowBit::name).as_ptr()
+}
+
+/// A caller's f32 values.
+///
+/// # Safety
+/// `values` is NULL or valid for reading `count` of them, while the slice is used.
+pub unsafe fn floats<'a>(values: *const f32, count: i64, what: &str) -> Result<&'a [f32]> {
+    match usize::try_from(count) {
+        Ok(count) if !values.is_null() && values.is_aligned() && count <= isize::MAX as usize / 4 => {
+            // SAFETY: not NULL, aligned, and the caller's contract.
+            Ok(unsafe { std::slice::from_raw_parts(values, count) })
+        }
+        _ => Err(fail!(InvalidArgument, "{what}: {count} floats at {values:p}, NULL or not aligned")),
+    }
+}
+
+/// The same to write.
+///
+/// # Safety
+/// `values` is NULL or valid for reading and writing `count` of them, and no one else uses them
+/// meanwhile.
+pub unsafe fn floats_mut<'a>(values: *mut f32, count: i64, what: &str) -> Result<&'a mut [f32]> {
+    // SAFETY: the caller's contract; NULL and alignment are checked.
+    let count = unsafe { floats(values, count, what)? }.len();
+    // SAFETY: as above.
+    Ok(unsafe { std::slice::from_raw_parts_mut(values, count) })
 }

@@ -8,11 +8,13 @@
 //! documentation is the manual of the C user, so it speaks C.
 
 pub mod boundary;
+pub mod codes;
 pub mod context;
 pub mod convert;
 pub mod diagnostics;
 pub mod forward;
 pub mod handle;
+pub mod heads;
 pub mod layer;
 pub mod low_bit;
 pub mod model;
@@ -24,5 +26,6 @@ pub mod save;
 pub mod state;
 #[cfg(feature = "test-hooks")]
 pub mod test_hooks;
+pub mod train;
 pub mod types;
 pub mod weights;

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use super::boundary::guard;
 use super::context::{self, Context, out_handle};
 use super::handle::{self, Kind};
-use super::low_bit::args;
+use super::low_bit::{args, floats, floats_mut};
 use super::options::{self, Sized32};
 use super::types::*;
 use crate::error::{Result, fail};
@@ -131,18 +131,6 @@ impl Drop for State {
     }
 }
 
-/// A caller's f32 values.
-///
-/// # Safety
-/// `values` is NULL or valid for reading `count` of them.
-unsafe fn values<'a>(values: *const f32, count: usize, what: &str) -> Result<&'a [f32]> {
-    if values.is_null() || !values.is_aligned() || count > isize::MAX as usize / 4 {
-        return Err(fail!(InvalidArgument, "{what}: {count} floats at {values:p}, NULL or not aligned"));
-    }
-    // SAFETY: not NULL, aligned, and the caller's contract.
-    Ok(unsafe { std::slice::from_raw_parts(values, count) })
-}
-
 /// Makes a state of zeros: a recurrent state of, say, [batch, heads, latent, embd], kept in a quarter of
 /// its memory or less. Free it with bl_free.
 ///
@@ -199,7 +187,7 @@ pub unsafe extern "C" fn bl_state_update(
     unsafe {
         guard(error, || {
             let State { context, state } = handle::get(state)?;
-            let values = self::values(values, usize::try_from(count).unwrap_or(usize::MAX), "values")?;
+            let values = floats(values, count, "values")?;
             let update = if factor == 0.0 { Update::Replace } else { Update::Add { factor } };
             state.pack(values, update, &context.executor)
         })
@@ -221,13 +209,7 @@ pub unsafe extern "C" fn bl_state_unpack(
     unsafe {
         guard(error, || {
             let State { context, state } = handle::get(state)?;
-            let count = usize::try_from(count).unwrap_or(usize::MAX);
-            self::values(values, count, "values")?;
-            if count != state.count() {
-                return Err(fail!(InvalidArgument, "{count} values, but the state has {}", state.count()));
-            }
-            // SAFETY: not NULL and aligned (`values` above), writable by the header's rules.
-            state.unpack(std::slice::from_raw_parts_mut(values, count), &context.executor)
+            state.unpack(floats_mut(values, count, "values")?, &context.executor)
         })
     }
 }

@@ -199,3 +199,23 @@ pub fn encode(ty: Type, weights: &[f32], packed: &mut [u8]) -> Result<f32> {
         }
     }
 }
+
+/// Encodes what is code * scale already, as signs or ternary codes, and gives the scale, the largest
+/// magnitude.
+pub fn encode_dequantized(ty: Type, weights: &[f32], packed: &mut [u8]) -> Result<f32> {
+    check_len("packed bytes", &[packed_bytes(ty, weights.len())?], packed.len())?;
+    check_finite(weights)?;
+    let scale = weights.iter().fold(0.0f32, |max, w| max.max(w.abs())).max(EPSILON);
+    packed.fill(0);
+    match ty {
+        Type::Binary => pack_signs(weights, packed),
+        Type::Ternary2 => {
+            for (e, w) in weights.iter().enumerate() {
+                let code = if w.abs() <= 0.5 * scale { 1 } else { 2 * (*w > 0.0) as u8 };
+                packed[e / 4] |= code << (2 * (e % 4));
+            }
+        }
+        other => return Err(fail!(InvalidArgument, "{} has one encoding", other.name())),
+    }
+    Ok(scale)
+}

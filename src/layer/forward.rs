@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use super::Linear;
 use super::stages::{Stage, Stages};
-use crate::activation::{Activations, Codes, Floats, RowCodes, Width};
+use crate::activation::{Activations, Codes, Floats, RowCodes, Rule, Width};
+use crate::epilogue::Epilogue;
 use crate::error::{Result, fail};
 use crate::exec::Executor;
 use crate::kernel::{self, Job};
@@ -47,7 +48,7 @@ struct Plan {
 
 /// Rows of a block of the batch and bytes of workspace for a call of one layer on `m` rows.
 pub(super) fn planned(layer: &Linear, m: usize, executor: &Executor) -> (usize, usize) {
-    let plan = lay_out(&[Target { layer, y: MatrixMut::of(&mut [], 0) }], m, executor.width());
+    let plan = lay_out(&[Target::new(layer, MatrixMut::of(&mut [], 0))], m, executor.width());
     (plan.rows, plan.bytes)
 }
 
@@ -56,7 +57,15 @@ impl Linear {
     ///
     /// # Safety
     /// `space` holds the plan; no one else uses this panel's or this slot's parts meanwhile.
-    unsafe fn activate(&self, panel: usize, rows: usize, x: MatrixRef, call: &Call<'_>, slot: usize) {
+    unsafe fn activate(
+        &self,
+        panel: usize,
+        rows: usize,
+        x: MatrixRef,
+        scales: &[f32],
+        call: &Call<'_>,
+        slot: usize,
+    ) {
         let (plan, space) = (&call.plan, call.space);
         let (mr, in_features) = (plan.mr, self.in_features());
         let mut watch = call.watch();
@@ -106,7 +115,7 @@ impl Linear {
                     }
                 }
             };
-            let Some(rule) = &self.rule else {
+            let Some(own) = &self.rule else {
                 // SAFETY: as above.
                 let out: &mut [f32] =
                     unsafe { space.part_mut(plan.codes + panel * mr * in_features * 4, mr * in_features) };
@@ -116,6 +125,11 @@ impl Linear {
                 // SAFETY: as above; one byte of this panel's. Float rows carry their own NaN.
                 unsafe { space.part_mut::<u8>(plan.finite + index, 1)[0] = 1 };
                 continue;
+            };
+            let rule = match scales.get(if scales.len() == 1 { 0 } else { index }) {
+                None => *own,
+                // Any scale will do for a row of zeros, but 0.
+                Some(&scale) => Rule { fixed_scale: Some(if scale == 0.0 { 1.0 } else { scale }), ..*own },
             };
             let (code_len, records, groups) =
                 (self.shape.quads * QUAD, self.shape.geometry.records, self.shape.groups);
@@ -132,7 +146,7 @@ impl Linear {
             };
             let finite = if mr == 1 {
                 let mut out = RowCodes { codes, scales, sums, totals };
-                kernel::quantize_row(self.isa, row, &self.shape, rule, &mut out)
+                kernel::quantize_row(self.isa, row, &self.shape, &rule, &mut out)
             } else {
                 let at = at + plan.row_codes;
                 // SAFETY: as above.
@@ -146,7 +160,7 @@ impl Linear {
                 };
                 let mut out =
                     RowCodes { codes: row_codes, scales: row_scales, sums: row_sums, totals: row_totals };
-                let finite = kernel::quantize_row(self.isa, row, &self.shape, rule, &mut out);
+                let finite = kernel::quantize_row(self.isa, row, &self.shape, &rule, &mut out);
                 for (q, quad) in row_codes.as_chunks::<QUAD>().0.iter().zip(codes.chunks_exact_mut(mr * QUAD))
                 {
                     quad[i * QUAD..][..QUAD].copy_from_slice(q);
@@ -169,9 +183,18 @@ impl Linear {
     }
 
     /// The product's scale, the bias, the epilogue, and the way into y.
-    fn finish(&self, tile: usize, rows: usize, finite: &[u8], out: &mut [f32], y: MatrixMut) {
+    fn finish(
+        &self,
+        tile: usize,
+        rows: usize,
+        finite: &[u8],
+        out: &mut [f32],
+        target: &Target<'_>,
+        first_row: usize,
+    ) {
+        let y = target.y.skip(first_row);
         let first = tile * TILE;
-        let lanes = TILE.min(self.out_features() - first);
+        let lanes = TILE.min(target.outputs - first);
         for (i, row) in out.chunks_exact_mut(TILE).take(rows).enumerate() {
             let row = &mut row[..lanes];
             if finite[i] == 0 {
@@ -184,7 +207,7 @@ impl Linear {
                     row.iter_mut().zip(&bias[first..]).for_each(|(v, b)| *v += b);
                 }
             }
-            self.epilogue.apply(self.isa, row);
+            target.epilogue.apply(self.isa, row);
             y.write(i, first, row);
         }
     }
@@ -195,8 +218,33 @@ impl Linear {
 pub struct Target<'a> {
     /// The layer.
     pub layer: &'a Linear,
-    /// `m` rows of its `out_features`.
+    /// `m` rows of `outputs`.
     pub y: MatrixMut,
+    /// How many of its outputs are computed: the first ones.
+    pub outputs: usize,
+    /// What is done to them; the layer's own, or the call's.
+    pub epilogue: Epilogue,
+}
+
+impl<'a> Target<'a> {
+    /// All outputs of a layer, as it was made.
+    pub fn new(layer: &'a Linear, y: MatrixMut) -> Target<'a> {
+        Target { layer, y, outputs: layer.out_features(), epilogue: layer.epilogue }
+    }
+
+    fn tiles(&self) -> usize {
+        self.outputs.div_ceil(TILE)
+    }
+}
+
+/// What a call has beside its x.
+#[derive(Clone, Copy, Default)]
+pub struct Extra<'a> {
+    /// Integer activations of one scale a row: scales in place of those that the layers' rule finds. None,
+    /// one for all rows, or one for each; 0 for rows of zeros.
+    pub scales: &'a [f32],
+    /// Where what its stages took is added up.
+    pub stages: Option<&'a Stages>,
 }
 
 /// `y_i = x W_iᵀ + b_i` for several layers on the same `m` rows of x. Neighbours that take x in the same
@@ -211,26 +259,27 @@ pub fn forward(
     heap: &Heap,
     executor: &Executor,
 ) -> Result<()> {
-    forward_counted(targets, m, x, workspace, heap, executor, None)
+    forward_with(targets, m, x, Extra::default(), workspace, heap, executor)
 }
 
-/// The same, and counts what its stages took, where `stages` is given.
-pub fn forward_counted(
+/// The same with more than x.
+pub fn forward_with(
     targets: &[Target<'_>],
     m: usize,
     x: MatrixRef,
+    extra: Extra<'_>,
     mut workspace: Option<&mut [u8]>,
     heap: &Heap,
     executor: &Executor,
-    stages: Option<&Stages>,
 ) -> Result<()> {
     if m == 0 {
         return Ok(());
     }
     let mut first = 0;
     for targets in targets.chunk_by(|a, b| a.layer.shares_activations(b.layer)) {
-        let counts = Counts { stages, first };
-        forward_sharing(targets, m, x, workspace.as_deref_mut(), heap, executor, counts)?;
+        let counts = Counts { stages: extra.stages, first };
+        let space = workspace.as_deref_mut();
+        forward_sharing(targets, m, x, extra.scales, space, heap, executor, counts)?;
         first += targets.len();
     }
     Ok(())
@@ -241,6 +290,7 @@ fn forward_sharing(
     targets: &[Target<'_>],
     m: usize,
     x: MatrixRef,
+    scales: &[f32],
     workspace: Option<&mut [u8]>,
     heap: &Heap,
     executor: &Executor,
@@ -270,7 +320,8 @@ fn forward_sharing(
     let call = Call { plan, space: Space { start: space[skip..].as_mut_ptr() }, counts };
     for at in (0..m).step_by(plan.rows) {
         let rows = plan.rows.min(m - at);
-        block(targets, at, rows, x.skip(at), &call, executor)?;
+        let scales = if scales.len() > 1 { &scales[at..at + rows] } else { scales };
+        block(targets, at, rows, x.skip(at), scales, &call, executor)?;
     }
     Ok(())
 }
@@ -336,32 +387,33 @@ fn block(
     first: usize,
     rows: usize,
     x: MatrixRef,
+    scales: &[f32],
     call: &Call<'_>,
     executor: &Executor,
 ) -> Result<()> {
     let (plan, space, layer) = (&call.plan, call.space, targets[0].layer);
     let panels = rows.div_ceil(plan.mr);
     // Waking threads costs microseconds: what one thread does sooner, one thread does.
-    let outputs: usize = targets.iter().map(|t| t.layer.out_features()).sum();
+    let outputs: usize = targets.iter().map(|t| t.outputs).sum();
     let operations = rows.saturating_mul(layer.in_features()).saturating_mul(outputs);
     let executor = if operations < SHARE_FROM { &Executor::Serial } else { executor };
     executor.run(panels, &|slot, panel| {
         // SAFETY: each piece writes the parts of its own panel and of its own slot.
-        unsafe { layer.activate(panel, rows, x, call, slot) };
+        unsafe { layer.activate(panel, rows, x, scales, call, slot) };
         Ok(())
     })?;
     let count = panels * plan.mr;
     // SAFETY: within the plan's bytes, checked in `forward_sharing`; a byte is read after the region
     // above has written it.
     let finite = unsafe { space.part::<u8>(plan.finite, count) };
-    let tiles: usize = targets.iter().map(|t| t.layer.packed.tiles()).sum();
+    let tiles: usize = targets.iter().map(Target::tiles).sum();
     executor.run(tiles, &|slot, piece| {
         let mut tile = piece;
         let mut targets = targets.iter().enumerate();
         let (number, target) = loop {
             match targets.next() {
-                Some((number, target)) if tile < target.layer.packed.tiles() => break (number, target),
-                Some((_, target)) => tile -= target.layer.packed.tiles(),
+                Some((number, target)) if tile < target.tiles() => break (number, target),
+                Some((_, target)) => tile -= target.tiles(),
                 None => return Ok(()), // no such piece
             }
         };
@@ -397,8 +449,8 @@ fn block(
         let mut watch = call.watch();
         kernel::run(layer.kernel(plan.rows), &mut job)?;
         watch.end_product(number);
-        layer.finish(tile, rows, finite, out, target.y.skip(first));
-        watch.end(Stage::Epilogue, rows * TILE.min(layer.out_features() - tile * TILE));
+        layer.finish(tile, rows, finite, out, target, first);
+        watch.end(Stage::Epilogue, rows * TILE.min(target.outputs - tile * TILE));
         Ok(())
     })
 }

@@ -10,20 +10,20 @@ mod forward;
 mod options;
 mod stages;
 
-pub use forward::{Target, forward, forward_counted};
+pub use forward::{Extra, Target, forward, forward_with};
 pub use options::{Activation, Options, Settings};
 pub use stages::{Stage, Stages};
 
-use crate::activation::{Kind, Rule, Shape, WeightSums, Width};
+use crate::activation::{Kind, RowCodes, Rule, Shape, WeightSums, Width};
 use crate::codec::Matrix;
 use crate::cpu::Isa;
 use crate::epilogue::Epilogue;
 use crate::error::{Result, fail};
 use crate::exec::Executor;
 use crate::kernel::{self, Choice, Kernel};
-use crate::layout::{Layout, Packed, Row};
+use crate::layout::{Layout, Packed, QUAD, Row};
 use crate::matrix::{MatrixMut, MatrixRef};
-use crate::memory::{Heap, copied};
+use crate::memory::{Heap, copied, filled};
 use crate::norm::Norm;
 use crate::rotation::Rotation;
 
@@ -42,6 +42,14 @@ pub struct Linear {
     norm: Option<Norm>,
     rotation: Option<Rotation>,
     epilogue: Epilogue,
+}
+
+/// One row of x as integers.
+pub struct InputRoom {
+    codes: Vec<i8>,
+    scales: Vec<f32>,
+    sums: Vec<i32>,
+    totals: Vec<i32>,
 }
 
 /// What `bl_plan` reports.
@@ -222,8 +230,47 @@ impl Linear {
         self.rule.and_then(|rule| rule.fixed_scale)
     }
 
+    /// Whether integers are made of x, and by which rule.
+    pub fn rule(&self) -> Option<Rule> {
+        self.rule
+    }
+
+    /// Makes integer activations use that scale for all of x, or again what they find in it.
+    pub fn fix_scale(&mut self, scale: Option<f32>) {
+        if let Some(rule) = &mut self.rule {
+            rule.fixed_scale = scale;
+        }
+    }
+
+    /// What the kernels multiply the weights with: a row of finite x in the columns' packed order, as its
+    /// codes stand for it.
+    pub fn round_input(&self, x: &mut [f32], room: &mut InputRoom) {
+        let Some(rule) = &self.rule else { return };
+        let InputRoom { codes, scales, sums, totals } = room;
+        let mut out = RowCodes { codes, scales, sums, totals };
+        kernel::quantize_row(self.isa, x, &self.shape, rule, &mut out);
+        let geometry = &self.shape.geometry;
+        let bias = rule.width.bias();
+        let records = x.chunks_mut(geometry.record).zip(codes.chunks(geometry.record_padded()));
+        for ((x, codes), scale) in records.zip(scales) {
+            x.iter_mut().zip(codes).for_each(|(x, q)| *x = (*q as i32 + bias) as f32 * *scale);
+        }
+    }
+
+    /// What [`Linear::round_input`] needs.
+    pub fn input_room(&self) -> Result<InputRoom> {
+        let shape = &self.shape;
+        let unsigned = self.rule.is_some_and(|rule| rule.width == Width::Uint8);
+        Ok(InputRoom {
+            codes: filled(shape.quads * QUAD, 0, "codes")?,
+            scales: filled(shape.geometry.records, 0.0, "scales")?,
+            sums: filled(shape.groups, 0, "sums of codes")?,
+            totals: filled(if unsigned { shape.groups } else { 0 }, 0, "sums of codes")?,
+        })
+    }
+
     /// Whether rows of x are changed before they are taken.
-    fn has_front(&self) -> bool {
+    pub fn has_front(&self) -> bool {
         self.norm.is_some() || self.rotation.is_some()
     }
 
@@ -283,7 +330,7 @@ impl Linear {
         heap: &Heap,
         executor: &Executor,
     ) -> Result<()> {
-        forward(&[Target { layer: self, y }], m, x, workspace, heap, executor)
+        forward(&[Target::new(self, y)], m, x, workspace, heap, executor)
     }
 }
 

@@ -26,6 +26,8 @@
 //! A tile is one sequential stream of memory: four panels read as four streams reach 57 % of the
 //! DRAM bandwidth, as one stream 92 %.
 
+use std::sync::Arc;
+
 use half::{bf16, f16};
 
 use super::{
@@ -34,7 +36,7 @@ use super::{
 use crate::codec::Matrix;
 use crate::error::{Result, fail};
 use crate::limits::FEATURES_MAX;
-use crate::memory::{Block, Heap, reserve};
+use crate::memory::{Block, Heap, filled, reserve};
 
 /// Bytes of a line: 16 lanes of 4 bytes.
 pub const LINE: usize = PANEL * QUAD;
@@ -154,6 +156,8 @@ pub const fn unit_columns(bits: u8) -> usize {
 pub struct Packed {
     layout: Layout,
     geometry: Geometry,
+    /// Bytes from tile to tile.
+    stride: usize,
     /// Bytes of a full tile, and of the last one, which has `last_panels`.
     tile_bytes: usize,
     last_bytes: usize,
@@ -244,6 +248,7 @@ impl Packed {
         Ok(Packed {
             layout,
             geometry,
+            stride: geometry.tile_bytes(TILE_PANELS),
             tile_bytes: geometry.tile_bytes(TILE_PANELS),
             last_bytes: geometry.tile_bytes(last_panels),
             last_panels,
@@ -251,6 +256,61 @@ impl Packed {
             buffer: panels,
             permutation,
         })
+    }
+
+    /// The first columns of the panels of a layer, read in place: with one scale a row they are the
+    /// beginning of every tile. Columns past them that share their last unit meet activations of 0.
+    pub fn prefix<T: Send + Sync + 'static>(
+        owner: &Arc<T>,
+        of: impl Fn(&T) -> &Packed,
+        columns: usize,
+    ) -> Result<Packed> {
+        let whole = of(owner);
+        let Layout::Coded(Coded { scales: Scales::Row, .. }) = whole.layout else {
+            return Err(fail!(Unsupported, "a prefix of columns needs weights with one scale a row"));
+        };
+        if columns == 0 || columns > whole.in_features() || whole.permutation.is_some() {
+            return Err(fail!(InvalidArgument, "{columns} of {} columns", whole.in_features()));
+        }
+        let geometry = Geometry::new(&whole.layout, columns);
+        Ok(Packed {
+            layout: whole.layout,
+            geometry,
+            stride: whole.stride,
+            tile_bytes: geometry.tile_bytes(TILE_PANELS),
+            last_bytes: geometry.tile_bytes(whole.last_panels),
+            last_panels: whole.last_panels,
+            out_features: whole.out_features,
+            buffer: Block::kept(owner, |owner| of(owner).panels()),
+            permutation: None,
+        })
+    }
+
+    /// f32 panels of the transpose of a matrix [rows, columns] that `read` gives row by row: as
+    /// x Wᵀ is computed, this computes x times the matrix itself.
+    pub fn transposed(
+        rows: usize,
+        columns: usize,
+        heap: &Heap,
+        read: &mut dyn FnMut(usize, &mut [f32]),
+    ) -> Result<Packed> {
+        let layout = Layout::Dense(Float::F32);
+        let size = Packed::size(&layout, columns, rows)?;
+        let buffer = Block::from(heap.buffer(size, "transposed weights")?);
+        let mut packed = Packed::of(layout, columns, rows, buffer, None)?;
+        let mut row = filled(columns, 0.0f32, "a row")?;
+        for r in 0..rows {
+            read(r, &mut row);
+            for (tile, values) in row.chunks(TILE).enumerate() {
+                let width = packed.tile(tile).panels * PANEL * 4;
+                let at = tile * packed.stride + r * width;
+                let place = &mut packed.buffer.bytes_mut()[at..][..width];
+                for (v, bytes) in values.iter().zip(place.as_chunks_mut().0) {
+                    *bytes = v.to_le_bytes();
+                }
+            }
+        }
+        Ok(packed)
     }
 
     /// Writes the rows of one tile. `row` was made for this layout; `seen` is told each row that has
@@ -325,7 +385,7 @@ impl Packed {
 
     /// Tile `index`.
     pub fn tile(&self, index: usize) -> Tile<'_> {
-        let at = index * self.tile_bytes;
+        let at = index * self.stride;
         let (len, panels) = match (index + 1) * TILE < self.out_features {
             true => (self.tile_bytes, TILE_PANELS),
             false => (self.last_bytes, self.last_panels),

@@ -5,8 +5,11 @@
 #[allow(dead_code)]
 mod data;
 
+mod codes;
+mod heads;
 mod plan;
 mod state;
+mod train;
 
 use std::ffi::CStr;
 
@@ -69,4 +72,29 @@ pub(crate) fn text(text: *const std::ffi::c_char) -> &'static str {
 pub(crate) fn near(got: f64, want: &Value, tolerance: f64) {
     let want = want.as_f64().unwrap();
     assert!((got - want).abs() <= tolerance * want.abs().max(1e-12), "{got} is not {want}");
+}
+
+/// All values near those wanted, relative to the largest of them.
+#[track_caller]
+pub(crate) fn close(got: &[f32], want: &[f32], tolerance: f32, what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    let largest = want.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        assert!((g - w).abs() <= tolerance * largest, "{what}: [{i}] is {g}, not {w}");
+    }
+}
+
+/// The reference's generator: [count, seed, amplitude], exact in f32.
+pub(crate) fn generated(of: &Value) -> Vec<f32> {
+    let number = |i: usize| of[i].as_f64().unwrap();
+    let (count, seed, amplitude) = (number(0) as u32, number(1) as u32, number(2) as f32);
+    (0..count)
+        .map(|i| {
+            let mut h = i.wrapping_mul(2_654_435_761).wrapping_add(seed * 40503 + 12345);
+            h ^= h >> 16;
+            h = h.wrapping_mul(2_246_822_519);
+            h ^= h >> 13;
+            ((h >> 8) as i32 - 8_388_608) as f32 / 8_388_608.0 * amplitude
+        })
+        .collect()
 }
