@@ -470,7 +470,7 @@ fn several_layers_at_once_give_what_each_gives_alone() {
             let targets: Vec<Target> = layers
                 .iter()
                 .zip(&mut ys)
-                .map(|(layer, y)| Target { layer, y: MatrixMut::of(y, layer.out_features()) })
+                .map(|(layer, y)| Target::new(layer, MatrixMut::of(y, layer.out_features())))
                 .collect();
             bitlinear::layer::forward(&targets, m, MatrixRef::of(&x, 320), None, &heap, &executor).unwrap();
             for (layer, y) in layers.iter().zip(&ys) {
