@@ -150,7 +150,7 @@ impl Blocks {
                 .iter()
                 .map(|layer| {
                     let y = MatrixMut::of(ys.next().expect("a y"), layer.out_features());
-                    Target { layer, y }
+                    Target::new(layer, y)
                 })
                 .collect();
             layer::forward(&targets, m, x, Some(space), &self.heap, executor).expect("forward");
