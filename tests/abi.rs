@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 
 use bitlinear::error::Status;
 use bitlinear::types::TYPES;
-use native::{bad, fresh, functions, good, release, root, tool, without_comments};
+use native::{bad, fresh, functions, good, hooks, release, root, tool, without_comments};
 
 fn include() -> String {
     format!("-I{}", root().join("include").display())
@@ -379,4 +379,34 @@ fn rust_and_c_mean_the_same_numbers() {
     same!(train: bl_layer_gradients);
     same!(state: bl_state_options, bl_state_info, bl_gate_options);
     assert!(sizes.is_empty(), "structs that this test does not know: {sizes:?}");
+}
+
+/// Instructions of AVX stand only in functions that the detection of the CPU guards: another CPU would
+/// die of them. (`outputs::are_the_same_on_a_cpu_without_avx` runs there.)
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn no_avx_outside_its_functions() {
+    let Some(objdump) = tool("objdump", "instructions of the library") else { return };
+    let library = hooks().join("libbitlinear.so");
+    let text = good(Command::new(objdump).args(["-d", "-C", "--no-show-raw-insn"]).arg(library));
+    let (mut function, mut inside, mut outside) = ("", 0, BTreeSet::new());
+    for line in text.lines() {
+        if let Some(name) = line.strip_suffix(">:").and_then(|l| l.split_once('<')) {
+            function = name.1;
+        }
+        let Some(instruction) = line.split('\t').nth(1) else { continue };
+        // VEX- and EVEX-coded ones begin with v; of the others only verr and verw do.
+        let vector = instruction.starts_with('v') && !instruction.starts_with("ver");
+        if !vector && !instruction.contains("%ymm") && !instruction.contains("%zmm") {
+            continue;
+        }
+        // The compiler's own fma asks the CPU first.
+        if function.contains("kernel::x86_64::") || function.contains("compiler_builtins::math") {
+            inside += 1;
+        } else {
+            outside.insert(function);
+        }
+    }
+    assert!(inside > 10_000, "{inside} instructions of AVX");
+    assert!(outside.is_empty(), "AVX in {outside:#?}");
 }

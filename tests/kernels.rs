@@ -2,9 +2,12 @@
 //!
 //! `BITLINEAR_TEST_REQUIRE=avx2,avx512vnni` makes the tests fail where a listed instruction set was
 //! not exercised, so that nothing is skipped silently. `BITLINEAR_TEST_EVERY=N` takes one in N of the
-//! usual shapes, for emulators.
+//! usual shapes, for emulators, and BITLINEAR_TEST_FIRST which of them. `BITLINEAR_TEST_RECORD=FILE` writes a hash of each result of the scalar
+//! kernels; with `BITLINEAR_TEST_RECORDED=FILE` the others are compared with those, so that an emulator of
+//! another architecture need not run the scalar ones.
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bitlinear::cpu::Isa;
@@ -203,23 +206,60 @@ fn shapes(full: bool) -> Vec<(usize, usize, usize)> {
 /// Cases run: layout (with its scales), activation, kernel.
 type Seen = BTreeMap<(String, String, String), usize>;
 
+/// Hashes of the scalar kernels' results, by case.
+#[derive(Default)]
+struct Records {
+    /// From another machine.
+    read: Option<BTreeMap<String, u64>>,
+    /// To be written.
+    made: Mutex<BTreeMap<String, u64>>,
+}
+
+impl Records {
+    fn new() -> Records {
+        let read = std::env::var_os("BITLINEAR_TEST_RECORDED").map(|path| {
+            let text = std::fs::read_to_string(path).expect("BITLINEAR_TEST_RECORDED names a file");
+            let entry = |line: &str| {
+                let (case, hash) = line.rsplit_once(' ').expect("a case and a hash");
+                (case.to_string(), u64::from_str_radix(hash, 16).expect("a hash"))
+            };
+            text.lines().map(entry).collect()
+        });
+        Records { read, ..Records::default() }
+    }
+
+    fn write(&self) {
+        let Some(path) = std::env::var_os("BITLINEAR_TEST_RECORD") else { return };
+        let made = self.made.lock().unwrap();
+        let lines: String = made.iter().map(|(case, hash)| format!("{case} {hash:016x}\n")).collect();
+        std::fs::write(path, lines).expect("BITLINEAR_TEST_RECORD can be written");
+    }
+}
+
+/// FNV-1a over whole words.
+fn hash(bits: &[u32]) -> u64 {
+    bits.iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ *b as u64).wrapping_mul(0x100_0000_01b3))
+}
+
 /// Compares on the shapes, each layout taking one in `every` of them, each another one; on all cores.
 fn compare(shapes: &[(usize, usize, usize)], every: usize) {
+    let first = number("BITLINEAR_TEST_FIRST").unwrap_or(0);
     let layouts: Vec<_> = layouts().into_iter().enumerate().collect();
-    let next = AtomicUsize::new(0);
+    let (next, records) = (AtomicUsize::new(0), Records::new());
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     let seen: Seen = std::thread::scope(|scope| {
         let work = || {
             let mut seen = Seen::new();
             while let Some((l, (name, layout))) = layouts.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let shapes = shapes.iter().enumerate().filter(|(i, _)| (i + 5 * l) % every == 0);
-                compare_layout(name, *layout, shapes.map(|(_, shape)| *shape), &mut seen);
+                let shapes = shapes.iter().enumerate().filter(|(i, _)| (i + 5 * l + first) % every == 0);
+                compare_layout(name, *layout, shapes.map(|(i, shape)| (i, *shape)), &records, &mut seen);
             }
             seen
         };
         let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
         threads.into_iter().flat_map(|t| t.join().expect("no case differs (see above)")).collect()
     });
+    records.write();
     report(&seen);
 }
 
@@ -273,18 +313,20 @@ fn report(seen: &Seen) {
 fn compare_layout(
     name: &str,
     layout: Layout,
-    shapes: impl Iterator<Item = (usize, usize, usize)>,
+    shapes: impl Iterator<Item = (usize, (usize, usize, usize))>,
+    records: &Records,
     seen: &mut Seen,
 ) {
     let two_level = matches!(layout, Layout::Coded(Coded { scales: Scales::TwoLevel { .. }, .. }));
     let seed = name.bytes().fold(88_172_645_463_325_252u64, |h, b| h.rotate_left(5) ^ b as u64);
-    let mut random = Random(seed);
     // To a kernel x is floats, signed codes or unsigned ones; the other rules of making codes take turns.
     let others = Activation::ALL
         .into_iter()
         .filter(|a| !matches!(a, Activation::Auto | Activation::F32 | Activation::Uint8Positive));
     let others: Vec<Activation> = others.collect();
-    for (i, (n, k, m)) in shapes.enumerate() {
+    for (i, (n, k, m)) in shapes {
+        // A case is the same whichever others run.
+        let mut random = Random(seed ^ (i as u64 + 1) << 40);
         // Two-level formats have whole super-blocks.
         let k = if two_level { SUPER_BLOCK * (1 + k % 3) } else { k };
         let weights = matrix(layout, n, k, &mut random);
@@ -296,17 +338,29 @@ fn compare_layout(
             else {
                 continue; // integer activations on plain floats, groups where there are none
             };
-            let want = forward(&oracle, m, &x);
+            let case = format!("{name}, {activation:?}, n={n} k={k} m={m}");
+            let want = match &records.read {
+                Some(_) => vec![],
+                None => forward(&oracle, m, &x),
+            };
+            let recorded = records.read.as_ref().map(|r| *r.get(&case).expect("a recorded case"));
+            records.made.lock().unwrap().insert(case.clone(), hash(&want));
             for &isa in Isa::ALL.iter().filter(|isa| isa.detected()) {
+                if isa == Isa::Scalar && recorded.is_some() {
+                    continue;
+                }
                 let layer = Linear::new(&weights, &options, isa, &Heap::default(), &mut |_| {}).unwrap();
                 let kernel = layer.plan(m, &Executor::Serial).kernel.name();
                 let place = (name.to_string(), format!("{activation:?}"), kernel.to_string());
                 *seen.entry(place).or_default() += 1;
                 let got = forward(&layer, m, &x);
+                if let Some(recorded) = recorded {
+                    assert_eq!(hash(&got), recorded, "{case}: {kernel} differs");
+                }
                 let at = got.iter().zip(&want).position(|(a, b)| a != b);
                 assert!(
                     at.is_none(),
-                    "{name}, {activation:?}, n={n} k={k} m={m}: {kernel} differs at {:?}: {:?} and {:?}",
+                    "{case}: {kernel} differs at {:?}: {:?} and {:?}",
                     at.map(|i| (i / n, i % n)),
                     at.map(|i| f32::from_bits(got[i])),
                     at.map(|i| f32::from_bits(want[i])),
@@ -326,7 +380,11 @@ fn compare_layout(
 
 /// Which share of the usual shapes is taken: one in so many.
 fn share() -> usize {
-    std::env::var("BITLINEAR_TEST_EVERY").map_or(1, |n| n.parse().expect("BITLINEAR_TEST_EVERY is a number"))
+    number("BITLINEAR_TEST_EVERY").unwrap_or(1)
+}
+
+fn number(variable: &str) -> Option<usize> {
+    std::env::var(variable).ok().map(|n| n.parse().unwrap_or_else(|_| panic!("{variable} is a number")))
 }
 
 /// No layout falls back to another instruction set, which equal results would not show.
@@ -435,10 +493,11 @@ fn every_kernel_equals_the_scalar_one() {
     compare(&shapes(false), 12 * share());
 }
 
+/// `cargo test --profile sweep --test kernels every_pair -- --ignored --nocapture`.
 #[test]
 #[ignore = "every pair of sizes for every layout: minutes"]
 fn every_kernel_equals_the_scalar_one_in_every_pair_of_sizes() {
-    compare(&shapes(false), 1);
+    compare(&shapes(false), share());
 }
 
 #[test]
@@ -472,7 +531,8 @@ fn several_layers_at_once_give_what_each_gives_alone() {
                 .zip(&mut ys)
                 .map(|(layer, y)| Target::new(layer, MatrixMut::of(y, layer.out_features())))
                 .collect();
-            bitlinear::layer::forward(&targets, m, MatrixRef::of(&x, 320), None, &heap, &executor).unwrap();
+            bitlinear::layer::forward(&targets, m, MatrixRef::of(&x, 320), None, &heap, &executor)
+                .unwrap();
             for (layer, y) in layers.iter().zip(&ys) {
                 let together: Vec<u32> = y.iter().map(|v| v.to_bits()).collect();
                 assert_eq!(together, forward(layer, m, &x), "m={m}, {threads} threads");

@@ -4,18 +4,7 @@ set -eu
 CARGO=${CARGO:-cargo}
 PYTHON=${PYTHON:-python3}
 
-# Every instruction set that this CPU has must be exercised: a test that listed none would pass.
-required=scalar
-if [ -r /proc/cpuinfo ]; then
-  flags=$(grep -m 1 -E '^(flags|Features)' /proc/cpuinfo || true)
-  has() { case " $flags " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
-  if has avx2 && has fma && has f16c; then required="$required,avx2"; fi
-  if has avx512f && has avx512bw && has avx512dq && has avx512vl && has avx512_vnni; then
-    required="$required,avx512vnni"
-  fi
-fi
-export BITLINEAR_TEST_REQUIRE="$required"
-echo "tests: instruction sets that must be exercised here: $required"
+. tests/environment.sh
 
 echo "tests: the header is what src/capi says"
 $CARGO xtask header --check

@@ -13,6 +13,9 @@ for name; do
     mono) packages="$packages mono-runtime libmono-system-core4.0-cil" ;;
     mpicc) packages="$packages libopenmpi-dev" ;;
     mpirun) packages="$packages openmpi-bin" ;;
+    qemu-*-static) packages="$packages qemu-user-static" ;;
+    aarch64-linux-gnu-gcc) packages="$packages gcc-aarch64-linux-gnu libc6-dev-arm64-cross" ;;
+    objdump | readelf) packages="$packages binutils" ;;
     python3) packages="$packages python3 python3-venv" ;;
     clang | cmake | valgrind | pkg-config | g++ | gcc | binutils) packages="$packages $name" ;;
     *) echo "tools.sh: no package is known for $name" >&2 ;;

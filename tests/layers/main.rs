@@ -8,6 +8,10 @@ mod data;
 #[allow(dead_code, unreachable_pub)]
 mod gguf_writer;
 
+#[path = "../native/mod.rs"]
+#[allow(dead_code)]
+mod native;
+
 mod c;
 mod files;
 mod fresh;
@@ -16,4 +20,5 @@ mod half_present;
 mod naming;
 mod norm;
 mod options;
+mod outputs;
 mod rotation;
