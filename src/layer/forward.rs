@@ -82,14 +82,20 @@ impl Linear {
                     Some(row) => staged.copy_from_slice(row),
                     None => x.read_row(index, staged),
                 }
-                watch.end(Stage::Quantize, 0);
+                if let Some(watch) = &mut watch {
+                    watch.end(Stage::Quantize, 0);
+                }
                 if let Some(norm) = &self.norm {
                     norm.apply(self.isa, staged);
-                    watch.end(Stage::Norm, in_features);
+                    if let Some(watch) = &mut watch {
+                        watch.end(Stage::Norm, in_features);
+                    }
                 }
                 if let Some(rotation) = &self.rotation {
                     rotation.apply(self.isa, staged);
-                    watch.end(Stage::Rotation, in_features);
+                    if let Some(watch) = &mut watch {
+                        watch.end(Stage::Rotation, in_features);
+                    }
                 }
                 match self.packed.permutation() {
                     None => &*staged,
@@ -179,7 +185,9 @@ impl Linear {
             // SAFETY: as above; one byte of this panel's.
             unsafe { space.part_mut::<u8>(plan.finite + index, 1)[0] = finite as u8 };
         }
-        watch.end(Stage::Quantize, in_features * mr.min(rows - panel * mr));
+        if let Some(watch) = &mut watch {
+            watch.end(Stage::Quantize, in_features * mr.min(rows - panel * mr));
+        }
     }
 
     /// The product's scale, the bias, the epilogue, and the way into y.
@@ -448,9 +456,13 @@ fn block(
         let mut job = Job { packed: &layer.packed, tile, x: batch, rows, out, scratch };
         let mut watch = call.watch();
         kernel::run(layer.kernel(plan.rows), &mut job)?;
-        watch.end_product(number);
+        if let Some(watch) = &mut watch {
+            watch.end_product(number);
+        }
         layer.finish(tile, rows, finite, out, target, first);
-        watch.end(Stage::Epilogue, rows * TILE.min(target.outputs - tile * TILE));
+        if let Some(watch) = &mut watch {
+            watch.end(Stage::Epilogue, rows * TILE.min(target.outputs - tile * TILE));
+        }
         Ok(())
     })
 }
@@ -464,8 +476,9 @@ struct Call<'a> {
 
 impl Call<'_> {
     /// Starts to measure, where the call is counted.
-    fn watch(&self) -> Watch<'_> {
-        Watch { counts: self.counts, begin: self.counts.stages.map(|_| Instant::now()) }
+    #[inline]
+    fn watch(&self) -> Option<Watch<'_>> {
+        self.counts.stages.map(|stages| Watch::new(stages, self.counts.first))
     }
 }
 
@@ -476,29 +489,33 @@ struct Counts<'a> {
     first: usize,
 }
 
-/// Measures one stage after the other.
+/// Measures one stage after the other. Its code stands apart from that of calls that nobody counts.
 struct Watch<'a> {
-    counts: Counts<'a>,
-    begin: Option<Instant>,
+    stages: &'a Stages,
+    first: usize,
+    begin: Instant,
 }
 
-impl Watch<'_> {
+impl<'a> Watch<'a> {
+    #[cold]
+    fn new(stages: &'a Stages, first: usize) -> Watch<'a> {
+        Watch { stages, first, begin: Instant::now() }
+    }
+
     /// The stage that ends here worked on so many numbers.
+    #[cold]
     fn end(&mut self, stage: Stage, numbers: usize) {
-        if let (Some(stages), Some(begin)) = (self.counts.stages, &mut self.begin) {
-            let now = Instant::now();
-            stages.add(stage, now - *begin, numbers);
-            *begin = now;
-        }
+        let now = Instant::now();
+        self.stages.add(stage, now - self.begin, numbers);
+        self.begin = now;
     }
 
     /// The product with a tile of the call's layer of that number ends here.
+    #[cold]
     fn end_product(&mut self, number: usize) {
-        if let (Some(stages), Some(begin)) = (self.counts.stages, &mut self.begin) {
-            let now = Instant::now();
-            stages.add_product(self.counts.first + number, now - *begin);
-            *begin = now;
-        }
+        let now = Instant::now();
+        self.stages.add_product(self.first + number, now - self.begin);
+        self.begin = now;
     }
 }
 
