@@ -4,7 +4,7 @@
 //! not exercised, so that nothing is skipped silently. `BITLINEAR_TEST_EVERY=N` takes one in N of the
 //! usual shapes, for emulators, and BITLINEAR_TEST_FIRST which of them. `BITLINEAR_TEST_RECORD=FILE` writes a hash of each result of the scalar
 //! kernels; with `BITLINEAR_TEST_RECORDED=FILE` the others are compared with those, so that an emulator of
-//! another architecture need not run the scalar ones.
+//! another architecture need not run the scalar ones; BITLINEAR_TEST_ONLY takes one instruction set.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -324,6 +324,8 @@ fn compare_layout(
         .into_iter()
         .filter(|a| !matches!(a, Activation::Auto | Activation::F32 | Activation::Uint8Positive));
     let others: Vec<Activation> = others.collect();
+    let only =
+        std::env::var("BITLINEAR_TEST_ONLY").ok().map(|isa| Isa::named(&isa).expect("BITLINEAR_TEST_ONLY"));
     for (i, (n, k, m)) in shapes {
         // A case is the same whichever others run.
         let mut random = Random(seed ^ (i as u64 + 1) << 40);
@@ -346,7 +348,7 @@ fn compare_layout(
             let recorded = records.read.as_ref().map(|r| *r.get(&case).expect("a recorded case"));
             records.made.lock().unwrap().insert(case.clone(), hash(&want));
             for &isa in Isa::ALL.iter().filter(|isa| isa.detected()) {
-                if isa == Isa::Scalar && recorded.is_some() {
+                if isa == Isa::Scalar && recorded.is_some() || only.is_some_and(|only| isa != only) {
                     continue;
                 }
                 let layer = Linear::new(&weights, &options, isa, &Heap::default(), &mut |_| {}).unwrap();
@@ -531,8 +533,7 @@ fn several_layers_at_once_give_what_each_gives_alone() {
                 .zip(&mut ys)
                 .map(|(layer, y)| Target::new(layer, MatrixMut::of(y, layer.out_features())))
                 .collect();
-            bitlinear::layer::forward(&targets, m, MatrixRef::of(&x, 320), None, &heap, &executor)
-                .unwrap();
+            bitlinear::layer::forward(&targets, m, MatrixRef::of(&x, 320), None, &heap, &executor).unwrap();
             for (layer, y) in layers.iter().zip(&ys) {
                 let together: Vec<u32> = y.iter().map(|v| v.to_bits()).collect();
                 assert_eq!(together, forward(layer, m, &x), "m={m}, {threads} threads");

@@ -5,7 +5,7 @@ use std::process::Command;
 use bitlinear::cpu::Isa;
 
 use crate::c::*;
-use crate::native::{good, say, tool};
+use crate::native::{good, say};
 
 /// What the scalar kernels give, as recorded on x86-64.
 const HASH: u64 = 0x4252_3e99_443f_1572;
@@ -83,7 +83,7 @@ fn are_the_same_on_every_instruction_set() {
 #[test]
 #[cfg(target_arch = "x86_64")]
 fn are_the_same_on_a_cpu_without_avx() {
-    let Some(qemu) = tool("qemu-x86_64-static", "a CPU without AVX") else { return };
+    let Some(qemu) = crate::native::tool("qemu-x86_64-static", "a CPU without AVX") else { return };
     for cpu in ["Nehalem", "SandyBridge"] {
         let mut command = Command::new(&qemu);
         command.args(["-cpu", cpu]).arg(std::env::current_exe().unwrap());
