@@ -42,13 +42,16 @@ impl Portable for Pack<'_> {
                 }
                 values = updated;
             }
-            // A block of constant length unrolls into vectors.
             let largest;
-            if let Ok(full) = <&[f32; BLOCK]>::try_from(values) {
-                (largest, *scale) = pack(format, full, codes);
-            } else {
-                (largest, *scale) = pack(format, values, codes);
-            }
+            (largest, *scale) = match (
+                format,
+                <&[f32; BLOCK]>::try_from(values),
+                <&mut [u8; BLOCK]>::try_from(&mut *codes),
+            ) {
+                // Arrays: their loops become a few vectors.
+                (Format::Int8, Ok(values), Ok(codes)) => pack_int8(values, codes),
+                _ => pack(format, values, codes),
+            };
             bits = bits.max(largest);
             if measured {
                 let restored = &mut restored[..values.len()];
@@ -83,14 +86,34 @@ impl Portable for Unpack<'_> {
 
 /// The bits of the largest magnitude (not finite from 0x7f80_0000 on), and the scale.
 #[inline(always)]
+fn pack_int8(values: &[f32; BLOCK], codes: &mut [u8; BLOCK]) -> (u32, f32) {
+    let largest = values.iter().fold(0, |max, v| max.max(v.to_bits() & 0x7fff_ffff));
+    let scale = (f32::from_bits(largest) / 127.0).max(EPSILON);
+    for (v, code) in values.iter().zip(codes) {
+        *code = int8(*v, scale);
+    }
+    (largest, scale)
+}
+
+/// `clamp(round(v / scale), -127, 127)`, halves away from zero.
+#[inline(always)]
+fn int8(v: f32, scale: f32) -> u8 {
+    // The largest f32 below a half: with a half itself 0.49999997 would become 1.
+    const HALF: f32 = 0.5 - f32::EPSILON / 4.0;
+    let t = v / scale;
+    let t = if t > -127.0 { t } else { -127.0 }; // a NaN (of a call that will fail) too
+    let t = if t < 127.0 { t } else { 127.0 };
+    // SAFETY: the two lines above leave -127 to 127.
+    (unsafe { (t + HALF.copysign(t)).to_int_unchecked::<i32>() }) as u8
+}
+
+/// As [`pack_int8`], of any length and format.
+#[inline(always)]
 fn pack(format: Format, values: &[f32], codes: &mut [u8]) -> (u32, f32) {
     let largest = values.iter().fold(0, |max, v| max.max(v.to_bits() & 0x7fff_ffff));
     if format == Format::Int8 {
         let scale = (f32::from_bits(largest) / 127.0).max(EPSILON);
-        for (v, code) in values.iter().zip(codes) {
-            // `as` saturates, and takes a NaN (of a call that will fail) to 0.
-            *code = (v / scale).round().clamp(-127.0, 127.0) as i32 as u8;
-        }
+        values.iter().zip(codes).for_each(|(v, code)| *code = int8(*v, scale));
         return (largest, scale);
     }
     // Added in order: the order decides the last bit of the scale.
@@ -133,13 +156,22 @@ fn unpack(format: Format, codes: &[u8], scale: f32, values: &mut [f32]) {
 /// Differences are those of f32; squares and sums are f64.
 #[inline(always)]
 fn measure(original: &[f32], restored: &[f32], sums: &mut Sums) {
-    for (a, b) in original.chunks(8).zip(restored.chunks(8)) {
-        for (i, (a, b)) in a.iter().zip(b).enumerate() {
-            let difference = (a - b).abs();
-            sums.original[i] += *a as f64 * *a as f64;
-            sums.restored[i] += *b as f64 * *b as f64;
+    let (eights, rest) = original.as_chunks::<8>();
+    let (restored_eights, restored_rest) = restored.as_chunks::<8>();
+    for (a, b) in eights.iter().zip(restored_eights) {
+        for i in 0..8 {
+            let difference = (a[i] - b[i]).abs();
+            sums.original[i] += a[i] as f64 * a[i] as f64;
+            sums.restored[i] += b[i] as f64 * b[i] as f64;
             sums.error[i] += difference as f64;
             sums.largest[i] = if difference > sums.largest[i] { difference } else { sums.largest[i] };
         }
+    }
+    for (i, (a, b)) in rest.iter().zip(restored_rest).enumerate() {
+        let difference = (a - b).abs();
+        sums.original[i] += *a as f64 * *a as f64;
+        sums.restored[i] += *b as f64 * *b as f64;
+        sums.error[i] += difference as f64;
+        sums.largest[i] = if difference > sums.largest[i] { difference } else { sums.largest[i] };
     }
 }
