@@ -1,4 +1,4 @@
-# make build | demo | test | bench | install | clean        (README.md says what each does)
+# make build | tool | demo | test | bench | install | clean        (README.md says what each does)
 CARGO  ?= cargo
 PYTHON ?= python3
 CC     ?= cc
@@ -14,7 +14,7 @@ CFLAGS   ?= -O3
 LLM_FLAGS := -std=c11 -D_POSIX_C_SOURCE=200809L -Wall -Wextra -Wpedantic -ffp-contract=off
 LLM_SOURCES := $(wildcard examples/c/llm/*.c)
 
-.PHONY: build demo test bench install clean library examples
+.PHONY: build demo test bench install clean library examples tool
 
 build: library examples
 
@@ -40,6 +40,10 @@ $(EXAMPLES)/llm: $(LLM_SOURCES) $(wildcard examples/c/llm/*.h) include/bitlinear
 $(EXAMPLES)/embed: examples/c/embed/embed.c include/bitlinear.h $(LIB)
 	@mkdir -p $(EXAMPLES)
 	$(CC) -std=c11 -Wall -Wextra -Wpedantic -ffp-contract=off $(CFLAGS) -Iinclude $< -o $@ -L$(RELEASE) -lbitlinear -lm -Wl,-rpath,'$$ORIGIN/../release'
+
+# The command-line tool `bitlinear`.
+tool:
+	$(CARGO) build --release --features cli --bin bitlinear
 
 demo: build
 	@PROMPT='$(PROMPT)' LENGTH='$(LENGTH)' PYTHON='$(PYTHON)' sh examples/demo.sh

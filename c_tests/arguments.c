@@ -416,6 +416,85 @@ static void rotating(void) {
   GOOD(ROTATE(2, 512, BL_TYPE_F32, 0, 64, BL_ROTATE_INVERSE));
 }
 
+static int stops(void *user, const bl_quantize_progress *progress) {
+  return ++*(int *)user == 2 && progress->name != NULL;
+}
+
+static void quantizing(void) {
+  static const char *const patterns[] = {"blk.0.f32"};
+  static const float x[2 * 512] = {1.0f};
+  bl_quantize_target target = {"f32", BL_TYPE_Q8_0, BL_RULE_USUAL, 0, 0, 0};
+  STRUCT(bl_calibration_options, gather);
+  STRUCT(bl_calibration_info, known);
+  STRUCT(bl_model_difference_info, loss);
+  STRUCT(bl_quantize_report, report);
+  bl_calibration *calibration = NULL;
+  bl_quantize_options wrong;
+  int calls = 0;
+#define QUANTIZE bl_model_quantize(model, "unwritten", &wrong, &report, &error)
+#define WRONG(set, status, part) \
+  memset(&wrong, 0, sizeof wrong), wrong.struct_size = sizeof wrong, wrong.type = BL_TYPE_Q8_0, \
+      wrong.layers = BL_LAYERS_PATTERNS, wrong.patterns = patterns, wrong.pattern_count = 1; \
+  set; \
+  EXPECT(QUANTIZE, status, part)
+  WRONG(wrong.struct_size = 4, BL_ERROR_INVALID_ARGUMENT, "struct_size");
+  WRONG(wrong.container = 4, BL_ERROR_UNSUPPORTED, "kind 4");
+  WRONG(wrong.type = ANY(bl_type, 777), BL_ERROR_UNSUPPORTED, "777");
+  WRONG(wrong.type = BL_TYPE_IQ1_S, BL_ERROR_UNSUPPORTED, "iq1_s");
+  WRONG(wrong.fallback = ANY(bl_type, 777), BL_ERROR_UNSUPPORTED, "777");
+  WRONG(wrong.rest = BL_TYPE_Q8_0, BL_ERROR_INVALID_ARGUMENT, "rest");
+  WRONG(wrong.layers = ANY(bl_layers, 9), BL_ERROR_UNSUPPORTED, "layers 9");
+  WRONG(wrong.layers = BL_LAYERS_ALL, BL_ERROR_INVALID_ARGUMENT, "patterns");
+  WRONG(wrong.pattern_count = 0, BL_ERROR_INVALID_ARGUMENT, "no pattern");
+  WRONG(wrong.patterns = NULL, BL_ERROR_INVALID_ARGUMENT, "NULL");
+  WRONG(wrong.rule = ANY(bl_rule, 9), BL_ERROR_UNSUPPORTED, "rule 9");
+  WRONG(wrong.rule = BL_RULE_ABSMAX, BL_ERROR_INVALID_ARGUMENT, "search");
+  WRONG((wrong.rule = BL_RULE_ABSMAX, wrong.flags = BL_QUANTIZE_FIXED), BL_ERROR_INVALID_ARGUMENT, "rule");
+  WRONG(wrong.flags = 8, BL_ERROR_INVALID_ARGUMENT, "flags 0x8");
+  WRONG(wrong.flags = BL_QUANTIZE_COMPENSATE, BL_ERROR_INVALID_ARGUMENT, "calibration");
+  WRONG(wrong.group_size = -1, BL_ERROR_INVALID_ARGUMENT, "group_size");
+  WRONG(wrong.group_size = 32, BL_ERROR_INVALID_ARGUMENT, "group_size 32");
+  WRONG(wrong.bases = 2, BL_ERROR_INVALID_ARGUMENT, "2 bases");
+  WRONG(wrong.rotation_block = 48, BL_ERROR_INVALID_ARGUMENT, "rotation block 48");
+  WRONG(wrong.rotation_seed = 1, BL_ERROR_INVALID_ARGUMENT, "rotation_block");
+  WRONG((wrong.targets = &target, wrong.target_count = 1, target.reserved = 1), BL_ERROR_INVALID_ARGUMENT, "reserved");
+  target.reserved = 0;
+  WRONG(wrong.target_count = 1, BL_ERROR_INVALID_ARGUMENT, "NULL");
+  WRONG(wrong.text_count = 1, BL_ERROR_INVALID_ARGUMENT, "NULL");
+  WRONG(wrong.calibration = (const bl_calibration *)(const void *)model, BL_ERROR_INVALID_HANDLE, "calibration");
+  WRONG(wrong.damping = 1.0f, BL_ERROR_INVALID_ARGUMENT, "damping");
+  WRONG(wrong.reserved = 1, BL_ERROR_INVALID_ARGUMENT, "reserved");
+  WRONG(wrong.memory = 1, BL_ERROR_OUT_OF_MEMORY, "allowed");
+  WRONG((wrong.progress = stops, wrong.progress_user = &calls), BL_ERROR_CANCELLED, "stopped before");
+  CHECK(calls == 2);
+  EXPECT(bl_model_quantize(model, "no/such/folder/file", &wrong, NULL, &error), BL_ERROR_IO, "no/such/folder");
+
+  gather.struct_size = 4;
+  EXPECT(bl_calibration_create(NULL, &gather, &calibration, &error), BL_ERROR_INVALID_ARGUMENT, "struct_size");
+  gather.struct_size = sizeof gather, gather.memory = 100000, gather.samples = 1;
+  GOOD(bl_calibration_create(NULL, &gather, &calibration, &error));
+#define CALIBRATE(name, rows, columns, type, stride) \
+  bl_calibrate(calibration, name, rows, columns, x, type, stride, &error)
+  EXPECT(CALIBRATE("", 1, 64, BL_TYPE_F32, 0), BL_ERROR_INVALID_ARGUMENT, "name");
+  EXPECT(CALIBRATE("a", -1, 64, BL_TYPE_F32, 0), BL_ERROR_INVALID_ARGUMENT, "rows");
+  EXPECT(CALIBRATE("a", 1, 0, BL_TYPE_F32, 0), BL_ERROR_INVALID_ARGUMENT, "columns");
+  EXPECT(CALIBRATE("a", 1, 64, BL_TYPE_I32, 0), BL_ERROR_UNSUPPORTED, "i32");
+  EXPECT(CALIBRATE("a", 1, 64, BL_TYPE_F32, 255), BL_ERROR_INVALID_ARGUMENT, "stride");
+  EXPECT(CALIBRATE("a", 1, 512, BL_TYPE_F32, 0), BL_ERROR_OUT_OF_MEMORY, "allowed");
+  GOOD(CALIBRATE("a", 2, 64, BL_TYPE_F32, 0));
+  EXPECT(CALIBRATE("a.weight", 1, 32, BL_TYPE_F32, 0), BL_ERROR_INVALID_ARGUMENT, "after rows of 64");
+  GOOD(bl_calibration_describe(calibration, "a.weight", &known, &error));
+  CHECK(known.samples == 1 && known.in_features == 64 && known.layers == 1);
+  EXPECT(bl_calibration_describe(calibration, "b", &known, &error), BL_ERROR_NOT_FOUND, "`b`");
+  EXPECT(bl_calibration_save(calibration, "no/such/folder/file", &error), BL_ERROR_IO, "no/such/folder");
+  EXPECT(bl_calibration_open(NULL, "no/such/folder/file", &calibration, &error), BL_ERROR_IO, "no/such/folder");
+  CHECK(calibration == NULL);
+
+  EXPECT(bl_model_compare(model, model, "no such layer", &loss, &error), BL_ERROR_NOT_FOUND, "no such layer");
+  GOOD(bl_model_compare(model, model, "blk.0.q4_0", &loss, &error));
+  CHECK(loss.weights == 64 * 512 && loss.max_error == 0.0 && loss.cosine > 0.999999 && loss.compression == 1.0);
+}
+
 int main(int count, char **words) {
   start(count, words);
   model = open_model(ALL_TYPES);
@@ -435,6 +514,7 @@ int main(int count, char **words) {
   saving();
   converting();
   rotating();
+  quantizing();
   bl_free(model), bl_free(layer);
   return done();
 }

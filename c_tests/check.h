@@ -67,6 +67,8 @@ ANY_OF(bl_type)
 ANY_OF(bl_activation)
 ANY_OF(bl_op)
 ANY_OF(bl_log_level)
+ANY_OF(bl_layers)
+ANY_OF(bl_rule)
 
 static const char *golden_folder = "", *library_path = "", *hooks_path = "";
 

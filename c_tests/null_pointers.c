@@ -218,6 +218,47 @@ static void rotating(void) {
   CHECK(bl_rotate(1, 64, NULL, BL_TYPE_F32, 0, 64, NULL, 0, NULL) == BL_ERROR_INVALID_ARGUMENT);
 }
 
+static void quantizing(void) {
+  bl_calibration *made = (bl_calibration *)(void *)&made, *known = NULL;
+  STRUCT(bl_calibration_info, info);
+  STRUCT(bl_model_difference_info, loss);
+  static const float x[4] = {1.0f};
+  EXPECT(bl_calibration_create(NULL, NULL, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "`out`");
+  CHECK(bl_calibration_create(NULL, NULL, NULL, NULL) == BL_ERROR_INVALID_ARGUMENT);
+  GOOD(bl_calibration_create(NULL, NULL, &known, &error));
+  EXPECT(bl_calibration_open(NULL, NULL, &made, &error), BL_ERROR_INVALID_ARGUMENT, "path");
+  CHECK(made == NULL);
+  EXPECT(bl_calibration_open(NULL, "nowhere", NULL, &error), BL_ERROR_INVALID_ARGUMENT, "`out`");
+  CHECK(bl_calibration_open(NULL, NULL, NULL, NULL) == BL_ERROR_INVALID_ARGUMENT);
+  EXPECT(bl_calibration_save(NULL, "unwritten", &error), BL_ERROR_INVALID_HANDLE, "NULL");
+  EXPECT(bl_calibration_save(known, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "path");
+  CHECK(bl_calibration_save(NULL, NULL, NULL) == BL_ERROR_INVALID_HANDLE);
+
+  EXPECT(bl_calibrate(NULL, "a", 1, 4, x, BL_TYPE_F32, 0, &error), BL_ERROR_INVALID_HANDLE, "NULL");
+  EXPECT(bl_calibrate(known, NULL, 1, 4, x, BL_TYPE_F32, 0, &error), BL_ERROR_INVALID_ARGUMENT, "name");
+  EXPECT(bl_calibrate(known, "a", 1, 4, NULL, BL_TYPE_F32, 0, &error), BL_ERROR_INVALID_ARGUMENT, "x is NULL");
+  GOOD(bl_calibrate(known, "a", 0, 4, NULL, BL_TYPE_F32, 0, &error)); /* nothing to read */
+  CHECK(bl_calibrate(known, "a", 1, 4, x, BL_TYPE_F32, 0, NULL) == BL_OK);
+  CHECK(bl_calibrate(NULL, NULL, 1, 4, NULL, BL_TYPE_F32, 0, NULL) == BL_ERROR_INVALID_HANDLE);
+
+  GOOD(bl_calibration_describe(known, NULL, &info, &error)); /* how many layers */
+  CHECK(info.layers == 1);
+  EXPECT(bl_calibration_describe(NULL, "a", &info, &error), BL_ERROR_INVALID_HANDLE, "NULL");
+  EXPECT(bl_calibration_describe(known, "a", NULL, &error), BL_ERROR_INVALID_ARGUMENT, "bl_calibration_info");
+  CHECK(bl_calibration_describe(NULL, NULL, NULL, NULL) != BL_OK);
+
+  EXPECT(bl_model_quantize(NULL, "unwritten", NULL, NULL, &error), BL_ERROR_INVALID_HANDLE, "NULL");
+  EXPECT(bl_model_quantize(model, NULL, NULL, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "path");
+  CHECK(bl_model_quantize(NULL, NULL, NULL, NULL, NULL) != BL_OK);
+
+  EXPECT(bl_model_compare(NULL, model, "x", &loss, &error), BL_ERROR_INVALID_HANDLE, "NULL");
+  EXPECT(bl_model_compare(model, NULL, "x", &loss, &error), BL_ERROR_INVALID_HANDLE, "NULL");
+  EXPECT(bl_model_compare(model, model, NULL, &loss, &error), BL_ERROR_INVALID_ARGUMENT, "name");
+  EXPECT(bl_model_compare(model, model, "x", NULL, &error), BL_ERROR_INVALID_ARGUMENT, "bl_model_difference_info");
+  CHECK(bl_model_compare(NULL, NULL, NULL, NULL, NULL) != BL_OK);
+  bl_free(known);
+}
+
 int main(int count, char **words) {
   start(count, words);
   CHECK(bl_version() != 0 && bl_build_info() != NULL && bl_status_name(BL_OK) != NULL);
@@ -236,6 +277,7 @@ int main(int count, char **words) {
   saving();
   converting();
   rotating();
+  quantizing();
   bl_free(context);
   bl_free(model);
   bl_free(layer);

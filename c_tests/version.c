@@ -28,6 +28,7 @@ static void status_names(void) {
       NAME(BL_ERROR_BAD_FILE),
       NAME(BL_ERROR_DEVICE),
       NAME(BL_ERROR_FORKED),
+      NAME(BL_ERROR_CANCELLED),
       NAME(BL_ERROR_INTERNAL),
   };
   size_t i;

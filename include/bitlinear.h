@@ -27,7 +27,7 @@
  * Structs.   Where a struct begins with `struct_size`: zero it, set struct_size = sizeof it, then
  *            the fields you need; zero always means the default. Later versions only add fields at
  *            its end: older programs go on working. bl_error and the items of arrays
- *            (bl_named_layer, bl_named_text, bl_profile_entry, bl_saved_tensor) have none and are frozen.
+ *            (bl_named_layer, bl_named_text, bl_profile_entry, bl_saved_tensor, bl_quantize_target) have none and are frozen.
  * Matrices.  Always three arguments: address, bl_type, row stride in bytes (0: rows touch); the
  *            elements of a row are adjacent and need no alignment. The shape comes before them.
  * Enums.     Values are never renumbered; later versions add some. Any unknown value passed in is
@@ -131,6 +131,8 @@ typedef enum {
   BL_ERROR_DEVICE = 9,
   /** A threaded context was used in a child of fork(). */
   BL_ERROR_FORKED = 10,
+  /** The caller's progress function said so; nothing was left behind. */
+  BL_ERROR_CANCELLED = 11,
   /** A bug here; the process is sound, free the handles used. */
   BL_ERROR_INTERNAL = 99,
 } bl_status;
@@ -1019,6 +1021,21 @@ BL_NOEXCEPT;
  * UNSTABLE UNTIL 1.0: what stands below may change with any minor version. The rules at the top hold.
  */
 
+/**
+ * `bl_quantize_options.flags`: scales by the types' fixed rules, byte for byte as their own tools,
+ * instead of scales of least error. Q2_K to Q6_K have no fixed rule.
+ */
+#define BL_QUANTIZE_FIXED 1
+
+/**
+ * Each column's error is made up for by the columns after it, as far as the calibration of the layer's
+ * input says that they can; every chosen layer needs it.
+ */
+#define BL_QUANTIZE_COMPENSATE 2
+
+/** Chosen layers that are packed already are dequantised and quantised again. */
+#define BL_QUANTIZE_AGAIN 4
+
 /** `bl_codes.flags`: all rows share a scale. */
 #define BL_CODES_PER_TENSOR 1
 
@@ -1230,6 +1247,33 @@ typedef enum {
   BL_RANGE_MEAN = 1,
 } bl_range;
 
+/** Which layers of a model are quantised. */
+typedef enum {
+  /** All but routers, embeddings, the head and norms. */
+  BL_LAYERS_ALL = 0,
+  /** The feed-forward weights, shared or of experts. */
+  BL_LAYERS_EXPERTS = 1,
+  /** Those whose name holds one of the patterns; nothing is protected. */
+  BL_LAYERS_PATTERNS = 2,
+} bl_layers;
+
+/** Which fixed rule rounds, where a type has several. */
+typedef enum {
+  /** The type's own: ternary by the mean magnitude (BitNet), int8 by the largest of the row, ... */
+  BL_RULE_USUAL = 0,
+  /** Ternary: the largest magnitude of the tensor + 1e-6 (cortex). */
+  BL_RULE_ABSMAX = 1,
+  /** Ternary: the mean magnitude of the tensor, and 0 below it (burn_dragon). */
+  BL_RULE_THRESHOLD = 2,
+  /** Int8: twice the mean magnitude of the tensor; what is larger is cut (burn_dragon). */
+  BL_RULE_MEAN_RANGE = 3,
+  /** Signs: the mean magnitude of the tensor, not of the row (burn_dragon). */
+  BL_RULE_TENSOR = 4,
+} bl_rule;
+
+/** What is known of the inputs of layers; see bl_calibrate. */
+typedef struct bl_calibration bl_calibration;
+
 /**
  * The weights of a projection of heads, packed. Calls that take it as `const` may run at the same time.
  */
@@ -1239,6 +1283,179 @@ typedef struct bl_heads bl_heads;
  * An array of four dimensions, compressed. Any thread may make any call at any time but bl_free.
  */
 typedef struct bl_state bl_state;
+
+/** Layers and what they become. Frozen. */
+typedef struct {
+  /** A text that the names of the layers hold. */
+  const char *pattern;
+  bl_type type;
+  bl_rule rule;
+  /** As in bl_quantize_options. */
+  int64_t group_size;
+  uint32_t bases;
+  /** Must be 0. */
+  uint32_t reserved;
+} bl_quantize_target;
+
+/** How far bl_model_quantize is. Frozen. */
+typedef struct {
+  /** The layer or tensor that comes next; "" at the end. */
+  const char *name;
+  /** Layers and tensors that are done, and all. */
+  uint64_t done;
+  uint64_t total;
+  /** Weights of those that are done, and of all. */
+  uint64_t weights_done;
+  uint64_t weights_total;
+} bl_quantize_progress;
+
+/**
+ * Called on the calling thread before each layer or tensor, and once at the end; not 0: stop. It must
+ * not call the library.
+ */
+typedef int32_t (*bl_progress_fn)(void *user, const bl_quantize_progress *progress);
+
+/** How a model is quantised. */
+typedef struct {
+  uint32_t struct_size;
+  /**
+   * The kind of file to write, as bl_model_info.container numbers them: 1 safetensors, 2 GGUF,
+   * 3 bitlinear's packed file. 0: that of the source.
+   */
+  uint32_t container;
+  /** What the chosen layers become. BL_TYPE_AUTO: ternary. */
+  bl_type type;
+  /**
+   * What those become whose rows are no multiple of the type's blocks. BL_TYPE_AUTO: that is
+   * BL_ERROR_UNSUPPORTED.
+   */
+  bl_type fallback;
+  /**
+   * What floats of two dimensions and more become that are not quantised: f32, f16 or bf16.
+   * BL_TYPE_AUTO: they stay.
+   */
+  bl_type rest;
+  /** Which layers. */
+  bl_layers layers;
+  /** Which fixed rule; another than BL_RULE_USUAL only with BL_QUANTIZE_FIXED. */
+  bl_rule rule;
+  /** BL_QUANTIZE_*. */
+  uint32_t flags;
+  /** Columns of a group of int4 (0: 128) and ternary (0: the whole tensor has one scale). */
+  int64_t group_size;
+  /**
+   * Ternary: how many code matrices are summed, 1 to 8 (0: 1); more than 4 only with
+   * BL_QUANTIZE_FIXED.
+   */
+  uint32_t bases;
+  /**
+   * Columns of a block of the Walsh-Hadamard rotation that chosen layers are folded with, as
+   * bl_rotate has it; 0: none. GGUF declares it as prism.hadamard.*.
+   */
+  uint32_t rotation_block;
+  /** Seed of the rotation's signs; 0: all +1. */
+  uint64_t rotation_seed;
+  /** With BL_LAYERS_PATTERNS: texts that names of layers hold. */
+  const char *const *patterns;
+  size_t pattern_count;
+  /**
+   * Layers that become something else; the first whose pattern fits counts. They are quantised
+   * whether they are chosen or not.
+   */
+  const bl_quantize_target *targets;
+  size_t target_count;
+  /** For the metadata of the new file. */
+  const bl_named_text *texts;
+  size_t text_count;
+  /** What is known of the inputs; layers it does not know are rounded without. NULL: nothing. */
+  const bl_calibration *calibration;
+  /**
+   * With BL_QUANTIZE_COMPENSATE: part of the mean square of the inputs that is added to each
+   * column's. 0: 0.01.
+   */
+  float damping;
+  /** Must be 0. */
+  uint32_t reserved;
+  /**
+   * Most bytes beside what is mapped; 0: twice the largest tensor of the source and 64 MiB. A layer
+   * that needs more is BL_ERROR_OUT_OF_MEMORY before anything is written. A packed file (container
+   * 3) is held whole besides until it is written.
+   */
+  uint64_t memory;
+  bl_progress_fn progress;
+  void *progress_user;
+} bl_quantize_options;
+
+/** What bl_model_quantize has done. */
+typedef struct {
+  uint32_t struct_size;
+  uint32_t reserved;
+  /**
+   * Layers that were quantised; of these, those that became the fallback, and those whose input
+   * calibration knew.
+   */
+  uint64_t quantized;
+  uint64_t fallback;
+  uint64_t calibrated;
+  /** Tensors that were kept or converted. */
+  uint64_t kept;
+  /** Weights that were quantised. */
+  uint64_t weights;
+  /** Bytes of the source's tensors, and of the new file. */
+  uint64_t bytes_read;
+  uint64_t bytes_written;
+} bl_quantize_report;
+
+/** What calibration gathers. */
+typedef struct {
+  uint32_t struct_size;
+  /**
+   * Products of columns are gathered in blocks of so many columns: a layer of n columns takes
+   * 4 n block bytes. 1: squares alone, which weight a search but cannot make up for errors.
+   * 0: 2048.
+   */
+  uint32_t block;
+  /** Most rows of x for a layer; more are not counted. 0: no bound. */
+  uint64_t samples;
+  /** Most bytes of all sums. 0: 1 GiB. */
+  uint64_t memory;
+} bl_calibration_options;
+
+/** What calibration knows of a layer. */
+typedef struct {
+  uint32_t struct_size;
+  /** Columns of a block of sums. */
+  uint32_t block;
+  int64_t in_features;
+  /** Rows of x that were counted. */
+  uint64_t samples;
+  /** Layers that the calibration knows. */
+  uint64_t layers;
+} bl_calibration_info;
+
+/** What a layer's weights lose against a reference. */
+typedef struct {
+  uint32_t struct_size;
+  uint32_t reserved;
+  uint64_t weights;
+  /** Stored bytes of the weights and their scales: of the reference and of the other. */
+  uint64_t bytes_reference;
+  uint64_t bytes_other;
+  /** Mean and largest magnitude, and mean square, of the difference. */
+  double mean_error;
+  double max_error;
+  double mean_square_error;
+  /** Root mean square of the difference over that of the reference. */
+  double relative_error;
+  /** Root mean square of the other over that of the reference. */
+  double rms_ratio;
+  /** Of the angle between the two. */
+  double cosine;
+  /** bytes_reference / bytes_other. */
+  double compression;
+  /** Part of the other's weights that is 0. */
+  double sparsity;
+} bl_model_difference_info;
 
 /** Rows of codes in a caller's memory; x is about code * scale. The scales are the caller's too. */
 typedef struct {
@@ -1582,6 +1799,87 @@ typedef struct {
   /** Estimated. */
   uint64_t bytes;
 } bl_saved_tensor;
+
+/**
+ * Writes a model with some of its layers quantised: GGUF (metadata kept), safetensors (cortex ternary
+ * and int4, Hugging Face BitNet, floats) or a packed file of its layers. Layers go through one after
+ * another on the context's threads. Only floats are quantised, unless BL_QUANTIZE_AGAIN says otherwise.
+ * A weight that is not finite is an error that names it. A file of that name stays whole until the new
+ * one is; a failure leaves it, and nothing else. report may be NULL. docs/quantize.md says which type
+ * and method is best when.
+ */
+BL_API
+bl_status bl_model_quantize(const bl_model *model,
+                            const char *path,
+                            const bl_quantize_options *options,
+                            bl_quantize_report *report,
+                            bl_error *error)
+BL_NOEXCEPT;
+
+/** Makes a calibration, which knows nothing yet. */
+BL_API
+bl_status bl_calibration_create(const bl_context *context,
+                                const bl_calibration_options *options,
+                                bl_calibration **out,
+                                bl_error *error)
+BL_NOEXCEPT;
+
+/** Reads a calibration that bl_calibration_save wrote. Rows may be added to it. */
+BL_API
+bl_status bl_calibration_open(const bl_context *context,
+                              const char *path,
+                              bl_calibration **out,
+                              bl_error *error)
+BL_NOEXCEPT;
+
+/** Writes what a calibration knows to a safetensors file. */
+BL_API
+bl_status bl_calibration_save(const bl_calibration *calibration,
+                              const char *path,
+                              bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * Adds rows of x (f32, f16 or bf16), the input of the layer of that name (with or without ".weight"
+ * behind it), to what a calibration knows of it: the sums of products of its columns. x is what
+ * bl_forward takes after the norm and before any rotation. In a row that is not finite nothing is
+ * added, of no row. Costs rows * columns * block multiplications on the calling thread; calls from
+ * several threads wait for one another.
+ */
+BL_API
+bl_status bl_calibrate(const bl_calibration *calibration,
+                       const char *layer,
+                       int64_t rows,
+                       int64_t columns,
+                       const void *x,
+                       bl_type x_type,
+                       int64_t x_stride,
+                       bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * What a calibration knows of the layer of that name; layer NULL: how many layers it knows.
+ * BL_ERROR_NOT_FOUND for a layer it does not know.
+ */
+BL_API
+bl_status bl_calibration_describe(const bl_calibration *calibration,
+                                  const char *layer,
+                                  bl_calibration_info *info,
+                                  bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * Compares the weights of a layer of two models, as bl_layer_read gives them; all matrices of a tensor
+ * of three dimensions together. A rotation that a file declares is taken back first. Runs on the
+ * reference's context.
+ */
+BL_API
+bl_status bl_model_compare(const bl_model *reference,
+                           const bl_model *other,
+                           const char *layer,
+                           bl_model_difference_info *info,
+                           bl_error *error)
+BL_NOEXCEPT;
 
 /**
  * "fp16", "int8", "int4_exp", "uint8_pos_exp", "sign1", "ternary158", "packed2", "unset"; "unknown" for

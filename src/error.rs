@@ -30,6 +30,8 @@ pub enum Status {
     Device = 9,
     /// A threaded context was used in a child of fork().
     Forked = 10,
+    /// A caller's progress function said so.
+    Cancelled = 11,
     /// A bug in this library; the process is sound.
     Internal = 99,
 }
@@ -114,6 +116,7 @@ impl Error {
 
     /// The same failure with `what: ` before its text (a tensor's name, a file's path).
     #[cold]
+    #[inline(never)]
     pub fn within(self, what: fmt::Arguments<'_>) -> Error {
         Error::new(self.status, format_args!("{what}: {}", self.text()))
     }

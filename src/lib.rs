@@ -44,6 +44,9 @@ pub mod save;
 pub mod state;
 pub mod train;
 
+pub mod compare;
+pub mod export;
+
 pub mod reserve;
 
 #[cfg(feature = "reserve")]

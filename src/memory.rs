@@ -269,7 +269,9 @@ mod pages {
     }
 }
 
-/// A vector of `len` copies of `value`, or `OutOfMemory` naming `what`.
+/// A vector of `len` copies of `value`, or `OutOfMemory` naming `what`. Not copied into its hundreds of
+/// callers: that would cost the library tens of kilobytes.
+#[inline(never)]
 pub fn filled<T: Clone>(len: usize, value: T, what: &str) -> Result<Vec<T>> {
     let mut vec = Vec::new();
     reserve(&mut vec, len, what)?;
@@ -302,6 +304,7 @@ pub fn copied<T: Copy>(values: &[T], what: &str) -> Result<Vec<T>> {
 }
 
 /// Room for `additional` more items, or `OutOfMemory` naming `what`.
+#[inline(never)]
 pub fn reserve<T>(vec: &mut Vec<T>, additional: usize, what: &str) -> Result<()> {
     vec.try_reserve(additional)
         .map_err(|_| fail!(OutOfMemory, "{what}: {additional} items of {} bytes", size_of::<T>()))

@@ -5,17 +5,16 @@
 //! stays what it was.
 
 use std::borrow::Cow;
-use std::fmt::{self, Write as _};
-use std::fs::File;
+use std::fmt;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::Path;
 
 use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::container::packed::{LAYER, Line, MAGIC, PAD, PART, PARTS, Part, RESERVED, VERSION, header_sum};
+use crate::container::{Escaped, JsonText, Temporary};
 use crate::epilogue::Epilogue;
-use crate::error::{Error, Result, fail};
+use crate::error::{Result, fail};
 use crate::layer::Linear;
 use crate::limits::{JSON_MAX, METADATA_MAX, NAME_MAX, STRING_MAX, TENSORS_MAX};
 use crate::memory::{ALIGNMENT, filled, reserve};
@@ -154,34 +153,13 @@ impl Piece<'_> {
 
 // ---- the header -------------------------------------------------------------------------------
 
-/// Text that grows fallibly.
-#[derive(Default)]
-struct Json {
-    bytes: Vec<u8>,
-    failed: Option<Error>,
+/// What the header says of layers.
+trait Tensors {
+    fn part(&mut self, name: Escaped<'_>, part: Part, bytes: usize, at: &mut usize) -> Result<()>;
+    fn tensor(&mut self, name: fmt::Arguments<'_>, dtype: &str, bytes: usize, at: &mut usize) -> Result<()>;
 }
 
-impl fmt::Write for Json {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        if let Err(error) = reserve(&mut self.bytes, text.len(), "the header of a packed file") {
-            self.failed = Some(error);
-            return Err(fmt::Error);
-        }
-        self.bytes.extend_from_slice(text.as_bytes());
-        Ok(())
-    }
-}
-
-impl Json {
-    fn put(&mut self, text: fmt::Arguments<'_>) -> Result<()> {
-        match self.write_fmt(text) {
-            Ok(()) => Ok(()),
-            Err(_) => {
-                Err(self.failed.take().unwrap_or_else(|| fail!(Internal, "the header of a packed file")))
-            }
-        }
-    }
-
+impl Tensors for JsonText {
     /// The same for a part of a layer.
     fn part(&mut self, name: Escaped<'_>, part: Part, bytes: usize, at: &mut usize) -> Result<()> {
         self.tensor(format_args!("{name}{PART}{}", part.name()), part.dtype().0, bytes, at)
@@ -198,29 +176,9 @@ impl Json {
     }
 }
 
-/// Text inside a JSON string.
-struct Escaped<'a>(&'a str);
-
-impl fmt::Display for Escaped<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut rest = self.0;
-        while let Some(at) = rest.find(|c: char| c < ' ' || c == '"' || c == '\\') {
-            let (plain, special) = rest.split_at(at);
-            let (special, after) = special.split_at(1); // all of them are ASCII
-            f.write_str(plain)?;
-            match special {
-                "\"" | "\\" => write!(f, "\\{special}")?,
-                _ => write!(f, "\\u{:04x}", special.as_bytes()[0])?,
-            }
-            rest = after;
-        }
-        f.write_str(rest)
-    }
-}
-
 /// The length and the header; `pieces` is what follows.
 fn header<'a>(layers: &[Named<'a>], texts: &[(&str, &str)], pieces: &mut Vec<Piece<'a>>) -> Result<Vec<u8>> {
-    let mut json = Json::default();
+    let mut json = JsonText::default();
     json.put(format_args!("\0\0\0\0\0\0\0\0{MAGIC}{VERSION}0000000000000000\""))?;
     let sum_at = json.bytes.len() - 17..json.bytes.len() - 1;
     reserve(pieces, (2 + PARTS) * layers.len(), "tensors")?;
@@ -314,75 +272,4 @@ fn header<'a>(layers: &[Named<'a>], texts: &[(&str, &str)], pieces: &mut Vec<Pie
         *place = b"0123456789abcdef"[(sum >> (60 - 4 * i) & 15) as usize];
     }
     Ok(bytes)
-}
-
-// ---- the file beside --------------------------------------------------------------------------
-
-/// A file that is gone with this, unless it was renamed.
-struct Temporary(Option<PathBuf>);
-
-impl Temporary {
-    /// A new file in the folder of `path`.
-    fn create(path: &Path) -> io::Result<(File, Temporary)> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let Some(name) = path.file_name() else {
-            return Err(io::Error::from(io::ErrorKind::InvalidInput));
-        };
-        loop {
-            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-            let mut beside = name.to_os_string();
-            beside.push(format!(".{}-{number}.tmp", std::process::id()));
-            let beside = path.with_file_name(beside);
-            match File::options().write(true).create_new(true).open(&beside) {
-                Ok(file) => return Ok((file, Temporary(Some(beside)))),
-                // Another process of that number left it, in a container perhaps.
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(e) => return Err(e),
-            }
-        }
-    }
-
-    fn rename(&mut self, path: &Path) -> io::Result<()> {
-        if let Some(beside) = &self.0 {
-            std::fs::rename(beside, path)?;
-            self.0 = None;
-            // The name, too, is to be on the disk. Not every file system can; the file is whole.
-            #[cfg(unix)]
-            if let Ok(folder) =
-                File::open(path.parent().filter(|p| *p != Path::new("")).unwrap_or(Path::new(".")))
-            {
-                let _ = folder.sync_all();
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if let Some(beside) = &self.0 {
-            let _ = std::fs::remove_file(beside);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn texts_are_escaped() {
-        assert_eq!(Escaped("a\"b\\c\n\u{1}é").to_string(), "a\\\"b\\\\c\\u000a\\u0001é");
-    }
-
-    #[test]
-    fn a_failed_write_leaves_no_file() {
-        let path = std::env::temp_dir().join(format!("bitlinear-temporary-{}", std::process::id()));
-        let (mut file, temporary) = Temporary::create(&path).unwrap();
-        file.write_all(b"half").unwrap();
-        let beside = temporary.0.clone().unwrap();
-        assert!(beside.exists() && beside.parent() == path.parent());
-        drop(temporary);
-        assert!(!beside.exists() && !path.exists());
-    }
 }

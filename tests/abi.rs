@@ -185,7 +185,9 @@ fn shared_object() {
 #[test]
 fn size() {
     let bytes = std::fs::metadata(library()).unwrap().len();
-    assert!(bytes <= 2_000_000, "libbitlinear.so has {bytes} bytes");
+    // 0.8 MB are kernels, 0.35 MB the standard library (a third of that names functions in panics), 0.2 MB
+    // quantising. Above 2 MB since quantising came: see docs/quantize.md.
+    assert!(bytes <= 2_300_000, "libbitlinear.so has {bytes} bytes");
 }
 
 /// Where the builder's own folders lie is nobody's business, and would make builds differ. Paths of
@@ -329,6 +331,7 @@ fn rust_and_c_mean_the_same_numbers() {
         ("BL_ERROR_BAD_FILE", Status::BadFile),
         ("BL_ERROR_DEVICE", Status::Device),
         ("BL_ERROR_FORKED", Status::Forked),
+        ("BL_ERROR_CANCELLED", Status::Cancelled),
         ("BL_ERROR_INTERNAL", Status::Internal),
     ] {
         assert_eq!(value[name], status as i64, "{name}");
@@ -377,6 +380,16 @@ fn rust_and_c_mean_the_same_numbers() {
     same!(codes: bl_codes, bl_difference_info);
     same!(heads: bl_heads_options, bl_heads_run, bl_heads_gradients, bl_heads_info);
     same!(train: bl_layer_gradients);
+    same!(
+        quantize:
+        bl_quantize_target,
+        bl_quantize_progress,
+        bl_quantize_options,
+        bl_quantize_report,
+        bl_calibration_options,
+        bl_calibration_info,
+        bl_model_difference_info,
+    );
     same!(state: bl_state_options, bl_state_info, bl_gate_options);
     assert!(sizes.is_empty(), "structs that this test does not know: {sizes:?}");
 }

@@ -16,15 +16,17 @@ else
   echo "tests: NOT RUN: all that needs the demo model; it could not be fetched (see above)"
 fi
 
-# A Python with the `gguf` package, for tests that read what it writes, in the cache beside the model.
+# A Python with the packages `gguf` and `safetensors`, for tests that read what they write and have them
+# read what is written here, in the cache beside the model.
 cache=${BITLINEAR_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/bitlinear}
 if [ -z "${BITLINEAR_TEST_PYTHON:-}" ]; then
-  if [ -x "$cache/gguf-venv/bin/python" ] || { "$PYTHON" -m venv "$cache/gguf-venv" &&
-    "$cache/gguf-venv/bin/pip" install -q --disable-pip-version-check gguf==0.19.0; }; then
+  if "$cache/gguf-venv/bin/python" -c 'import gguf, safetensors' 2>/dev/null ||
+    { "$PYTHON" -m venv "$cache/gguf-venv" && "$cache/gguf-venv/bin/pip" install -q \
+      --disable-pip-version-check gguf==0.19.0 safetensors==0.8.0; }; then
     export BITLINEAR_TEST_PYTHON="$cache/gguf-venv/bin/python"
   else
     rm -rf "$cache/gguf-venv"
-    echo "tests: NOT RUN: reading what gguf-py writes; the package could not be installed (see above)"
+    echo "tests: NOT RUN: reading what gguf-py writes and the other way; the packages could not be installed (see above)"
   fi
 fi
 

@@ -57,6 +57,7 @@ pub fn status_of(status: Status) -> bl_status {
         Status::BadFile => bl_status::BL_ERROR_BAD_FILE,
         Status::Device => bl_status::BL_ERROR_DEVICE,
         Status::Forked => bl_status::BL_ERROR_FORKED,
+        Status::Cancelled => bl_status::BL_ERROR_CANCELLED,
         Status::Internal => bl_status::BL_ERROR_INTERNAL,
     }
 }

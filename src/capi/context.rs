@@ -11,6 +11,7 @@ use super::layer::Layer;
 use super::model::Model;
 use super::options;
 use super::profile::Profile;
+use super::quantize::Gathered;
 use super::state::State;
 use super::types::*;
 use crate::cpu::Isa;
@@ -207,6 +208,7 @@ pub unsafe extern "C" fn bl_free(handle: *mut c_void) {
                 // SAFETY: the tag says what the shell owned one count of.
                 Context::TAG => drop(Arc::from_raw(body.cast::<Context>())),
                 Model::TAG => drop(Arc::from_raw(body.cast::<Model>())),
+                Gathered::TAG => drop(Arc::from_raw(body.cast::<Gathered>())),
                 Layer::TAG => drop(Arc::from_raw(body.cast::<Layer>())),
                 Heads::TAG => drop(Arc::from_raw(body.cast::<Heads>())),
                 State::TAG => drop(Arc::from_raw(body.cast::<State>())),

@@ -61,6 +61,7 @@ pub extern "C" fn bl_status_name(status: StatusArg) -> *const c_char {
         8 => c"BL_ERROR_BAD_FILE",
         9 => c"BL_ERROR_DEVICE",
         10 => c"BL_ERROR_FORKED",
+        11 => c"BL_ERROR_CANCELLED",
         99 => c"BL_ERROR_INTERNAL",
         _ => c"BL_UNKNOWN",
     };

@@ -20,6 +20,7 @@ pub mod low_bit;
 pub mod model;
 pub mod options;
 pub mod profile;
+pub mod quantize;
 pub mod rotate;
 pub mod runtime;
 pub mod save;

@@ -56,7 +56,7 @@ pub unsafe extern "C" fn bl_save(
 ///
 /// # Safety
 /// `items` is NULL or an array of `count` items.
-unsafe fn items<'a, T>(items: *const T, count: usize, what: &str) -> Result<&'a [T]> {
+pub unsafe fn items<'a, T>(items: *const T, count: usize, what: &str) -> Result<&'a [T]> {
     if count == 0 {
         return Ok(&[]);
     }
@@ -72,7 +72,7 @@ unsafe fn items<'a, T>(items: *const T, count: usize, what: &str) -> Result<&'a 
 ///
 /// # Safety
 /// `text` is NULL or NUL-terminated.
-unsafe fn text<'a>(text: *const c_char, what: &str) -> Result<&'a str> {
+pub unsafe fn text<'a>(text: *const c_char, what: &str) -> Result<&'a str> {
     // SAFETY: the caller's contract.
     let text = unsafe { string(text, what) }?;
     text.to_str().map_err(|_| fail!(InvalidArgument, "{what} is no UTF-8: {}", text.to_string_lossy()))

@@ -33,6 +33,8 @@ pub enum bl_status {
     BL_ERROR_DEVICE = 9,
     /// A threaded context was used in a child of fork().
     BL_ERROR_FORKED = 10,
+    /// The caller's progress function said so; nothing was left behind.
+    BL_ERROR_CANCELLED = 11,
     /// A bug here; the process is sound, free the handles used.
     BL_ERROR_INTERNAL = 99,
 }

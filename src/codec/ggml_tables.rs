@@ -17,7 +17,8 @@
 
 use super::bits::{pack_nibbles, unpack_nibbles};
 use super::blocks::{Blocks, abs_max, half_at, put_exact_half, super_blocks};
-use crate::layout::packed::e8m0;
+use crate::error::fail;
+use crate::layout::packed::{e8m0, e8m0_of};
 use crate::layout::{Coded, Layout, Offset, SUPER_BLOCK, ScaleType, Scales, Values};
 use crate::types::Type;
 
@@ -140,5 +141,15 @@ pub(super) static MXFP4: Blocks = Blocks {
         }
         Ok(())
     }),
-    store: None,
+    store: Some(|row, bytes| {
+        let parts = row.codes.as_chunks::<32>().0.iter().zip(&row.scales);
+        for ((codes, scale), block) in parts.zip(bytes.as_chunks_mut::<17>().0) {
+            block[0] = e8m0_of(*scale);
+            if e8m0(block[0]) != *scale {
+                return Err(fail!(InvalidArgument, "a scale of {scale} is no power of two of the format"));
+            }
+            pack_nibbles(codes, &mut block[1..]);
+        }
+        Ok(())
+    }),
 };

@@ -149,6 +149,18 @@ pub fn pack(
     Ok(())
 }
 
+/// Writes the codes 0..=2 of one row of blocks of 128; `bytes` is a quarter as long.
+pub fn pack_row(codes: &[u8], bytes: &mut [u8]) -> Result<()> {
+    check_multiple("columns of I2_S", 128, codes.len())?;
+    check_len("bytes of a row of I2_S, times 4", &[codes.len()], bytes.len() * 4)?;
+    for (codes, qs) in codes.as_chunks::<128>().0.iter().zip(bytes.as_chunks_mut::<32>().0) {
+        for (m, q) in qs.iter_mut().enumerate() {
+            *q = codes[m] << 6 | codes[m + 32] << 4 | codes[m + 64] << 2 | codes[m + 96];
+        }
+    }
+    Ok(())
+}
+
 /// Writes ternary weights as the format's own quantiser does: their largest magnitude as the scale,
 /// and signs.
 pub fn encode(

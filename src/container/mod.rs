@@ -9,15 +9,21 @@ mod config;
 mod files;
 pub mod gguf;
 mod json;
+mod json_text;
 pub mod packed;
 pub mod safetensors;
+mod safetensors_write;
 mod sharded;
 mod source;
+mod temporary;
 mod text;
 
 pub use config::Config;
 pub use files::{Access, Files};
+pub use json_text::{Escaped, JsonText};
+pub use safetensors_write::SafetensorsHeader;
 pub use source::Source;
+pub use temporary::Temporary;
 pub(crate) use text::Quoted;
 pub use text::{Str, Texts};
 

@@ -486,7 +486,7 @@ pub fn e8m0(byte: u8) -> f32 {
 }
 
 /// The inverse of [`e8m0`].
-fn e8m0_of(value: f32) -> u8 {
+pub(crate) fn e8m0_of(value: f32) -> u8 {
     match value.to_bits() {
         0x0020_0000 => 0,
         0x0040_0000 => 1,

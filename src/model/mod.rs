@@ -114,6 +114,11 @@ pub struct Layer {
 }
 
 impl Layer {
+    /// The index of the tensor in that role.
+    pub fn index(&self, role: Role) -> Option<u32> {
+        self.tensors[role as usize]
+    }
+
     /// The tensor in that role; the files are those that the layer was listed of.
     pub fn tensor<'a>(&self, files: &'a Files, role: Role) -> Option<&'a Tensor> {
         files.directory.tensor_at(self.tensors[role as usize]? as u64)

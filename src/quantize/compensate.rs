@@ -14,12 +14,13 @@
 //! After that [`Panel::refine`] takes the codes as given and sets one scale after another (and one
 //! minimum) to where `e M e^T` is least; what does not make it less is dropped.
 
+use super::compiled;
 use super::fit::{Fit, Steps};
 use super::moments::{Factor, Moments};
 use super::search::{LANES, Lane};
 use crate::cpu::Isa;
 use crate::error::Result;
-use crate::kernel::{self, Portable};
+use crate::kernel::Portable;
 use crate::layout::{Offset, Row, Scales};
 use crate::memory::filled;
 
@@ -66,7 +67,14 @@ impl Levels {
             }
             *level = (value, number);
         }
-        order.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+        // At most 3^4: the standard library's sort would be more code than all of this.
+        for n in 1..count {
+            let mut at = n;
+            while at > 0 && order[at].0 < order[at - 1].0 {
+                order.swap(at, at - 1);
+                at -= 1;
+            }
+        }
         let mut values = filled(count, 0.0, "levels")?;
         let mut thresholds = filled(count - 1, 0.0, "levels")?;
         let mut codes = filled(count * scales.len(), 0u8, "levels")?;
@@ -129,11 +137,11 @@ impl Panel<'_> {
             let end = (first + segment).min(columns);
             if let Some(factor) = self.factor {
                 let Scratch { errors, target, base, .. } = scratch;
-                kernel::compiled(self.isa, Before { factor, first, errors, base: &mut base[first..end] });
+                compiled(self.isa, Before { factor, first, errors, base: &mut base[first..end] });
                 if let Coder::Fit(_) = self.coder {
                     // The errors that free columns would have.
                     for k in first..end {
-                        let made_up = wanted(factor, first, k, errors, &base[k]);
+                        let made_up = self.wanted(factor, first, k, errors, &base[k]);
                         for i in 0..LANES {
                             target[k][i] = x[k][i] + made_up[i];
                             errors[k][i] = -made_up[i];
@@ -173,11 +181,9 @@ impl Panel<'_> {
                 inverse = steps.scale.map(|s| if s == 0.0 { 0.0 } else { 1.0 / s });
             }
             let made_up = self.made_up(first, k, scratch);
-            let mut values = [0.0; LANES];
-            for i in 0..LANES {
-                values[i] = fit.nearest(inverse[i], &steps, i, x[i] + made_up[i]);
-                scratch.errors[k][i] = x[i] - (steps.scale[i] * values[i] + steps.minimum[i]);
-            }
+            let nearest = Nearest { fit, steps: &steps, inverse: &inverse, x, made_up: &made_up };
+            let (values, errors) = compiled(self.isa, nearest);
+            scratch.errors[k] = errors;
             for (row, v) in rows.iter_mut().zip(values) {
                 row.codes[k] = fit.code(v);
             }
@@ -211,9 +217,18 @@ impl Panel<'_> {
     #[inline(always)]
     fn made_up(&self, first: usize, k: usize, scratch: &Scratch) -> Lane {
         match self.factor {
-            Some(factor) => wanted(factor, first, k, &scratch.errors, &scratch.base[k]),
+            Some(factor) => self.wanted(factor, first, k, &scratch.errors, &scratch.base[k]),
             None => [0.0; LANES],
         }
+    }
+
+    /// What column `k` has to make up for: `base`, for the columns before `first`, and those from there
+    /// on.
+    fn wanted(&self, factor: &Factor, first: usize, k: usize, errors: &[Lane], base: &Lane) -> Lane {
+        let (start, column) = factor.column(k);
+        let from = first.max(start);
+        let (entries, errors) = (&column[from - start..k - start], &errors[from..k]);
+        compiled(self.isa, Wanted { entries, errors, base, diagonal: column[k - start] })
     }
 
     /// Refines scales (and minima) of groups or rows under these codes; `errors` are up to date before
@@ -229,7 +244,7 @@ impl Panel<'_> {
             let all = start..start + block;
             // v = M e
             let errors = &scratch.errors[all.clone()];
-            kernel::compiled(
+            compiled(
                 self.isa,
                 Product { sums, block, first: 0, factors: errors, out: &mut scratch.products[all.clone()] },
             );
@@ -251,7 +266,7 @@ impl Panel<'_> {
                     }
                     let product =
                         Product { sums, block, first: group - start, factors: values, out: changes };
-                    kernel::compiled(self.isa, product);
+                    compiled(self.isa, product);
                     let (mut slope, mut curve) = ([0.0f32; LANES], [0.0f32; LANES]);
                     for (j, value) in values.iter().enumerate() {
                         for i in 0..LANES {
@@ -294,19 +309,51 @@ pub(super) fn refines(scales: &Scales) -> bool {
     matches!(scales, Scales::Row | Scales::Group { offset: Offset::None | Offset::Minimum, .. })
 }
 
-/// What column `k` has to make up for: `base`, for the columns before `first`, and those from there on.
-#[inline(always)]
-fn wanted(factor: &Factor, first: usize, k: usize, errors: &[Lane], base: &Lane) -> Lane {
-    let (start, column) = factor.column(k);
-    let mut sum = *base;
-    let from = first.max(start);
-    for (r, error) in column[from - start..k - start].iter().zip(&errors[from..k]) {
-        for i in 0..LANES {
-            sum[i] += r * error[i];
+/// `(base + sum of entries times errors) / diagonal`.
+struct Wanted<'a> {
+    entries: &'a [f32],
+    errors: &'a [Lane],
+    base: &'a Lane,
+    diagonal: f32,
+}
+
+impl Portable for Wanted<'_> {
+    type Output = Lane;
+    #[inline(always)]
+    fn run(self) -> Lane {
+        let mut sum = *self.base;
+        for (r, error) in self.entries.iter().zip(self.errors) {
+            for i in 0..LANES {
+                sum[i] += r * error[i];
+            }
         }
+        sum.map(|s| s / self.diagonal)
     }
-    let diagonal = column[k - start];
-    sum.map(|s| s / diagonal)
+}
+
+/// The nearest integers of `x + made_up`, and what they leave of x.
+struct Nearest<'a> {
+    fit: &'a Fit,
+    steps: &'a Steps,
+    inverse: &'a Lane,
+    x: &'a Lane,
+    made_up: &'a Lane,
+}
+
+impl Portable for Nearest<'_> {
+    type Output = (Lane, Lane);
+    #[inline(always)]
+    fn run(self) -> (Lane, Lane) {
+        let Nearest { fit, steps, inverse, x, made_up } = self;
+        let (mut values, mut errors) = ([0.0; LANES], [0.0; LANES]);
+        for i in 0..LANES {
+            let v = (x[i] + made_up[i] - steps.minimum[i]) * inverse[i];
+            let v = if fit.signs { 1f32.copysign(v) } else { fit.range.nearest(v) };
+            values[i] = v;
+            errors[i] = x[i] - (steps.scale[i] * v + steps.minimum[i]);
+        }
+        (values, errors)
+    }
 }
 
 /// For each column of a segment the sum over the columns before the segment.

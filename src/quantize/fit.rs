@@ -6,7 +6,7 @@
 
 use half::{bf16, f16};
 
-use super::search::{self, LANES, Lane, Range, TwoLevel};
+use super::search::{Groups, LANES, Lane, Range, TwoLevel};
 use crate::cpu::Isa;
 use crate::error::{Result, fail};
 use crate::layout::{Coded, Layout, Offset, Row, SUPER_BLOCK, ScaleType, Scales, Values};
@@ -24,9 +24,10 @@ pub(super) struct Fit {
     isa: Isa,
     coded: Coded,
     columns: usize,
-    range: Range,
-    /// Ternary codes are not to become 3; signs have no 0.
-    signs: bool,
+    /// What codes stand for.
+    pub(super) range: Range,
+    /// Whether there is no 0.
+    pub(super) signs: bool,
     two_level: Option<TwoLevel>,
 }
 
@@ -62,7 +63,7 @@ impl Fit {
             }
             _ => None,
         };
-        let two_level = two_level.map(|(scales, minima)| TwoLevel { range, scales, minima });
+        let two_level = two_level.map(|(scales, minima)| TwoLevel { scales, minima });
         Ok(Fit { isa, coded, columns, range, signs, two_level })
     }
 
@@ -115,8 +116,9 @@ impl Fit {
         let mut spread = filled(x.len(), [0.0; LANES], "weights of a search")?;
         spread.iter_mut().zip(importance).for_each(|(lane, w)| lane.fill(*w));
         let g = first / self.segment();
+        let groups = Groups { isa: self.isa, x, importance: &spread, range: self.range };
         let (scale, minimum) = if self.has_minimum() {
-            search::affine(self.isa, x, &spread, self.range.high, false)
+            groups.affine(false)
         } else if self.signs {
             let (mut sum, mut total) = ([0.0f32; LANES], 0.0);
             for (x, w) in x.iter().zip(importance) {
@@ -125,7 +127,7 @@ impl Fit {
             }
             (sum.map(|s| if total > 0.0 { s / total } else { 0.0 }), [0.0; LANES])
         } else {
-            (search::symmetric(self.isa, x, &spread, self.range), [0.0; LANES])
+            (groups.symmetric(), [0.0; LANES])
         };
         for (lane, row) in rows.iter_mut().enumerate() {
             row.scales[g] = self.stored(scale[lane]);
@@ -162,7 +164,8 @@ impl Fit {
                     values[k][lane] = x[lane % each * len + k][row];
                 }
             }
-            let found = search::two_level(self.isa, &values[..len], &spread[..len], format);
+            let (x, importance) = (&values[..len], &spread[..len]);
+            let found = Groups { isa: self.isa, x, importance, range: self.range }.two_level(format);
             for (n, row) in rows.iter_mut().enumerate() {
                 let b = first / SUPER_BLOCK;
                 row.scales[b] = found.scale[n];
@@ -196,18 +199,6 @@ impl Fit {
             };
         }
         steps
-    }
-
-    /// The nearest value that a code has, in integers.
-    #[inline(always)]
-    pub(super) fn nearest(&self, inverse: f32, steps: &Steps, lane: usize, w: f32) -> f32 {
-        let v = (w - steps.minimum[lane]) * inverse;
-        if self.signs {
-            return if v >= 0.0 { 1.0 } else { -1.0 };
-        }
-        let v = if v > self.range.low { v } else { self.range.low };
-        let v = if v < self.range.high { v } else { self.range.high };
-        (v + 12_582_912.0) - 12_582_912.0
     }
 
     /// The code of an integer.

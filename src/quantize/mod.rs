@@ -17,6 +17,7 @@
 //! A weight that is not finite is refused: no scale can stand for it. `docs/quantize.md` has formulas
 //! and figures.
 
+mod calibration;
 mod compensate;
 mod dense;
 mod exact;
@@ -29,13 +30,16 @@ mod search;
 mod sign;
 mod ternary;
 
+pub use calibration::Calibration;
 pub use moments::{BLOCK as MOMENTS_BLOCK, Moments};
 pub use rounding::{Kind, Method, PANEL_ROWS, Rounded as RoundedRows, Rounding};
 
 use std::sync::Mutex;
 
 use crate::codec::Matrix;
+use crate::cpu::Isa;
 use crate::error::{Result, fail};
+use crate::kernel::{self, Portable};
 use crate::layout::{Layout, Row};
 use crate::memory::filled;
 use crate::types::Type;
@@ -66,6 +70,15 @@ trait Rule: Sync {
     }
 }
 
+/// Runs a piece of rounding in the compilation for an instruction set. AVX2's serves AVX-512 too: a
+/// third copy of every search would cost the library more bytes than it gains time.
+fn compiled<P: Portable>(isa: Isa, work: P) -> P::Output {
+    match isa {
+        Isa::Avx512Vnni | Isa::AvxVnni => kernel::compiled(Isa::Avx2, work),
+        isa => kernel::compiled(isa, work),
+    }
+}
+
 /// What rounding needs for one row.
 struct Scratch {
     row: Row<'static>,
@@ -78,6 +91,14 @@ struct Rounded<'a> {
     rule: Box<dyn Rule + 'a>,
     target: Type,
     scratch: Mutex<Vec<Scratch>>,
+}
+
+/// The layout of a type whose groups are open.
+pub fn group_layout(ty: Type, columns: usize, group: usize) -> Layout {
+    match ty {
+        Type::Int4 => int4::layout(columns, group),
+        _ => ternary::group_layout(columns, group),
+    }
 }
 
 /// Whether floats may be rounded to that type; some of those that may be asked for cannot be written.

@@ -9,9 +9,10 @@
 //!
 //! [`Factor`] is M as a product, for rounding that passes a column's error on to the columns after it.
 
+use super::compiled;
 use crate::cpu::Isa;
 use crate::error::{Result, fail};
-use crate::kernel::{self, Portable};
+use crate::kernel::Portable;
 use crate::memory::{filled, reserve};
 use crate::rotation::Rotation;
 
@@ -107,7 +108,7 @@ impl Moments {
         while start < self.columns && !self.waiting.is_empty() {
             let len = self.block.min(self.columns - start);
             let (block, rest) = sums.split_at_mut(len * len);
-            kernel::compiled(isa, Add { rows: &self.waiting, columns: self.columns, start, len, block });
+            compiled(isa, Add { rows: &self.waiting, columns: self.columns, start, len, block });
             sums = rest;
             start += len;
         }
@@ -128,8 +129,13 @@ impl Moments {
         sums[(k - start) * len + (k - start)]
     }
 
-    /// The sums for rows that are rotated first: `R M R^T`.
-    pub fn rotated(&self, isa: Isa, rotation: &Rotation) -> Result<Moments> {
+    /// The same sums once more.
+    pub fn copy(&self) -> Result<Moments> {
+        Moments::of(self.columns, self.block, self.count, &self.sums)
+    }
+
+    /// Refuses a rotation whose blocks those of the sums do not hold.
+    pub fn rotates(&self, rotation: &Rotation) -> Result<()> {
         if rotation.columns() != self.columns || !self.block.is_multiple_of(rotation.block()) {
             return Err(fail!(
                 Unsupported,
@@ -139,6 +145,12 @@ impl Moments {
                 rotation.block()
             ));
         }
+        Ok(())
+    }
+
+    /// The sums for rows that are rotated first: `R M R^T`.
+    pub fn rotated(&self, isa: Isa, rotation: &Rotation) -> Result<Moments> {
+        self.rotates(rotation)?;
         let mut moments = Moments::of(self.columns, self.block, self.count, &self.sums)?;
         let mut at = 0;
         for start in (0..self.columns).step_by(self.block) {
@@ -215,7 +227,7 @@ impl Factor {
                 }
                 work[i * len + i] += damp;
             }
-            if !kernel::compiled(isa, Cholesky { matrix: work, len }) {
+            if !compiled(isa, Cholesky { matrix: work, len }) {
                 return Err(fail!(
                     InvalidArgument,
                     "the sums of calibration are not positive definite with a damping of {damping}: use more"

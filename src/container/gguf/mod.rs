@@ -16,8 +16,10 @@
 
 mod split;
 mod types;
+mod write;
 
 pub use split::{Split, split};
+pub use write::{Entry, Header, id_of};
 
 use super::{Array, Directory, Item, Kind, Meta, Quoted, Str, Texts, Value};
 use crate::error::{Result, fail};
@@ -112,6 +114,25 @@ pub fn read(bytes: &[u8]) -> Result<Directory> {
         .ok_or_else(|| fail!(BadFile, "GGUF alignment {} overflows", facts.alignment))?;
     let tensors = types::settle(&infos, &facts, &texts)?;
     Directory::new(Kind::Gguf, tensors, metadata, texts)
+}
+
+/// The bytes of each metadata entry after its key, which are its kind and its value, with the key: what
+/// a writer takes over as it is.
+pub fn entries(bytes: &[u8]) -> Result<Vec<(&[u8], &[u8])>> {
+    let mut header = Cursor { bytes, at: MAGIC.len() };
+    header.u32("version")?;
+    header.count("tensor", TENSORS_MAX)?;
+    let count = header.count("metadata entry", METADATA_MAX)?;
+    header.room("metadata entries", count, ENTRY_MIN)?;
+    let mut found = Vec::new();
+    reserve(&mut found, count as usize, "metadata entries")?;
+    for _ in 0..count {
+        let key = header.name("key")?;
+        let start = header.at;
+        header.value(&mut Texts::new())?;
+        found.push((key, &bytes[start..header.at]));
+    }
+    Ok(found)
 }
 
 impl Facts {

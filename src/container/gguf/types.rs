@@ -292,6 +292,13 @@ impl Shape {
     }
 }
 
+/// Bytes of a tensor of that shape, outermost dimension first.
+pub(super) fn id_bytes(ty: Type, shape: &[u64]) -> Result<u64> {
+    let mut all = [1; DIMS_MAX];
+    all[..shape.len()].copy_from_slice(shape);
+    bytes_of(ty, &Shape::of(&all, shape.len() as u32)?)
+}
+
 /// Bytes of a tensor.
 fn bytes_of(ty: Type, shape: &Shape) -> Result<u64> {
     let info = ty.info();

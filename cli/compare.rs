@@ -1,0 +1,143 @@
+//! What layers lose.
+
+use std::path::PathBuf;
+
+use bitlinear::capi::types::{bl_error, bl_model};
+use bitlinear::model::Layers;
+use clap::Args;
+use serde_json::json;
+
+use super::{Answer, Common, Failure, show};
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// The reference.
+    reference: PathBuf,
+    /// The file that is compared with it.
+    other: PathBuf,
+    /// Only layers whose name holds this text.
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Fail (exit code 1) where a layer's relative error is above this.
+    #[arg(long)]
+    at_most: Option<f64>,
+}
+
+pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
+    let (one, two) = (show::open(&a.reference)?, show::open(&a.other)?);
+    let (ours, theirs) = (Layers::of(&one)?, Layers::of(&two)?);
+    // The C interface opens both once more: it knows packed files and rotations.
+    let (reference, other) = (Loaded::open(&a.reference, common)?, Loaded::open(&a.other, common)?);
+    let mut rows = Vec::new();
+    let mut worst: f64 = 0.0;
+    for layer in ours.list() {
+        let name = show::name(ours.name(layer));
+        let Some(found) = theirs.find(ours.name(layer), None).ok().flatten() else { continue };
+        if !name.contains(&a.only) {
+            continue;
+        }
+        let info = reference.compare(&other, &name)?;
+        worst = worst.max(info.relative_error);
+        rows.push((name, found.ty.name(), info));
+    }
+    if rows.is_empty() {
+        return Err(Failure::Error("the two files have no layer of one name".to_string()));
+    }
+    if common.json {
+        let layers: Vec<_> = rows
+            .iter()
+            .map(|(name, ty, i)| {
+                json!({"layer": name, "type": ty, "weights": i.weights, "mean_error": i.mean_error,
+                    "max_error": i.max_error, "mean_square_error": i.mean_square_error,
+                    "relative_error": i.relative_error, "rms_ratio": i.rms_ratio, "cosine": i.cosine,
+                    "compression": i.compression, "sparsity": i.sparsity})
+            })
+            .collect();
+        show::json(&json!({"layers": layers}));
+    } else {
+        let rows: Vec<Vec<String>> = rows
+            .iter()
+            .map(|(name, ty, i)| {
+                vec![
+                    name.clone(),
+                    ty.to_string(),
+                    format!("{:.3e}", i.mean_error),
+                    format!("{:.3e}", i.max_error),
+                    format!("{:.5}", i.relative_error),
+                    format!("{:.5}", i.rms_ratio),
+                    format!("{:.6}", i.cosine),
+                    format!("{:.2}", i.compression),
+                    format!("{:.3}", i.sparsity),
+                ]
+            })
+            .collect();
+        let head =
+            ["layer", "type", "mean |e|", "max |e|", "e / w", "rms ratio", "cosine", "smaller by", "zeros"];
+        show::table(&head, &rows, 2);
+    }
+    if a.at_most.is_some_and(|most| worst > most) {
+        return Err(Failure::No);
+    }
+    Ok(())
+}
+
+use bitlinear::capi::context::bl_free;
+use bitlinear::capi::model::bl_load;
+use bitlinear::capi::quantize::{bl_model_compare, bl_model_difference_info};
+use std::ffi::CString;
+
+/// A model of the C interface.
+struct Loaded(*mut bl_model, *mut bitlinear::capi::types::bl_context);
+
+impl Loaded {
+    fn open(path: &std::path::Path, common: &Common) -> Result<Loaded, Failure> {
+        use bitlinear::capi::context::bl_context_create;
+        use bitlinear::capi::types::bl_context_options;
+        let text = CString::new(path.as_os_str().as_encoded_bytes())
+            .map_err(|_| Failure::Error("a path with a NUL".to_string()))?;
+        let mut loaded = Loaded(std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: all zeros is a value of both; the pointers are to locals, or what the library gave.
+        unsafe {
+            let mut error: bl_error = std::mem::zeroed();
+            let mut options: bl_context_options = std::mem::zeroed();
+            options.struct_size = size_of::<bl_context_options>() as u32;
+            options.threads = common.threads as u32;
+            bl_context_create(&options, &mut loaded.1, &mut error);
+            let status = bl_load(loaded.1, text.as_ptr(), std::ptr::null(), &mut loaded.0, &mut error);
+            check(status as u32, &error)?;
+        }
+        Ok(loaded)
+    }
+
+    fn compare(&self, other: &Loaded, layer: &str) -> Result<bl_model_difference_info, Failure> {
+        let name = CString::new(layer).map_err(|_| Failure::Error("a name with a NUL".to_string()))?;
+        // SAFETY: as above; both models are open.
+        unsafe {
+            let mut error: bl_error = std::mem::zeroed();
+            let mut info: bl_model_difference_info = std::mem::zeroed();
+            info.struct_size = size_of::<bl_model_difference_info>() as u32;
+            let status = bl_model_compare(self.0, other.0, name.as_ptr(), &mut info, &mut error);
+            check(status as u32, &error)?;
+            Ok(info)
+        }
+    }
+}
+
+fn check(status: u32, error: &bl_error) -> Answer {
+    if status == 0 {
+        return Ok(());
+    }
+    // SAFETY: the library wrote a NUL-terminated message.
+    let text = unsafe { std::ffi::CStr::from_ptr(error.message.as_ptr()) };
+    Err(Failure::Error(text.to_string_lossy().into_owned()))
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        // SAFETY: what the library gave, or NULL.
+        unsafe {
+            bl_free(self.0.cast());
+            bl_free(self.1.cast());
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! `bitlinear`: looks into model files, quantises them, and says what that lost.
+
+mod bench;
+mod calibrate;
+mod compare;
+mod inspect;
+mod quantize;
+mod show;
+mod verify;
+
+use std::process::ExitCode;
+
+use bitlinear::error::Error;
+use clap::{Parser, Subcommand};
+
+/// Low-bit linear layers: look into model files, quantise them, and see what it cost.
+///
+/// Reads GGUF, safetensors (one file, shards, or a folder of Hugging Face's), burn_dragon artifacts and
+/// bitlinear's own packed files. Every command prints a table, or JSON with --json.
+///
+/// Exit codes: 0 all is well; 1 it failed, or `verify` and `compare` found what they were to find; 2 the
+/// command line is wrong.
+#[derive(Parser)]
+#[command(version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// JSON on stdout instead of a table.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Threads; 0: all that this process may use.
+    #[arg(long, global = true, default_value_t = 0)]
+    threads: usize,
+}
+
+const EXAMPLES: &str = "\
+A first look, a smaller file, and what it lost:
+  bitlinear inspect model.gguf
+  bitlinear quantize model.gguf small.gguf --type q4_k --fallback q4_1
+  bitlinear compare model.gguf small.gguf
+
+Which type? 8 bits (q8_0) are as good as floats; 4 bits with groups (q4_k, int4) lose little; ternary needs
+calibration, or weights that were trained for it. docs/quantize.md has figures.";
+
+#[derive(Subcommand)]
+enum Command {
+    /// What a file holds: tensors, layers, types, bytes.
+    Inspect(inspect::Arguments),
+    /// Write a model with some of its layers quantised.
+    Quantize(quantize::Arguments),
+    /// Gather what --compensate needs from the inputs of layers.
+    Calibrate(calibrate::Arguments),
+    /// Read every weight of every layer; compare sums where a file has them.
+    Verify(verify::Arguments),
+    /// What the layers of one file lose against those of another.
+    Compare(compare::Arguments),
+    /// How fast the layers of a file are here.
+    Bench(bench::Arguments),
+}
+
+/// Why a command ends with 1.
+pub(crate) enum Failure {
+    /// Something went wrong.
+    Error(String),
+    /// Nothing did, but the answer is no: it was printed.
+    No,
+}
+
+impl From<Error> for Failure {
+    fn from(e: Error) -> Failure {
+        Failure::Error(e.text().to_string())
+    }
+}
+
+pub(crate) type Answer = Result<(), Failure>;
+
+/// What all commands are told.
+pub(crate) struct Common {
+    pub(crate) json: bool,
+    pub(crate) threads: usize,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let threads = if cli.threads == 0 { bitlinear::exec::available() } else { cli.threads };
+    let common = Common { json: cli.json, threads };
+    let answer = match cli.command {
+        Command::Inspect(a) => inspect::run(&a, &common),
+        Command::Quantize(a) => quantize::run(&a, &common),
+        Command::Calibrate(a) => calibrate::run(&a, &common),
+        Command::Verify(a) => verify::run(&a, &common),
+        Command::Compare(a) => compare::run(&a, &common),
+        Command::Bench(a) => bench::run(&a, &common),
+    };
+    match answer {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::No) => ExitCode::FAILURE,
+        Err(Failure::Error(text)) => {
+            eprintln!("bitlinear: {text}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Tables, JSON, and opened files.
+
+use std::path::Path;
+
+use bitlinear::container::{Access, Files};
+use bitlinear::error::Result;
+use bitlinear::types::{TYPES, Type};
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use serde_json::Value;
+
+/// A table whose first column is text and whose others are numbers, unless said otherwise.
+pub(crate) fn table(head: &[&str], rows: &[Vec<String>], texts: usize) {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_BORDERS_ONLY).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(head);
+    for row in rows {
+        table.add_row(row);
+    }
+    for (n, column) in table.column_iter_mut().enumerate() {
+        if n >= texts {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    println!("{table}");
+}
+
+/// JSON, indented.
+pub(crate) fn json(value: &Value) {
+    println!("{value:#}");
+}
+
+/// `1.5 GiB`.
+pub(crate) fn bytes(n: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut size = n as f64;
+    let mut unit = 0;
+    while size >= 1024.0 && unit + 1 < units.len() {
+        size /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{n} B") } else { format!("{size:.1} {}", units[unit]) }
+}
+
+/// A file's bytes as text.
+pub(crate) fn name(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+pub(crate) fn open(path: &Path) -> Result<Files> {
+    Files::open(path, Access::Map)
+}
+
+/// The type of that name, as `inspect` prints it.
+pub(crate) fn type_named(name: &str) -> std::result::Result<Type, String> {
+    let wanted = name.to_ascii_lowercase();
+    TYPES.iter().find(|t| t.name() == wanted).map(|t| t.ty).ok_or_else(|| {
+        let names: Vec<&str> = TYPES.iter().map(|t| t.name()).collect();
+        format!("no type is named `{name}`; there are {}", names.join(", "))
+    })
+}

@@ -1,0 +1,74 @@
+//! The file beside the one that is to be written: whoever opens the name finds the old file or the whole
+//! new one.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// A file that is gone with this, unless it was renamed.
+pub struct Temporary(Option<PathBuf>);
+
+impl Temporary {
+    /// A new file in the folder of `path`.
+    pub fn create(path: &Path) -> io::Result<(File, Temporary)> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let Some(name) = path.file_name() else {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        };
+        loop {
+            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+            let mut beside = name.to_os_string();
+            beside.push(format!(".{}-{number}.tmp", std::process::id()));
+            let beside = path.with_file_name(beside);
+            match File::options().write(true).create_new(true).open(&beside) {
+                Ok(file) => return Ok((file, Temporary(Some(beside)))),
+                // Another process of that number left it, in a container perhaps.
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Gives it the name that it was made for.
+    pub fn rename(&mut self, path: &Path) -> io::Result<()> {
+        if let Some(beside) = &self.0 {
+            std::fs::rename(beside, path)?;
+            self.0 = None;
+            // The name, too, is to be on the disk. Not every file system can; the file is whole.
+            #[cfg(unix)]
+            if let Ok(folder) =
+                File::open(path.parent().filter(|p| *p != Path::new("")).unwrap_or(Path::new(".")))
+            {
+                let _ = folder.sync_all();
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if let Some(beside) = &self.0 {
+            let _ = std::fs::remove_file(beside);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn a_failed_write_leaves_no_file() {
+        let path = std::env::temp_dir().join(format!("bitlinear-temporary-{}", std::process::id()));
+        let (mut file, temporary) = Temporary::create(&path).unwrap();
+        file.write_all(b"half").unwrap();
+        let beside = temporary.0.clone().unwrap();
+        assert!(beside.exists() && beside.parent() == path.parent());
+        drop(temporary);
+        assert!(!beside.exists() && !path.exists());
+    }
+}

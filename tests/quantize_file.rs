@@ -1,0 +1,464 @@
+//! Quantised model files: what is in them, what of the source is kept, who reads them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use bitlinear::codec::{self, Matrix};
+use bitlinear::container::{Access, Files, Kind, Value};
+use bitlinear::cpu::Isa;
+use bitlinear::error::{Result, Status};
+use bitlinear::exec::Executor;
+use bitlinear::export::{Layers as Which, Options, Progress, Report, Target, export};
+use bitlinear::layout::Row;
+use bitlinear::model::{Layers, Request};
+use bitlinear::quantize::{Calibration, Kind as Rule};
+use bitlinear::types::Type;
+
+const GOLDEN: &str = "tests/data/golden/ggml_all_64x512.gguf";
+
+fn golden(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn scratch(name: &str) -> PathBuf {
+    let folder = std::env::temp_dir().join(format!("bitlinear-quantize-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    folder.join(name)
+}
+
+fn to(ty: Type) -> Target {
+    Target { ty, group: 0, bases: 0, rule: Rule::Usual }
+}
+
+fn options(kind: Kind, target: Target) -> Options<'static> {
+    Options {
+        kind,
+        target,
+        fallback: None,
+        layers: Which::Patterns,
+        patterns: &["blk.0.f32"],
+        types: &[],
+        rest: None,
+        search: false,
+        calibration: None,
+        compensate: false,
+        damping: 0.01,
+        rotation: None,
+        requantize: false,
+        texts: &[],
+        memory: 0,
+    }
+}
+
+fn run(source: &Files, path: &Path, options: &Options<'_>) -> Result<Report> {
+    let layers = Layers::of(source).unwrap();
+    let executor = Executor::with_threads(2).unwrap();
+    export(source, &layers, path, options, Isa::best(), &executor, &mut |_| true)
+}
+
+fn open(path: &Path) -> Files {
+    Files::open(path, Access::Read).unwrap()
+}
+
+/// All weights of a layer.
+fn weights(files: &Files, layer: &str) -> Vec<f32> {
+    let layers = Layers::of(files).unwrap();
+    let found = layers.find(layer.as_bytes(), None).unwrap().unwrap_or_else(|| panic!("no layer {layer}"));
+    let plan = layers.plan(files, found, &Request { all_slices: true, ..Request::default() }).unwrap();
+    read(&*plan.matrix().unwrap())
+}
+
+fn read(matrix: &dyn Matrix) -> Vec<f32> {
+    let (layout, columns) = (matrix.layout(), matrix.in_features());
+    let mut row = Row::new(layout, columns).unwrap();
+    let mut out = Vec::new();
+    for index in 0..matrix.out_features() {
+        matrix.read_row(index, &mut row).unwrap();
+        out.extend((0..columns).map(|k| row.weight(&layout, k)));
+    }
+    out
+}
+
+/// Metadata as texts; arrays item by item.
+fn metadata(files: &Files) -> BTreeMap<String, String> {
+    let text = |s| String::from_utf8_lossy(files.directory.texts.get(s)).into_owned();
+    let entry = |value: Value| match value {
+        Value::String(s) => text(s),
+        Value::Array(array) => {
+            let items = (0..array.count).map(|i| match files.item(&array, i) {
+                Some(Value::String(s)) => text(s),
+                other => format!("{other:?}"),
+            });
+            format!("{:?} {:?}", array.item, items.collect::<Vec<_>>())
+        }
+        other => format!("{other:?}"),
+    };
+    files.directory.metadata.iter().map(|meta| (text(meta.key), entry(meta.value))).collect()
+}
+
+const GGUF: [Type; 24] = [
+    Type::F32,
+    Type::F16,
+    Type::Bf16,
+    Type::Q4_0,
+    Type::Q4_1,
+    Type::Q5_0,
+    Type::Q5_1,
+    Type::Q8_0,
+    Type::Q2K,
+    Type::Q3K,
+    Type::Q4K,
+    Type::Q5K,
+    Type::Q6K,
+    Type::Tq1_0,
+    Type::Tq2_0,
+    Type::Q1_0,
+    Type::Q2_0,
+    Type::Pq2_0,
+    Type::Ptq1_0,
+    Type::Mxfp4,
+    Type::I2S,
+    Type::Q4_0,
+    Type::Q5_1,
+    Type::Tq2_0,
+];
+
+/// Every type of GGUF files: the layer has the bytes of its rule, everything else is what it was.
+#[test]
+fn gguf_keeps_all_but_what_is_quantised() {
+    let source = open(&golden(GOLDEN));
+    let input = weights(&source, "blk.0.f32");
+    for (n, ty) in GGUF.into_iter().enumerate() {
+        let path = scratch(&format!("{n}.gguf"));
+        let search = n >= 21 || matches!(ty, Type::Q2K | Type::Q3K | Type::Q4K | Type::Q5K | Type::Q6K);
+        let options = Options { search, texts: &[("made.by", "a test")], ..options(Kind::Gguf, to(ty)) };
+        let report = run(&source, &path, &options).unwrap();
+        assert_eq!((report.quantized, report.weights), (1, 64 * 512));
+        assert_eq!(report.bytes_written, std::fs::metadata(&path).unwrap().len());
+        let made = open(&path);
+        let names = |files: &Files| {
+            let directory = &files.directory;
+            directory.tensors.iter().map(|t| directory.name(t).to_vec()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&made), names(&source), "tensors in their order");
+        for tensor in &source.directory.tensors {
+            let name = source.directory.name(tensor);
+            let other = made.directory.tensor(name).unwrap();
+            assert_eq!(other.shape, tensor.shape);
+            if name == b"blk.0.f32.weight" {
+                assert_eq!(other.ty, ty);
+            } else {
+                assert_eq!(other.ty, tensor.ty);
+                assert_eq!(made.bytes(other), source.bytes(tensor));
+            }
+        }
+        let (mut was, mut is) = (metadata(&source), metadata(&made));
+        assert_eq!(is.remove("made.by").unwrap(), "a test");
+        assert_eq!(is.remove("general.quantization_version").unwrap(), "U64(2)");
+        let number = is.remove("general.file_type");
+        let has_number = !matches!(ty, Type::Pq2_0 | Type::Ptq1_0);
+        assert_eq!(number.is_some(), has_number, "{}", ty.name());
+        for key in ["general.alignment", "general.quantization_version", "general.file_type"] {
+            was.remove(key);
+        }
+        assert_eq!(is, was);
+        // The bytes are those of the format's own rule.
+        let tensor = made.directory.tensor("blk.0.f32.weight").unwrap();
+        if !search && ty != Type::I2S {
+            let codec = codec::find(ty).unwrap();
+            let row_bytes = codec.row_bytes(512);
+            for (w, bytes) in input.chunks(512).zip(made.bytes(tensor).chunks(row_bytes)) {
+                let mut want = vec![0; row_bytes];
+                codec.encode_row(w, &mut want).unwrap();
+                assert_eq!(bytes, want, "{}", ty.name());
+            }
+        }
+        let back = weights(&made, "blk.0.f32");
+        let error = |back: &[f32]| input.iter().zip(back).map(|(a, b)| (a - b).powi(2) as f64).sum::<f64>();
+        let size = error(&vec![0.0; input.len()]);
+        assert!(error(&back) < 0.9 * size, "{}: {}", ty.name(), error(&back) / size);
+        std::fs::remove_file(path).unwrap();
+    }
+}
+
+/// Ternary codes of one rule are the same whatever file they are in.
+#[test]
+fn ternary_formats_hold_the_same_weights() {
+    let source = open(&golden(GOLDEN));
+    let mut found: Vec<Vec<f32>> = Vec::new();
+    for (kind, ty) in [
+        (Kind::Safetensors, Type::Ternary),
+        (Kind::Safetensors, Type::BitnetHf),
+        (Kind::Gguf, Type::I2S),
+        (Kind::Packed, Type::Ternary),
+    ] {
+        let path = scratch(&format!("ternary-{}-{}", kind as u32, ty.name()));
+        let mut options = options(kind, to(ty));
+        if kind != Kind::Gguf {
+            // Types that only GGUF has cannot be copied to safetensors.
+            let one = scratch("one.gguf");
+            only_f32(&source, &one);
+            let report = run(&open(&one), &path, &options).unwrap();
+            assert_eq!(report.quantized, 1);
+        } else {
+            options.texts = &[("general.architecture", "bitnet-b1.58")];
+            run(&source, &path, &options).unwrap();
+        }
+        let made = open(&path);
+        if kind == Kind::Packed {
+            let files = std::sync::Arc::new(Kept(made));
+            let tensor = files.directory.tensor("blk.0.f32").unwrap();
+            let saved = bitlinear::model::saved(&files, tensor, &bitlinear::memory::Heap::default());
+            found.push(read(&saved.unwrap().unwrap().packed));
+        } else if ty == Type::BitnetHf {
+            // What weight_scale means stands in config.json, or is said.
+            let layers = Layers::of(&made).unwrap();
+            let layer = layers.find(b"blk.0.f32", None).unwrap().unwrap();
+            let meaning = Some(codec::bitnet_hf::WeightScale::Multiplies);
+            let request = Request { weight_scale: meaning, ..Request::default() };
+            found.push(read(&*layers.plan(&made, layer, &request).unwrap().matrix().unwrap()));
+        } else {
+            found.push(weights(&made, "blk.0.f32"));
+        }
+    }
+    assert!(found.iter().all(|weights| weights == &found[0]));
+    assert!(found[0].iter().any(|w| *w == 0.0) && found[0].iter().any(|w| *w > 0.0));
+}
+
+struct Kept(Files);
+impl std::ops::Deref for Kept {
+    type Target = Files;
+    fn deref(&self) -> &Files {
+        &self.0
+    }
+}
+
+/// A GGUF of the golden file's f32 tensors alone.
+fn only_f32(source: &Files, path: &Path) {
+    let mut header = bitlinear::container::gguf::Header::new().unwrap();
+    let mut data = Vec::new();
+    for tensor in source.directory.tensors.iter().filter(|t| t.ty == Type::F32) {
+        let shape = &tensor.shape[..tensor.dims as usize];
+        let (at, bytes) = header.tensor(source.directory.name(tensor), tensor.ty, shape).unwrap();
+        data.resize(at as usize, 0);
+        data.extend_from_slice(source.bytes(tensor));
+        assert_eq!(data.len() as u64, at + bytes);
+    }
+    let mut file = header.finish().unwrap();
+    file.extend_from_slice(&data);
+    std::fs::write(path, file).unwrap();
+}
+
+/// Folded weights with their declaration are the weights that they were, but for rounding.
+#[test]
+fn rotated_files_declare_their_rotation() {
+    let source = open(&golden(GOLDEN));
+    for seed in [0, 7] {
+        let path = scratch(&format!("rotated-{seed}.gguf"));
+        let options = Options { rotation: Some((64, seed)), ..options(Kind::Gguf, to(Type::Q8_0)) };
+        run(&source, &path, &options).unwrap();
+        let made = open(&path);
+        let layers = Layers::of(&made).unwrap();
+        let layer = layers.find(b"blk.0.f32", None).unwrap().unwrap();
+        let plan = layers.plan(&made, layer, &Request::default()).unwrap();
+        let declared = plan.rotation.as_ref().expect("a rotation").spec();
+        assert_eq!(declared.block, 64);
+        assert_eq!(declared.signs.is_some(), seed != 0);
+        let rotation = bitlinear::rotation::Rotation::new(&declared, 512).unwrap();
+        let mut back = read(&*plan.matrix().unwrap());
+        back.chunks_mut(512).for_each(|row| rotation.invert(Isa::best(), row));
+        let want = weights(&source, "blk.0.f32");
+        let worst = want.iter().zip(&back).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 0.03, "{worst}");
+        // Others are not rotated.
+        let other = layers.find(b"blk.0.f16", None).unwrap().unwrap();
+        assert!(layers.plan(&made, other, &Request::default()).unwrap().rotation.is_none());
+        // A rotated file is not rotated again.
+        let again = run(&made, &scratch("again.gguf"), &Options { requantize: true, ..options });
+        assert!(again.is_err_and(|e| e.text().contains("rotated already")));
+    }
+}
+
+/// Types by pattern, fallback, the precision of the rest, and what is refused.
+#[test]
+fn options_choose_what_becomes_of_each_layer() {
+    let one = scratch("choose.gguf");
+    only_f32(&open(&golden(GOLDEN)), &one);
+    let source = open(&one);
+    let path = scratch("chosen.gguf");
+    let ty = |layer: &str| open(&path).directory.tensor(format!("{layer}.weight")).unwrap().ty;
+
+    let base = options(Kind::Gguf, to(Type::Q8_0));
+    run(&source, &path, &Options { layers: Which::All, patterns: &[], ..base }).unwrap();
+    assert_eq!(ty("blk.0.f32"), Type::Q8_0);
+    let base = options(Kind::Gguf, to(Type::Q8_0));
+    run(&source, &path, &Options { layers: Which::Experts, patterns: &[], rest: Some(Type::F16), ..base })
+        .unwrap();
+    assert_eq!(ty("blk.0.f32"), Type::F16);
+    let base = options(Kind::Gguf, to(Type::Q8_0));
+    run(&source, &path, &Options { types: &[("f32", to(Type::Q5_1))], ..base }).unwrap();
+    assert_eq!(ty("blk.0.f32"), Type::Q5_1);
+
+    let refused = |options: Options<'_>, status: Status, part: &str| {
+        let error = run(&source, &scratch("refused"), &options).unwrap_err();
+        assert_eq!(error.status(), status, "{}", error.text());
+        assert!(error.text().contains(part), "{part}: {}", error.text());
+        assert!(!scratch("refused").exists());
+    };
+    let base = || options(Kind::Gguf, to(Type::Q8_0));
+    refused(Options { patterns: &[], ..base() }, Status::InvalidArgument, "no pattern");
+    refused(Options { layers: Which::All, ..base() }, Status::InvalidArgument, "not chosen by them");
+    refused(Options { compensate: true, ..base() }, Status::InvalidArgument, "needs calibration");
+    refused(Options { memory: 1000, ..base() }, Status::OutOfMemory, "blk.0.f32");
+    refused(
+        options(Kind::Safetensors, to(Type::Q4K)),
+        Status::Unsupported,
+        "q4_k is no format of safetensors",
+    );
+    refused(options(Kind::Gguf, to(Type::Ternary)), Status::Unsupported, "ternary is no format of GGUF");
+    refused(options(Kind::Gguf, to(Type::Iq1S)), Status::Unsupported, "cannot be written");
+    refused(options(Kind::Artifact, to(Type::Int8)), Status::Unsupported, "artifacts");
+    let rotated = Options { rotation: Some((64, 1)), ..options(Kind::Safetensors, to(Type::Ternary)) };
+    refused(rotated, Status::Unsupported, "no place for a rotation");
+    let packed = open(&golden(GOLDEN));
+    let error = run(
+        &packed,
+        &scratch("refused"),
+        &Options { patterns: &["q4_0"], ..options(Kind::Gguf, to(Type::Q8_0)) },
+    );
+    assert!(error.is_err_and(|e| e.text().contains("q4_0 already")));
+
+    // Stopped: there is no file, and the one that was there is whole.
+    std::fs::write(scratch("stopped"), b"old").unwrap();
+    let layers = Layers::of(&source).unwrap();
+    let mut seen = 0;
+    let stopped = export(
+        &source,
+        &layers,
+        &scratch("stopped"),
+        &options(Kind::Gguf, to(Type::Q8_0)),
+        Isa::best(),
+        &Executor::Serial,
+        &mut |progress: &Progress<'_>| {
+            seen += 1;
+            assert_eq!(progress.done + 1, seen);
+            progress.done + 1 < progress.total
+        },
+    );
+    assert_eq!(stopped.unwrap_err().status(), Status::Cancelled);
+    assert_eq!(std::fs::read(scratch("stopped")).unwrap(), b"old");
+    let folder = scratch("stopped").parent().unwrap().to_path_buf();
+    // Other tests write here too.
+    let left = std::fs::read_dir(folder).unwrap().filter(|e| {
+        let name = e.as_ref().unwrap().file_name().to_string_lossy().into_owned();
+        name.starts_with("stopped") && name.ends_with(".tmp")
+    });
+    assert_eq!(left.count(), 0);
+}
+
+/// Calibration goes to a file and comes back; what it knows is used.
+#[test]
+fn calibration_is_kept_and_used() {
+    let one = scratch("calibrated-source.gguf");
+    only_f32(&open(&golden(GOLDEN)), &one);
+    let source = open(&one);
+    let x: Vec<f32> =
+        (0..400 * 512).map(|k| ((k * 7919 + k / 512 * 31) % 1009) as f32 / 500.0 - 1.0).collect();
+    let mut calibration = Calibration::new(128, u64::MAX, 1 << 24);
+    for rows in x.chunks(100 * 512) {
+        let read = |r: usize, out: &mut [f32]| out.copy_from_slice(&rows[r * 512..][..512]);
+        calibration.add(Isa::best(), "blk.0.f32.weight", 512, 100, &read).unwrap();
+    }
+    let kept = scratch("calibration.safetensors");
+    calibration.save(Isa::best(), &kept).unwrap();
+    let again = Calibration::open(&kept).unwrap();
+    let (a, b) = (calibration.find("blk.0.f32").unwrap(), again.find("blk.0.f32.weight").unwrap());
+    assert_eq!((a.sums(), a.count(), a.block()), (b.sums(), 400, 128));
+
+    let input = weights(&source, "blk.0.f32");
+    let mut errors = Vec::new();
+    for (calibration, compensate) in [(None, false), (Some(&again), true)] {
+        let path = scratch("calibrated.gguf");
+        let options =
+            Options { search: true, calibration, compensate, ..options(Kind::Gguf, to(Type::Q4_0)) };
+        let report = run(&source, &path, &options).unwrap();
+        assert_eq!(report.calibrated, compensate as u64);
+        let back = weights(&open(&path), "blk.0.f32");
+        let mut error = 0.0;
+        for x in x.chunks(512) {
+            for (w, v) in input.chunks(512).zip(back.chunks(512)) {
+                let dot: f32 = x.iter().zip(w.iter().zip(v)).map(|(x, (w, v))| x * (w - v)).sum();
+                error += (dot as f64).powi(2);
+            }
+        }
+        errors.push(error);
+    }
+    assert!(errors[1] < 0.8 * errors[0], "{errors:?}");
+
+    let missing = Options {
+        search: true,
+        calibration: Some(&again),
+        compensate: true,
+        patterns: &["bias", "f32"],
+        types: &[("none", to(Type::Q8_0))],
+        ..options(Kind::Gguf, to(Type::Q4_0))
+    };
+    assert!(run(&source, &scratch("calibrated.gguf"), &missing).is_ok());
+    let full = Calibration::new(2048, u64::MAX, 1000).add(Isa::best(), "x", 512, 1, &|_, out| out.fill(1.0));
+    assert_eq!(full.unwrap_err().status(), Status::OutOfMemory);
+    for cut in [0, 5, 100, std::fs::metadata(&kept).unwrap().len() as usize - 1] {
+        let bytes = std::fs::read(&kept).unwrap();
+        std::fs::write(scratch("cut"), &bytes[..cut]).unwrap();
+        assert!(Calibration::open(&scratch("cut")).is_err(), "{cut}");
+    }
+}
+
+/// gguf-py and safetensors read what is written: names, types, shapes, values.
+#[test]
+fn other_readers_read_what_is_written() {
+    let Some(python) = std::env::var_os("BITLINEAR_TEST_PYTHON") else {
+        println!("not run: BITLINEAR_TEST_PYTHON is a Python with gguf and safetensors");
+        return;
+    };
+    let one = scratch("others-source.gguf");
+    only_f32(&open(&golden(GOLDEN)), &one);
+    let source = open(&one);
+    let mut files = Vec::new();
+    let known = [
+        "f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k",
+        "tq1_0", "tq2_0", "mxfp4",
+    ];
+    for ty in GGUF.into_iter().take(20).filter(|ty| known.contains(&ty.name())) {
+        let path = scratch(&format!("others-{}.gguf", ty.name()));
+        let search = matches!(ty, Type::Q2K | Type::Q3K | Type::Q4K | Type::Q5K | Type::Q6K);
+        run(&source, &path, &Options { search, ..options(Kind::Gguf, to(ty)) }).unwrap();
+        files.push((
+            path,
+            "blk.0.f32.weight",
+            weights(&open(&scratch(&format!("others-{}.gguf", ty.name()))), "blk.0.f32"),
+        ));
+    }
+    assert_eq!(files.len(), known.len());
+    for (ty, bases) in [(Type::Ternary, 1), (Type::Ternary, 3), (Type::Int4, 0), (Type::Bf16, 0)] {
+        let path = scratch(&format!("others-{}-{bases}.safetensors", ty.name()));
+        let target = Target { bases, ..to(ty) };
+        run(&source, &path, &options(Kind::Safetensors, target)).unwrap();
+        let values = weights(&open(&path), "blk.0.f32");
+        files.push((path, "blk.0.f32", values));
+    }
+    let path = scratch("others-bitnet.safetensors");
+    run(&source, &path, &options(Kind::Safetensors, to(Type::BitnetHf))).unwrap();
+    files.push((path, "blk.0.f32", weights(&open(&scratch("others-ternary-1.safetensors")), "blk.0.f32")));
+    let mut command = Command::new(python);
+    command.arg(golden("tests/read_quantized.py"));
+    for (path, name, values) in &files {
+        let truth = path.with_extension("truth");
+        std::fs::write(&truth, values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>()).unwrap();
+        command.arg(path).arg(name).arg(truth);
+    }
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(text.lines().filter(|l| l.starts_with("same ")).count(), files.len(), "{text}");
+}
