@@ -86,6 +86,24 @@ fn state_and_plans_know_no_files() {
     none_of("src/heads", |line| ["container", "model", "capi"].iter().any(|m| names(line, m)));
 }
 
+/// The mission table names tests that are there.
+#[test]
+fn the_mission_names_real_tests() {
+    let table = std::fs::read_to_string(root().join("docs/mission.md")).unwrap();
+    let (mut named, mut missing) = (0, Vec::new());
+    for text in table.split('`').skip(1).step_by(2) {
+        let Some((file, test)) = text.split_once(": ").filter(|(file, _)| file.starts_with("tests/")) else {
+            continue;
+        };
+        named += 1;
+        let source = std::fs::read_to_string(root().join(file)).unwrap_or_default();
+        if !source.contains(&format!("#[test]\nfn {test}()")) {
+            missing.push(text);
+        }
+    }
+    assert!(named > 50 && missing.is_empty(), "{named} named; missing: {missing:#?}");
+}
+
 /// C programs reach in through src/capi alone. (Functions that are handed to C as callbacks, by
 /// `pthread_atfork` or a host's parallel-for, are C functions too, but nobody can link to them.)
 #[test]

@@ -119,15 +119,16 @@ fn pack(format: Format, values: &[f32], codes: &mut [u8]) -> (u32, f32) {
     // Added in order: the order decides the last bit of the scale.
     let mean = values.iter().fold(0.0f32, |sum, v| sum + v.abs()) / values.len() as f32;
     let scale = mean.max(EPSILON);
-    codes.fill(0);
-    for (k, v) in values.iter().enumerate() {
-        match format {
+    let per_byte = format.per_byte();
+    for (values, byte) in values.chunks(per_byte).zip(codes) {
+        *byte = values.iter().rev().fold(0, |byte, v| match format {
             Format::Ternary => {
-                let code = if v.abs() < scale { 1 } else { 2 * (*v > 0.0) as u8 };
-                codes[k / 4] |= code << (2 * (k % 4));
+                // -1, 0 or 1, and 1 more; without branches, which these values would defeat.
+                let large = (v.abs() >= scale) as u8;
+                byte << 2 | (1 - large + 2 * (large & (*v > 0.0) as u8))
             }
-            _ => codes[k / 8] |= ((*v >= 0.0) as u8) << (k % 8),
-        }
+            _ => byte << 1 | (*v >= 0.0) as u8,
+        });
     }
     (largest.max(mean.to_bits()), scale)
 }

@@ -597,3 +597,45 @@ fn what_does_not_fit_is_refused() {
     let of = bl_heads_options { input_format: arg(BL_LOW_BIT_SIGN1), ..of };
     create_in(null(), &of, &w).err().unwrap().says(BL_ERROR_INVALID_ARGUMENT, "sign1");
 }
+
+/// The bytes that planning tells are those that projections then take.
+#[test]
+fn planned_bytes_are_the_real_ones() {
+    use bitlinear::capi::runtime::*;
+    for (h, latent, embd) in [(4i64, 64i64, 96i64), (3, 37, 50), (1, 100, 8)] {
+        for format in [BL_LOW_BIT_INT8, BL_LOW_BIT_SIGN1, BL_LOW_BIT_TERNARY158] {
+            let w = generated(&serde_json::json!([h * latent * embd, 1, 1.0]));
+            let bytes = |kind| {
+                let of = bl_heads_options { weight_format: arg(format), ..options(kind, [h, latent, embd]) };
+                create(&of, &w).info().bytes_packed
+            };
+            let shape = bl_runtime_shape {
+                batch: 1,
+                time: 1,
+                layers: 1,
+                heads: h as u64,
+                embd: embd as u64,
+                latent: (h * latent) as u64,
+                ..sized!(bl_runtime_shape)
+            };
+            let planned = |targets| {
+                let config = bl_runtime_config {
+                    flags: BL_CONFIG_ENABLE,
+                    protocol: ProtocolArg(2),
+                    targets,
+                    weight_format: arg(format),
+                    decoder_x_format: arg(format),
+                    ..sized!(bl_runtime_config)
+                };
+                let mut info = sized!(bl_runtime_memory_info);
+                // SAFETY: valid pointers.
+                call(|e| unsafe { bl_runtime_memory(&config, &shape, &mut info, e) }).unwrap();
+                info.exact_weights
+            };
+            assert_eq!(planned(BL_ROLE_X), bytes(BL_HEADS_LOWRANK));
+            assert_eq!(planned(BL_ROLE_Y), bytes(BL_HEADS_LOWRANK));
+            assert_eq!(planned(BL_ROLE_RESIDUAL), bytes(BL_HEADS_TAIL));
+            assert_eq!(planned(7), 2 * bytes(BL_HEADS_LOWRANK) + bytes(BL_HEADS_TAIL));
+        }
+    }
+}
