@@ -127,10 +127,13 @@ fn states(isa: Isa) {
     let mut cases: Vec<(&str, Box<dyn FnMut()>)> = vec![(
         "read",
         Box::new(|| {
-            let words = values.iter().fold([0u64; 8], |mut sums, v| {
-                sums[0] = sums[0].wrapping_add(v.to_bits() as u64);
+            // Four streams of whole lines: one chain of additions would not keep up with the memory.
+            let (lines, _) = values.as_chunks::<64>();
+            let words = lines.iter().fold([0u32; 64], |mut sums, line| {
+                sums.iter_mut().zip(line).for_each(|(sum, v)| *sum = sum.wrapping_add(v.to_bits()));
                 sums
             });
+            let words = words.map(u64::from);
             sum = sum.wrapping_add(words[0]);
         }),
     )];

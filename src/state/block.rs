@@ -157,22 +157,14 @@ fn unpack(format: Format, codes: &[u8], scale: f32, values: &mut [f32]) {
 /// Differences are those of f32; squares and sums are f64.
 #[inline(always)]
 fn measure(original: &[f32], restored: &[f32], sums: &mut Sums) {
-    let (eights, rest) = original.as_chunks::<8>();
-    let (restored_eights, restored_rest) = restored.as_chunks::<8>();
-    for (a, b) in eights.iter().zip(restored_eights) {
-        for i in 0..8 {
-            let difference = (a[i] - b[i]).abs();
-            sums.original[i] += a[i] as f64 * a[i] as f64;
-            sums.restored[i] += b[i] as f64 * b[i] as f64;
-            sums.error[i] += difference as f64;
-            sums.largest[i] = if difference > sums.largest[i] { difference } else { sums.largest[i] };
-        }
-    }
-    for (i, (a, b)) in rest.iter().zip(restored_rest).enumerate() {
+    let lanes = original.iter().zip(restored).zip(&mut sums.original).zip(&mut sums.restored);
+    for ((((a, b), square), restored), (error, largest)) in
+        lanes.zip(sums.error.iter_mut().zip(&mut sums.largest))
+    {
         let difference = (a - b).abs();
-        sums.original[i] += *a as f64 * *a as f64;
-        sums.restored[i] += *b as f64 * *b as f64;
-        sums.error[i] += difference as f64;
-        sums.largest[i] = if difference > sums.largest[i] { difference } else { sums.largest[i] };
+        *square += *a as f64 * *a as f64;
+        *restored += *b as f64 * *b as f64;
+        *error += difference as f64;
+        *largest = if difference > *largest { difference } else { *largest };
     }
 }

@@ -1,18 +1,21 @@
 //! What compression loses, and whether that is little enough.
 
-/// Sums over the values of one call. Eight lanes each, so that every instruction set adds in one order.
+use super::BLOCK;
+
+/// Sums over the values of one call. One lane for each value of a block, so that every instruction set adds
+/// in one order.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Sums {
-    pub(super) original: [f64; 8],
-    pub(super) restored: [f64; 8],
-    pub(super) error: [f64; 8],
-    pub(super) largest: [f32; 8],
+    pub(super) original: [f64; BLOCK],
+    pub(super) restored: [f64; BLOCK],
+    pub(super) error: [f64; BLOCK],
+    pub(super) largest: [f32; BLOCK],
 }
 
 impl Sums {
     /// Adds the sums of later values.
     pub(super) fn add(&mut self, other: &Sums) {
-        for i in 0..8 {
+        for i in 0..BLOCK {
             self.original[i] += other.original[i];
             self.restored[i] += other.restored[i];
             self.error[i] += other.error[i];
