@@ -39,12 +39,20 @@ impl Rule for Int8 {
             }
             return Ok(());
         }
-        let scale = weights.iter().fold(0.0f32, |a, w| a.max(w.abs())) / 127.0;
+        // Weights are finite: their magnitudes are in the order of their bits.
+        let largest = weights.iter().fold(0, |max, w| max.max(w.to_bits() & 0x7fff_ffff));
+        let scale = f32::from_bits(largest) / 127.0;
         row.scales.fill(scale);
+        if scale == 0.0 {
+            row.codes.fill(128); // a row of zeros, or of so little that the scale is 0
+            return Ok(());
+        }
+        // Adding 1.5 * 2^23 rounds to an integer, half to even, and leaves it in the low bits; the bounds are
+        // integers, so that rounding after them is rounding before.
+        const ROUND: f32 = 12_582_912.0;
         for (w, code) in weights.iter().zip(&mut row.codes) {
-            // A row of zeros, or of so little that the scale is 0.
-            let q = if scale == 0.0 { 0.0 } else { (w / scale).round_ties_even().clamp(-127.0, 127.0) };
-            *code = (q + 128.0) as u8;
+            let t = (w / scale).clamp(-127.0, 127.0) + ROUND;
+            *code = t.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(128) as u8;
         }
         Ok(())
     }
