@@ -61,7 +61,7 @@ pub(crate) struct Arguments {
     #[arg(long, requires = "calibration")]
     compensate: bool,
     /// Part of the inputs' mean square that is added to each column's.
-    #[arg(long, default_value_t = 0.01)]
+    #[arg(long, default_value_t = 0.1)]
     damping: f32,
     /// Fold layers with a Walsh-Hadamard rotation of so many columns.
     #[arg(long, value_name = "BLOCK")]

@@ -1371,7 +1371,7 @@ typedef struct {
   const bl_calibration *calibration;
   /**
    * With BL_QUANTIZE_COMPENSATE: part of the mean square of the inputs that is added to each
-   * column's. 0: 0.01.
+   * column's. 0: 0.1.
    */
   float damping;
   /** Must be 0. */

@@ -32,6 +32,9 @@ fi
 
 $CARGO test --workspace
 
+echo "tests: the command-line tool"
+$CARGO test --features cli --test cli
+
 if [ -n "$model" ]; then
   echo "tests: the demo model through the C program"
   "$PYTHON" tests/llm/test_llm.py target/examples/llm "$model"

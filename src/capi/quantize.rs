@@ -147,7 +147,7 @@ pub struct bl_quantize_options {
     /// What is known of the inputs; layers it does not know are rounded without. NULL: nothing.
     pub calibration: *const bl_calibration,
     /// With BL_QUANTIZE_COMPENSATE: part of the mean square of the inputs that is added to each
-    /// column's. 0: 0.01.
+    /// column's. 0: 0.1.
     pub damping: f32,
     /// Must be 0.
     pub reserved: u32,
@@ -402,7 +402,7 @@ pub unsafe extern "C" fn bl_model_quantize(
                 search: o.flags & BL_QUANTIZE_FIXED == 0,
                 calibration: sums.as_deref(),
                 compensate: o.flags & BL_QUANTIZE_COMPENSATE != 0,
-                damping: if o.damping == 0.0 { 0.01 } else { o.damping },
+                damping: if o.damping == 0.0 { 0.1 } else { o.damping },
                 rotation,
                 requantize: o.flags & BL_QUANTIZE_AGAIN != 0,
                 texts: &texts,

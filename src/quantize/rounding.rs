@@ -21,7 +21,7 @@ pub const PANEL_ROWS: usize = LANES;
 /// Most bases that a search or calibration handles: `3^4` levels.
 const SEARCHED_BASES_MAX: usize = 4;
 /// Times that the one scale of a tensor and the codes under it are refitted to one another.
-const PASSES: usize = 3;
+const PASSES: usize = 12;
 
 /// Which fixed rule rounds, where a type has several.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,7 +71,7 @@ impl<'a> Method<'a> {
             search: false,
             moments: None,
             compensate: false,
-            damping: 0.01,
+            damping: 0.1,
         }
     }
 }
@@ -171,7 +171,7 @@ impl<'a> Rounding<'a> {
                 }),
                 How::Levels { levels: Levels::new(&[0.0])?, importance, factor },
             );
-            fixed.find_tensor_scales(executor, bases, method.moments).map_err(within)?;
+            fixed.find_tensor_scales(executor, bases).map_err(within)?;
             return Ok(fixed);
         }
         let layout = searched_layout(target, columns, method.group).map_err(within)?;
@@ -303,27 +303,16 @@ impl<'a> Rounding<'a> {
         Ok(())
     }
 
-    /// Scales of a ternary tensor: of least weighted square error under the nearest codes; with
-    /// products of columns, of least output error under the codes that rounding gives.
-    fn find_tensor_scales(
-        &mut self,
-        executor: &Executor,
-        bases: usize,
-        moments: Option<&Moments>,
-    ) -> Result<()> {
+    /// Scales of a ternary tensor: of least weighted square error under the nearest codes. (Scales of least
+    /// output error under the codes that calibration gives are smaller, and with them whole models do worse.)
+    fn find_tensor_scales(&mut self, executor: &Executor, bases: usize) -> Result<()> {
         let mut scales = self.residual_means(bases)?;
-        for _ in 0..4 * PASSES {
-            let refitted = self.refit(executor, &scales, None)?;
+        for _ in 0..PASSES {
+            let refitted = self.refit(executor, &scales)?;
             let moved = refitted.iter().zip(&scales).any(|(a, b)| (a - b).abs() > 1e-4 * b.abs());
             scales = refitted;
             if !moved {
                 break;
-            }
-        }
-        let compensates = matches!(&self.how, How::Levels { factor: Some(_), .. });
-        if let Some(moments) = moments.filter(|_| compensates) {
-            for _ in 0..PASSES {
-                scales = self.refit(executor, &scales, Some(moments))?;
             }
         }
         if let How::Levels { levels, .. } = &mut self.how {
@@ -338,12 +327,12 @@ impl<'a> Rounding<'a> {
     }
 
     /// Codes under `scales`, and the scales of least error under these codes.
-    fn refit(&mut self, executor: &Executor, scales: &[f32], moments: Option<&Moments>) -> Result<Vec<f32>> {
+    fn refit(&mut self, executor: &Executor, scales: &[f32]) -> Result<Vec<f32>> {
         let bases = scales.len();
         if let How::Levels { levels, .. } = &mut self.how {
             *levels = Levels::new(scales)?;
         }
-        let How::Levels { levels, importance, factor } = &self.how else { return Ok(Vec::new()) };
+        let How::Levels { levels, importance, .. } = &self.how else { return Ok(Vec::new()) };
         // Normal equations: products of the bases' codes with one another and with the weights.
         let sums = Mutex::new(filled(bases * (bases + 1), 0.0f64, "sums of scales")?);
         let rows = self.out_features();
@@ -356,12 +345,7 @@ impl<'a> Rounding<'a> {
             let Room { weights, scratch: Some(scratch), rows, .. } = &mut room else {
                 return Err(fail!(Internal, "a panel without room"));
             };
-            let panel = Panel {
-                isa: self.isa,
-                coder: Coder::Levels(levels),
-                importance,
-                factor: factor.as_ref().filter(|_| moments.is_some()),
-            };
+            let panel = Panel { isa: self.isa, coder: Coder::Levels(levels), importance, factor: None };
             panel.round(weights, &mut rows[..count], scratch)?;
             let mut own = [0.0f64; SEARCHED_BASES_MAX * (SEARCHED_BASES_MAX + 1)];
             let value = |row: &Row, base: usize, k: usize| row.codes[base * columns + k] as f32 - 1.0;
@@ -372,32 +356,11 @@ impl<'a> Rounding<'a> {
                         if va == 0.0 {
                             continue;
                         }
-                        // What the error of one unit in this column does: to itself, or to all.
-                        match moments {
-                            None => {
-                                let w = (importance[k] * va) as f64;
-                                for b in 0..bases {
-                                    own[a * (bases + 1) + b] += w * value(row, b, k) as f64;
-                                }
-                                own[a * (bases + 1) + bases] += w * weights[k][lane] as f64;
-                            }
-                            Some(moments) => {
-                                let (start, len, sums) = moments.block_of(k);
-                                let m = &sums[(k - start) * len..][..len];
-                                let mut by = [0.0f32; SEARCHED_BASES_MAX];
-                                let mut with_w = 0.0f32;
-                                for (j, m) in m.iter().enumerate() {
-                                    with_w += m * weights[start + j][lane];
-                                    for (b, by) in by[..bases].iter_mut().enumerate() {
-                                        *by += m * value(row, b, start + j);
-                                    }
-                                }
-                                for b in 0..bases {
-                                    own[a * (bases + 1) + b] += (va * by[b]) as f64;
-                                }
-                                own[a * (bases + 1) + bases] += (va * with_w) as f64;
-                            }
+                        let w = (importance[k] * va) as f64;
+                        for b in 0..bases {
+                            own[a * (bases + 1) + b] += w * value(row, b, k) as f64;
                         }
+                        own[a * (bases + 1) + bases] += w * weights[k][lane] as f64;
                     }
                 }
             }

@@ -1,0 +1,87 @@
+//! The command-line tool, as a shell runs it. Without the feature `cli` there is no tool, and these tests are
+//! not built: `cargo test --features cli --test cli`.
+#![cfg(feature = "cli")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/golden/ggml_all_64x512.gguf");
+
+fn tool(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_bitlinear")).args(arguments).output().unwrap()
+}
+
+fn good(arguments: &[&str]) -> String {
+    let output = tool(arguments);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    text
+}
+
+fn json(arguments: &[&str]) -> Value {
+    serde_json::from_str(&good(&[arguments, &["--json"]].concat())).unwrap()
+}
+
+/// Fails with that exit code, and says so on stderr.
+fn bad(arguments: &[&str], code: i32, part: &str) {
+    let output = tool(arguments);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
+    assert!(text.contains(part), "{arguments:?}: {text}");
+}
+
+fn scratch(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cli");
+    std::fs::create_dir_all(&folder).unwrap();
+    folder.join(name)
+}
+
+#[test]
+fn a_model_is_looked_at_quantised_compared_and_verified() {
+    let all = json(&["inspect", GOLDEN]);
+    assert_eq!(all["container"], "GGUF");
+    assert!(
+        all["layers"].as_array().unwrap().iter().any(|l| l["name"] == "blk.0.f32" && l["in_features"] == 512)
+    );
+    assert!(good(&["inspect", GOLDEN, "--layers", "--tensors", "--metadata"]).contains("blk.0.q4_0"));
+
+    for (ty, file) in [("q4_k", "a.gguf"), ("int4", "a.bl"), ("q8_0", "b.gguf")] {
+        let target = scratch(file);
+        let target = target.to_str().unwrap();
+        let only = ["--only", "blk.0.f32"];
+        // A packed file holds every layer there is: one of a type that is not read would stop it.
+        let done = json(&[&["quantize", GOLDEN, target, "--type", ty][..], &only].concat());
+        assert_eq!(done["quantized"], 1, "{ty}");
+        assert!(good(&["verify", target]).contains("0 layers are bad"));
+        let lost = json(&["compare", GOLDEN, target, "--only", "blk.0.f32"]);
+        let layer = &lost["layers"][0];
+        assert_eq!(layer["type"], ty);
+        assert!(layer["cosine"].as_f64().unwrap() > 0.99 && layer["relative_error"].as_f64().unwrap() > 1e-4);
+        assert!(layer["compression"].as_f64().unwrap() > 3.0);
+        let strict = ["compare", GOLDEN, target, "--only", "blk.0.f32", "--at-most", "1e-6"];
+        assert_eq!(tool(&strict).status.code(), Some(1));
+    }
+    let speeds = json(&["bench", GOLDEN, "--only", "blk.0.q4_0", "--rows", "1,4", "--time", "1"]);
+    assert_eq!(speeds["layers"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn what_is_wrong_is_said() {
+    bad(&[], 2, "Usage");
+    bad(&["quantize", GOLDEN, "x.gguf"], 2, "--type");
+    bad(&["quantize", GOLDEN, "x.gguf", "--type", "q9"], 2, "no type is named `q9`");
+    bad(&["quantize", GOLDEN, "x.gguf", "--type", "q4_0", "--compensate"], 2, "--calibration");
+    bad(&["inspect", "/nowhere.gguf"], 1, "/nowhere.gguf");
+    bad(
+        &["quantize", GOLDEN, "/nowhere/x.gguf", "--type", "q4_0", "--only", "blk.0.f32"],
+        1,
+        "/nowhere/x.gguf",
+    );
+    bad(&["quantize", GOLDEN, "x.gguf", "--type", "q4_0", "--only", "q8_0"], 1, "q8_0 already");
+    let cut = scratch("cut.gguf");
+    std::fs::write(&cut, &std::fs::read(GOLDEN).unwrap()[..9000]).unwrap();
+    bad(&["verify", cut.to_str().unwrap()], 1, "cut.gguf");
+    assert!(good(&["--help"]).contains("bitlinear compare model.gguf small.gguf"));
+}
