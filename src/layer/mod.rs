@@ -303,7 +303,11 @@ impl Linear {
 
     /// The kernel for that many rows of x.
     fn kernel(&self, rows: usize) -> &'static Kernel {
-        if rows == 1 { self.choice.gemv } else { self.choice.gemm }
+        match rows {
+            1 => self.choice.gemv,
+            _ if rows <= self.choice.few_rows => self.choice.few,
+            _ => self.choice.gemm,
+        }
     }
 
     /// Whether both take the same x in the same form, so that it is staged and quantised once.

@@ -145,7 +145,7 @@ fn multiply<const MR: usize, const NP: usize>(block: &[u8], x: &[i8], acc: &mut 
 /// What the sums of a group begin with where codes of x are unsigned (`activation::WeightSums`).
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn add_weights<const MR: usize, const NP: usize>(
+pub(super) fn add_weights<const MR: usize, const NP: usize>(
     x: &Codes<'_>,
     group: usize,
     first: usize,

@@ -1,5 +1,6 @@
 //! AVX-512 with VNNI: 16 rows of W in a vector, `vpdpbusd` of 4 columns at a time.
 
+pub(in crate::kernel) mod few;
 mod float;
 mod gemm;
 mod gemv;
@@ -21,6 +22,9 @@ static GEMM: [[Kernel; 6]; 8] = coded_kernels!(
     gemm::scratch,
     gemm::run
 );
+static FEW: [[Kernel; 6]; 4] = coded_kernels!(@ Avx512Vnni, "_i8_avx512vnni_8x64\0", Integer,
+    (few::ROWS, few::ROWS), |_, _| 0, few::run,
+    1 false "w1", 2 false "w2", 4 false "w4", 8 false "w8");
 static FLOAT: [[Kernel; 6]; 8] = coded_kernels!(
     Avx512Vnni,
     "_f32_avx512vnni_mx32\0",
@@ -34,6 +38,9 @@ static DENSE: [Kernel; 3] =
 
 pub(in crate::kernel) static KERNELS: &[&[Kernel]] =
     &[GEMV.as_flattened(), GEMM.as_flattened(), FLOAT.as_flattened(), &DENSE];
+
+/// Kernels for batches of few rows, where layouts are those of `few::takes`.
+pub(in crate::kernel) static FEW_KERNELS: &[&[Kernel]] = &[FEW.as_flattened()];
 
 /// `activation::quantize_row`, compiled for this instruction set.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
