@@ -418,7 +418,9 @@ fn calibration_is_kept_and_used() {
 #[test]
 fn other_readers_read_what_is_written() {
     let Some(python) = std::env::var_os("BITLINEAR_TEST_PYTHON") else {
-        println!("not run: BITLINEAR_TEST_PYTHON is a Python with gguf and safetensors");
+        let needed = std::env::var_os("BITLINEAR_REQUIRE_TOOLS").is_some();
+        assert!(!needed, "BITLINEAR_TEST_PYTHON has to name a Python with gguf and safetensors");
+        println!("not run: BITLINEAR_TEST_PYTHON names a Python with gguf and safetensors");
         return;
     };
     let one = scratch("others-source.gguf");
@@ -461,4 +463,63 @@ fn other_readers_read_what_is_written() {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(text.lines().filter(|l| l.starts_with("same ")).count(), files.len(), "{text}");
+}
+
+/// The same through the C interface: calibrated, compensated, reported and compared.
+#[test]
+fn the_c_interface_does_all_of_it() {
+    use bitlinear::capi::context::bl_free;
+    use bitlinear::capi::model::bl_load;
+    use bitlinear::capi::quantize::*;
+    use bitlinear::capi::types::{TypeArg, bl_error, bl_status};
+    use std::ffi::CString;
+    use std::ptr::{null, null_mut};
+
+    let source = CString::new(golden(GOLDEN).to_str().unwrap()).unwrap();
+    let target = CString::new(scratch("c.gguf").to_str().unwrap()).unwrap();
+    let layer = CString::new("blk.0.f32").unwrap();
+    let x: Vec<f32> =
+        (0..600 * 512u64).map(|k| ((k * 7919 + k / 512 * 31) % 1009) as f32 / 500.0 - 1.0).collect();
+    // SAFETY: all zeros is a value of each struct; pointers are to locals, or what the library gave.
+    unsafe {
+        let mut error: bl_error = std::mem::zeroed();
+        let check = |status: bl_status, error: &bl_error| {
+            let text = std::ffi::CStr::from_ptr(error.message.as_ptr());
+            assert_eq!(status, bl_status::BL_OK, "{}", text.to_string_lossy());
+        };
+        let (mut model, mut made, mut known) = (null_mut(), null_mut(), null_mut());
+        check(bl_load(null(), source.as_ptr(), null(), &mut model, &mut error), &error);
+        check(bl_calibration_create(null(), null(), &mut known, &mut error), &error);
+        let ty = TypeArg(Type::F32 as u32);
+        let rows = x.as_ptr().cast();
+        check(bl_calibrate(known, layer.as_ptr(), 600, 512, rows, ty, 0, &mut error), &error);
+        let patterns = [layer.as_ptr()];
+        let mut options: bl_quantize_options = std::mem::zeroed();
+        options.struct_size = size_of::<bl_quantize_options>() as u32;
+        options.r#type = TypeArg(Type::Q4K as u32);
+        options.layers = LayersArg(2);
+        options.patterns = patterns.as_ptr();
+        options.pattern_count = 1;
+        options.calibration = known;
+        options.flags = BL_QUANTIZE_COMPENSATE;
+        let mut report: bl_quantize_report = std::mem::zeroed();
+        report.struct_size = size_of::<bl_quantize_report>() as u32;
+        check(bl_model_quantize(model, target.as_ptr(), &options, &mut report, &mut error), &error);
+        assert_eq!((report.quantized, report.calibrated, report.fallback), (1, 1, 0));
+        assert_eq!(report.bytes_written, std::fs::metadata(scratch("c.gguf")).unwrap().len());
+        check(bl_load(null(), target.as_ptr(), null(), &mut made, &mut error), &error);
+        let mut lost: bl_model_difference_info = std::mem::zeroed();
+        lost.struct_size = size_of::<bl_model_difference_info>() as u32;
+        check(bl_model_compare(model, made, layer.as_ptr(), &mut lost, &mut error), &error);
+        assert_eq!((lost.bytes_reference, lost.bytes_other), (64 * 512 * 4, 64 * 2 * 144));
+        assert!(lost.relative_error > 0.01 && lost.relative_error < 0.3 && lost.cosine > 0.95);
+        assert!((lost.compression - 32.0 / 4.5).abs() < 1e-9);
+        // Another layer is what it was.
+        let other = CString::new("blk.0.q6_k").unwrap();
+        check(bl_model_compare(model, made, other.as_ptr(), &mut lost, &mut error), &error);
+        assert_eq!((lost.max_error, lost.relative_error, lost.compression), (0.0, 0.0, 1.0));
+        bl_free(known.cast());
+        bl_free(made.cast());
+        bl_free(model.cast());
+    }
 }
