@@ -49,8 +49,11 @@ fn random(count: usize, mut seed: u64) -> Vec<f32> {
         .collect()
 }
 
+/// A name and what is timed.
+type Case<'a> = (&'a str, Box<dyn FnMut() + 'a>);
+
 /// The shortest times, in seconds, of all cases in turn.
-fn race(cases: &mut [(&str, Box<dyn FnMut() + '_>)]) -> Vec<f64> {
+fn race(cases: &mut [Case<'_>]) -> Vec<f64> {
     let rounds = std::env::var("BITLINEAR_BENCH_ROUNDS").ok().and_then(|v| v.parse().ok()).unwrap_or(12);
     let mut best = vec![f64::INFINITY; cases.len()];
     for _ in 0..rounds {
@@ -79,7 +82,7 @@ fn main() {
 fn rows(isa: Isa) {
     use bitlinear::norm::{Kind as NormKind, Norm, Spec};
     let x = random(4096, 3);
-    let mut cases: Vec<(&str, Box<dyn FnMut()>)> = Vec::new();
+    let mut cases: Vec<Case<'_>> = Vec::new();
     for (name, kind) in [("norm layer", NormKind::Layer), ("norm rms", NormKind::Rms)] {
         let norm = Norm::new(&Spec { kind, epsilon: 1e-5, weight: None, bias: None }, 4096).expect("a norm");
         let mut row = x.clone();
@@ -124,7 +127,7 @@ fn states(isa: Isa) {
         ("binary", state(StateFormat::Binary, false)),
     ];
     let mut sum = 0u64;
-    let mut cases: Vec<(&str, Box<dyn FnMut()>)> = vec![(
+    let mut cases: Vec<Case<'_>> = vec![(
         "read",
         Box::new(|| {
             // Four streams of whole lines: one chain of additions would not keep up with the memory.
@@ -143,12 +146,12 @@ fn states(isa: Isa) {
     let times = race(&mut cases);
     drop(cases);
     let read = 4.0 * count as f64 / times[0];
-    println!("state of {} MiB of f32; reading {:.1} GB/s ({sum:x})", 4 * count >> 20, read / 1e9);
+    println!("state of {} MiB of f32; reading {:.1} GB/s ({sum:x})", (4 * count) >> 20, read / 1e9);
     let mut rows = Vec::new();
     for ((name, state), time) in states.iter().zip(&times[1..]) {
         rows.push((format!("{name} pack"), (4 * count + state.bytes()) as f64 / time));
     }
-    let mut cases: Vec<(&str, Box<dyn FnMut()>)> = Vec::new();
+    let mut cases: Vec<Case<'_>> = Vec::new();
     let out = std::cell::RefCell::new(&mut out);
     for (name, state) in &states {
         let out = &out;
