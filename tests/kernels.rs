@@ -251,7 +251,8 @@ fn compare(shapes: &[(usize, usize, usize)], every: usize) {
         let work = || {
             let mut seen = Seen::new();
             while let Some((l, (name, layout))) = layouts.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let shapes = shapes.iter().enumerate().filter(|(i, _)| (i + 5 * l + first) % every == 0);
+                let shapes =
+                    shapes.iter().enumerate().filter(|(i, _)| (i + 5 * l + first).is_multiple_of(every));
                 compare_layout(name, *layout, shapes.map(|(i, shape)| (i, *shape)), &records, &mut seen);
             }
             seen

@@ -20,6 +20,7 @@ use super::{files, gguf, safetensors};
 use crate::error::{Result, fail};
 use crate::limits::{JSON_MAX, NAME_MAX, SOURCES_MAX, TENSORS_MAX};
 use crate::memory::reserve;
+use crate::order;
 
 const WHAT: &str = "index of safetensors";
 
@@ -134,10 +135,14 @@ impl Index {
     /// Lists the different shards. Sorted, so that the work stays bounded whatever they are.
     fn sort_shards(&mut self) -> Result<()> {
         let Index { texts, entries, shards } = self;
-        reserve(shards, entries.len(), "shards")?;
-        shards.extend(entries.iter().map(|entry| entry.shard));
-        shards.sort_unstable_by(|&a, &b| texts.get(a).cmp(texts.get(b)));
-        shards.dedup_by(|a, b| texts.get(*a) == texts.get(*b));
+        let mut order = Vec::new();
+        reserve(&mut order, entries.len(), "shards by name")?;
+        order.extend((0..entries.len()).map(|i| i as u32)); // as many as a file has bytes, below 2^32
+        let name = |i: u32| texts.get(entries[i as usize].shard);
+        order::sort(&mut order, &|a, b| name(a).cmp(name(b)));
+        order.dedup_by(|a, b| name(*a) == name(*b));
+        reserve(shards, order.len(), "shards")?;
+        shards.extend(order.iter().map(|&i| entries[i as usize].shard));
         if shards.len() > SOURCES_MAX {
             return Err(fail!(
                 BadFile,

@@ -51,6 +51,15 @@ impl Kernel {
         &self.name[..self.name.len() - 1]
     }
 
+    /// Whether panels of x have an even number of rows: those of [`FEW_TABLES`].
+    fn pairs(&self) -> bool {
+        FEW_TABLES
+            .iter()
+            .copied()
+            .flatten()
+            .any(|kernels| kernels.as_ptr_range().contains(&(self as *const _)))
+    }
+
     /// The same for C.
     pub fn c_name(&self) -> &'static CStr {
         CStr::from_bytes_until_nul(self.name.as_bytes()).unwrap_or(c"")
@@ -267,10 +276,18 @@ pub(crate) fn run(kernel: &Kernel, job: &mut Job<'_>) -> Result<()> {
     unsafe { (kernel.run)(job) }
 }
 
-/// Rows of a panel for a batch of `m` rows: as even as panels of at most `kernel.mr` allow, so that
-/// a batch of 7 is 4 + 3 and not 6 + 1.
-pub fn panel_rows(kernel: &Kernel, m: usize) -> usize {
-    m.div_ceil(m.div_ceil(kernel.mr).max(1)).max(1)
+/// Rows of a panel for a batch of `m` rows that each of these kernels takes: as even as panels of at most
+/// their `mr` allow, so that a batch of 7 is 4 + 3 and not 6 + 1.
+pub fn panel_rows(kernels: impl Iterator<Item = &'static Kernel>, m: usize) -> usize {
+    let mut pairs = false;
+    let rows = |kernel: &'static Kernel| {
+        pairs |= kernel.pairs();
+        let rows = m.div_ceil(m.div_ceil(kernel.mr).max(1)).max(1);
+        if kernel.pairs() { rows.next_multiple_of(2) } else { rows }
+    };
+    let rows = kernels.map(rows).min().unwrap_or(1);
+    // Fewer than a kernel of pairs wants, because another one takes fewer.
+    if pairs && rows > 1 { rows & !1 } else { rows }
 }
 
 /// Plain Rust that is worth compiling for each instruction set, because compilers vectorise it. Its

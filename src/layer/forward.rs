@@ -338,7 +338,7 @@ fn lay_out(targets: &[Target<'_>], m: usize, slots: usize) -> Plan {
     let rows = m.clamp(1, BATCH);
     let layer = targets[0].layer;
     // The panels of x suit every kernel: as many rows as the one that takes fewest.
-    let mr = targets.iter().map(|t| kernel::panel_rows(t.layer.kernel(rows), rows)).min().unwrap_or(1);
+    let mr = kernel::panel_rows(targets.iter().map(|t| t.layer.kernel(rows)), rows);
     let padded_rows = rows.next_multiple_of(mr);
     let in_features = layer.in_features();
     let mut at = 0;

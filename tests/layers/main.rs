@@ -9,7 +9,6 @@ mod data;
 mod gguf_writer;
 
 #[path = "../native/mod.rs"]
-#[allow(dead_code)]
 mod native;
 
 mod c;

@@ -22,7 +22,8 @@ use crate::kernel::{Job, LayoutKey, Scheme};
 use crate::layout::packed::{LINE, Tile};
 use crate::layout::{Coded, Layout, Offset, PANEL, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE};
 
-/// Most rows of a panel of x.
+/// Most rows of a panel of x. Panels have an even number (`kernel::panel_rows`): a row more is computed
+/// and not stored, for half the code.
 pub(super) const ROWS: usize = 8;
 /// Columns of a row that a panel takes before the next one does: a tile of them stays in the first cache.
 const SPAN: usize = 256;
@@ -45,11 +46,14 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
     let (Activations::Integer(x), Layout::Coded(coded)) = (job.x, job.packed.layout()) else {
         return Ok(());
     };
-    let tile = job.packed.tile(job.tile);
     let mr = x.mr;
+    if mr == 1 {
+        return super::gemv::run(job); // another layer of the call takes its rows one by one
+    }
+    let tile = job.packed.tile(job.tile);
     for (panel, out) in job.out.chunks_exact_mut(mr * TILE).take(job.rows.div_ceil(mr)).enumerate() {
         let mut work = Work { coded, tile, x: x.panel(panel), out };
-        for_rows!([1 2 3 4 5 6 7 8] mr, MR => match coded.bits {
+        for_rows!([2 4 6 8] mr, MR => match coded.bits {
             1 => work.width::<1, MR>(),
             2 => work.width::<2, MR>(),
             4 => work.width::<4, MR>(),
