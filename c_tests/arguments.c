@@ -487,6 +487,7 @@ static void quantizing(void) {
   CHECK(known.samples == 1 && known.in_features == 64 && known.layers == 1);
   EXPECT(bl_calibration_describe(calibration, "b", &known, &error), BL_ERROR_NOT_FOUND, "`b`");
   EXPECT(bl_calibration_save(calibration, "no/such/folder/file", &error), BL_ERROR_IO, "no/such/folder");
+  bl_free(calibration);
   EXPECT(bl_calibration_open(NULL, "no/such/folder/file", &calibration, &error), BL_ERROR_IO, "no/such/folder");
   CHECK(calibration == NULL);
 
