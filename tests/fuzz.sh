@@ -15,6 +15,12 @@ case $host in
   *) echo "fuzz: NOT RUN: no AddressSanitizer for $host"; exit 0 ;;
 esac
 
+sh ../tests/tools.sh g++ || true
+if ! command -v c++ >/dev/null 2>&1; then
+  echo "fuzz: NOT RUN: libFuzzer wants a C++ compiler, and there is none here"
+  exit 0
+fi
+
 export RUSTC_BOOTSTRAP=1
 export RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
