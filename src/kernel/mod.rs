@@ -21,6 +21,7 @@ use crate::limits::INT32_COLUMNS;
 
 #[cfg(target_arch = "aarch64")]
 pub mod aarch64;
+pub mod cuda;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod narrow;
 pub mod scalar;

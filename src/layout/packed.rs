@@ -581,48 +581,88 @@ fn read_units(bits: u8, codes: &mut [u8], bytes: &[u8], panels: usize, lane: usi
     }
 }
 
-fn write_coded(coded: &Coded, geometry: &Geometry, bytes: &mut [u8], panels: usize, lane: usize, row: &Row) {
-    let lanes = panels * PANEL;
-    let bases = coded.bases as usize;
-    let record_bytes = geometry.record_bytes(panels);
-    for (r, record) in bytes.chunks_mut(record_bytes).enumerate() {
-        let (head, units) = record.split_at_mut(lanes * geometry.head);
-        match coded.scales {
-            Scales::Row => {
-                for (scale, head) in row.scales.iter().zip(head.chunks_exact_mut(lanes * 4)) {
-                    put_scale(ScaleType::F32, head, lane, *scale);
-                }
+/// Writes row `lane` of the head of record `r`, in a head for `lanes` rows.
+pub(crate) fn write_head(coded: &Coded, head: &mut [u8], lanes: usize, lane: usize, r: usize, row: &Row) {
+    match coded.scales {
+        Scales::Row => {
+            for (scale, head) in row.scales.iter().zip(head.chunks_exact_mut(lanes * 4)) {
+                put_scale(ScaleType::F32, head, lane, *scale);
             }
-            Scales::Group { offset, .. } => {
-                let (scales, rest) = head.split_at_mut(lanes * coded.scale_type.bytes());
-                put_scale(coded.scale_type, scales, lane, row.scales[r]);
-                match offset {
-                    Offset::None => {}
-                    Offset::Minimum => put_scale(coded.scale_type, rest, lane, row.minimums[r]),
-                    Offset::Zero => rest[lane] = row.zeros[r],
-                }
+        }
+        Scales::Group { offset, .. } => {
+            let (scales, rest) = head.split_at_mut(lanes * coded.scale_type.bytes());
+            put_scale(coded.scale_type, scales, lane, row.scales[r]);
+            match offset {
+                Offset::None => {}
+                Offset::Minimum => put_scale(coded.scale_type, rest, lane, row.minimums[r]),
+                Offset::Zero => rest[lane] = row.zeros[r],
             }
-            Scales::TwoLevel { len, minimum } => {
-                let groups = SUPER_BLOCK / len;
-                let size = lanes * coded.scale_type.bytes();
-                let (scales, rest) = head.split_at_mut(size);
-                put_scale(coded.scale_type, scales, lane, row.scales[r]);
-                let rest = if minimum {
-                    let (minimums, rest) = rest.split_at_mut(size);
-                    put_scale(coded.scale_type, minimums, lane, row.minimums[r]);
-                    rest
-                } else {
-                    rest
-                };
-                let (subs, sub_minimums) = rest.split_at_mut(groups * lanes);
-                for j in 0..groups {
-                    subs[j * lanes + lane] = row.sub_scales[r * groups + j] as u8;
-                    if minimum {
-                        sub_minimums[j * lanes + lane] = row.sub_minimums[r * groups + j] as u8;
-                    }
+        }
+        Scales::TwoLevel { len, minimum } => {
+            let groups = SUPER_BLOCK / len;
+            let size = lanes * coded.scale_type.bytes();
+            let (scales, rest) = head.split_at_mut(size);
+            put_scale(coded.scale_type, scales, lane, row.scales[r]);
+            let rest = if minimum {
+                let (minimums, rest) = rest.split_at_mut(size);
+                put_scale(coded.scale_type, minimums, lane, row.minimums[r]);
+                rest
+            } else {
+                rest
+            };
+            let (subs, sub_minimums) = rest.split_at_mut(groups * lanes);
+            for j in 0..groups {
+                subs[j * lanes + lane] = row.sub_scales[r * groups + j] as u8;
+                if minimum {
+                    sub_minimums[j * lanes + lane] = row.sub_minimums[r * groups + j] as u8;
                 }
             }
         }
+    }
+}
+
+/// The inverse of [`write_head`].
+pub(crate) fn read_head(coded: &Coded, head: &[u8], lanes: usize, lane: usize, r: usize, row: &mut Row) {
+    match coded.scales {
+        Scales::Row => {
+            for (scale, head) in row.scales.iter_mut().zip(head.chunks_exact(lanes * 4)) {
+                *scale = scale_at(ScaleType::F32, head, lane);
+            }
+        }
+        Scales::Group { offset, .. } => {
+            let (scales, rest) = head.split_at(lanes * coded.scale_type.bytes());
+            row.scales[r] = scale_at(coded.scale_type, scales, lane);
+            match offset {
+                Offset::None => {}
+                Offset::Minimum => row.minimums[r] = scale_at(coded.scale_type, rest, lane),
+                Offset::Zero => row.zeros[r] = rest[lane],
+            }
+        }
+        Scales::TwoLevel { len, minimum } => {
+            let groups = SUPER_BLOCK / len;
+            let size = lanes * coded.scale_type.bytes();
+            row.scales[r] = scale_at(coded.scale_type, head, lane);
+            let mut rest = &head[size..];
+            if minimum {
+                row.minimums[r] = scale_at(coded.scale_type, rest, lane);
+                rest = &rest[size..];
+            }
+            for j in 0..groups {
+                row.sub_scales[r * groups + j] = rest[j * lanes + lane] as i8;
+                if minimum {
+                    row.sub_minimums[r * groups + j] = rest[(groups + j) * lanes + lane] as i8;
+                }
+            }
+        }
+    }
+}
+
+fn write_coded(coded: &Coded, geometry: &Geometry, bytes: &mut [u8], panels: usize, lane: usize, row: &Row) {
+    let lanes = panels * PANEL;
+    let bases = coded.bases as usize;
+    for (r, record) in bytes.chunks_mut(geometry.record_bytes(panels)).enumerate() {
+        let (head, units) = record.split_at_mut(lanes * geometry.head);
+        write_head(coded, head, lanes, lane, r, row);
         for base in 0..bases {
             let at = base * geometry.in_features + r * geometry.record;
             let codes = &row.codes[at..at + geometry.record_len(r)];
@@ -637,38 +677,7 @@ fn read_coded(coded: &Coded, geometry: &Geometry, tile: Tile<'_>, lane: usize, r
     let bases = coded.bases as usize;
     for (r, record) in tile.bytes.chunks(geometry.record_bytes(panels)).enumerate() {
         let (head, units) = record.split_at(lanes * geometry.head);
-        match coded.scales {
-            Scales::Row => {
-                for (scale, head) in row.scales.iter_mut().zip(head.chunks_exact(lanes * 4)) {
-                    *scale = scale_at(ScaleType::F32, head, lane);
-                }
-            }
-            Scales::Group { offset, .. } => {
-                let (scales, rest) = head.split_at(lanes * coded.scale_type.bytes());
-                row.scales[r] = scale_at(coded.scale_type, scales, lane);
-                match offset {
-                    Offset::None => {}
-                    Offset::Minimum => row.minimums[r] = scale_at(coded.scale_type, rest, lane),
-                    Offset::Zero => row.zeros[r] = rest[lane],
-                }
-            }
-            Scales::TwoLevel { len, minimum } => {
-                let groups = SUPER_BLOCK / len;
-                let size = lanes * coded.scale_type.bytes();
-                row.scales[r] = scale_at(coded.scale_type, head, lane);
-                let mut rest = &head[size..];
-                if minimum {
-                    row.minimums[r] = scale_at(coded.scale_type, rest, lane);
-                    rest = &rest[size..];
-                }
-                for j in 0..groups {
-                    row.sub_scales[r * groups + j] = rest[j * lanes + lane] as i8;
-                    if minimum {
-                        row.sub_minimums[r * groups + j] = rest[(groups + j) * lanes + lane] as i8;
-                    }
-                }
-            }
-        }
+        read_head(coded, head, lanes, lane, r, row);
         for base in 0..bases {
             let at = base * geometry.in_features + r * geometry.record;
             let codes = &mut row.codes[at..at + geometry.record_len(r)];
