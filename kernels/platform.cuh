@@ -30,6 +30,8 @@ typedef unsigned long long uint64_t;
 typedef unsigned long long uintptr_t;
 
 #define BL_DEVICE __device__ __forceinline__
+/// The same for a member of a struct.
+#define BL_MEMBER __device__ __forceinline__
 #define BL_KERNEL(name, threads, blocks, ...) \
     extern "C" __global__ void __launch_bounds__(threads, blocks) name(__VA_ARGS__)
 #define BL_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
@@ -96,6 +98,9 @@ BL_DEVICE void bl_mma_k16_ss(int (&c)[4], const uint32_t (&a)[2], uint32_t b0) {
 
 BL_DEVICE uint32_t bl_shared_address(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
 
+/// Where in the block's shared memory a pointer into it points: a tile of wgmma begins at a multiple of 1024.
+BL_DEVICE uint32_t bl_shared_place(const void* p) { return bl_shared_address(p); }
+
 /// 16 bytes of global memory to shared memory, or 16 zeros where `in_range` is false (`from` is then not read,
 /// but must be a valid address). Both addresses are multiples of 16.
 BL_DEVICE void bl_copy_async(void* to, const void* from, bool in_range) {
@@ -133,6 +138,8 @@ BL_DEVICE uint16_t bl_f32_to_f16(float f) {
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(f));
     return f == f ? bits : (uint16_t)0x7e00; // the instruction gives 0x7fff
 }
+
+#include "platform_hopper.cuh"
 
 #endif // BL_EMU
 

@@ -48,3 +48,40 @@ BL_KERNEL(bl_probe_copy, 256, 1, const ProbeParams p) {
     p.out[4 * i + 2] = first.z ^ second.z;
     p.out[4 * i + 3] = first.w ^ second.w;
 }
+
+#if BL_HOPPER
+/// A tile by bulk copies and a barrier, and four products of a warpgroup: 128 threads, 64 x 128 by 128 x 64.
+/// in: 4 x 128 x 4 words of A fragments, then the 64 rows of 128 bytes of B's image; out: 32 words a thread.
+BL_KERNEL(bl_probe_wgmma, 128, 1, const ProbeParams p) {
+    BL_SHARED(raw);
+    unsigned char* shared = raw + (1024 - bl_shared_place(raw) % 1024) % 1024;
+    uint64_t* barrier = (uint64_t*)(shared + 64 * 128);
+    const int t = threadIdx.x;
+    if (t == 0) {
+        bl_barrier_init(barrier, 1);
+        bl_barrier_init_done();
+    }
+    __syncthreads();
+    if (t == 0) {
+        bl_barrier_arrive_expect(barrier, 64 * 128);
+        bl_copy_bulk(shared, p.in + 4 * 128 * 4, 32 * 128, barrier);
+        bl_copy_bulk(shared + 32 * 128, p.in + 4 * 128 * 4 + 32 * 32, 32 * 128, barrier);
+    }
+    bl_barrier_wait(barrier, 0);
+    int c[32];
+#pragma unroll
+    for (int i = 0; i < 32; i++) c[i] = 1000 * t + i;
+    uint32_t a[4][4];
+#pragma unroll
+    for (int step = 0; step < 4; step++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) a[step][i] = p.in[(step * 128 + t) * 4 + i];
+    bl_wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < 4; step++) bl_wgmma(c, a[step], shared, step);
+    bl_wgmma_commit();
+    bl_wgmma_wait<0>(c);
+#pragma unroll
+    for (int i = 0; i < 32; i++) p.out[32 * t + i] = (uint32_t)c[i];
+}
+#endif

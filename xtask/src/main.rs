@@ -1,6 +1,8 @@
-//! Chores of the project: `cargo xtask header [--check]`, `cargo xtask install [--prefix FOLDER] ...`.
+//! Chores of the project: `cargo xtask header [--check]`, `cargo xtask kernels [--check] [--tools FOLDER]`,
+//! `cargo xtask install [--prefix FOLDER] ...`.
 
 mod install;
+mod kernels;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -11,8 +13,9 @@ fn main() -> ExitCode {
     let result = match words[..] {
         ["header"] => header(false),
         ["header", "--check"] => header(true),
+        ["kernels", ..] => kernels::kernels(&words[1..]),
         ["install", ..] => install::install(&words[1..]),
-        _ => Err("usage: cargo xtask header [--check]\n       cargo xtask install [--prefix FOLDER] \
+        _ => Err("usage: cargo xtask header [--check]\n       cargo xtask kernels [--check] [--tools FOLDER]\n       cargo xtask install [--prefix FOLDER] \
             [--destdir FOLDER] [--libdir FOLDER] [--includedir FOLDER]"
             .to_owned()),
     };

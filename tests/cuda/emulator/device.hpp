@@ -15,13 +15,13 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
-#define __noinline__ __attribute__((noinline))
 #define __restrict__ __restrict
 #define __align__(n) alignas(n)
 #define __grid_constant__
 #define __shared__ static_assert(false, "BL_SHARED or BL_SHARED_ARRAY, see kernels/platform.cuh");
 
 #define BL_DEVICE static inline __attribute__((unused))
+#define BL_MEMBER inline
 #define BL_KERNEL(name, threads, blocks, ...)                          \
     extern "C" void name(__VA_ARGS__);                                 \
     static const ::emu::Registrar emu_registrar_##name(#name, threads, &name); \
@@ -86,7 +86,7 @@ template <class T> T emu_shuffle(unsigned mask, T value, int source, const char*
     ::emu::Meeting& m = ::emu::meet(mask, operation, line, {word, 0, 0, 0});
     if (source >= 0 && source < 32) {
         if (!(mask >> source & 1)) ::emu::fault("%s at %s:%u reads lane %d, which the mask %08x lacks", operation,
-                                                line.file, line.line, source, mask);
+                                                line.file_name(), line.line(), source, mask);
         memcpy(&value, &m.words[source][0], sizeof value);
     }
     ::emu::leave(m);
@@ -135,7 +135,7 @@ template <class T> BL_DEVICE T atomicCAS(T* p, std::type_identity_t<T> expected,
 
 /// A load of a vector must be aligned, which a CPU does not insist on.
 template <class T> BL_DEVICE const T* emu_aligned(const T* p, ::emu::Line line) {
-    if ((uintptr_t)p % alignof(T)) ::emu::fault("a load of %zu bytes at %s:%u from %p", sizeof(T), line.file, line.line, (const void*)p);
+    if ((uintptr_t)p % alignof(T)) ::emu::fault("a load of %zu bytes at %s:%u from %p", sizeof(T), line.file_name(), line.line(), (const void*)p);
     return p;
 }
 template <class T> BL_DEVICE T __ldg(const T* p, ::emu::Line line = EMU_LINE) { return *emu_aligned(p, line); }
@@ -242,9 +242,14 @@ BL_DEVICE void bl_mma_k16_ss(int (&c)[4], const uint32_t (&a)[2], uint32_t b0, :
     emu_mma<int8_t, 16>(c, emu_pair(a[0], a[1]), 0, b0, "bl_mma_k16_ss", line);
 }
 
+BL_DEVICE uint32_t bl_shared_place(const void* p) {
+    return (uint32_t)((const unsigned char*)p - ::emu::dynamic_shared()) + 128; // not aligned to more, as on a card
+}
 BL_DEVICE void bl_copy_async(void* to, const void* from, bool in_range) { ::emu::copy_async(to, from, in_range); }
 BL_DEVICE void bl_copy_commit() { ::emu::fiber->group++; }
 template <int left> BL_DEVICE void bl_copy_wait() { ::emu::copy_wait(left); }
 
 BL_DEVICE float bl_f16_to_f32(uint16_t bits) { return (float)std::bit_cast<_Float16>(bits); }
 BL_DEVICE uint16_t bl_f32_to_f16(float f) { return f == f ? std::bit_cast<uint16_t>((_Float16)f) : (uint16_t)0x7e00; }
+
+#include "hopper.hpp"

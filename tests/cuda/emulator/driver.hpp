@@ -131,6 +131,9 @@ extern Handles streams, events, modules, functions, graphs, graph_execs;
 int device_count();
 /// Compute capability of a device, 10 * major + minor.
 int capability(int device);
+/// Shared memory of a multiprocessor of that capability in KiB, and the most bytes that a block may ask for.
+int shared_of_multiprocessor(int cc);
+long long shared_optin(int device);
 Context& primary(int device);
 std::vector<Context*>& context_stack();
 Context* current();

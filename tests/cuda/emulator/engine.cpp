@@ -1,15 +1,9 @@
-#include "engine.hpp"
+#include "machine.hpp"
 
 #include <cfenv>
-#include <csetjmp>
 #include <cstdarg>
 #include <csignal>
-#include <algorithm>
-#include <map>
-#include <memory>
 #include <mutex>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #if !defined(__x86_64__)
 #include <ucontext.h>
@@ -25,12 +19,6 @@ std::vector<Kernel>& kernels() {
     static std::vector<Kernel> list;
     return list;
 }
-
-constexpr size_t PAGE = 4096;
-/// Of one CUDA thread, with a page below it that cannot be touched.
-constexpr size_t STACK = 64 * 1024;
-constexpr int MAX_THREADS = 1024;
-constexpr size_t MAX_SHARED = 256 * 1024;
 
 // ---- Switching between stacks --------------------------------------------------------------------------------------
 
@@ -82,79 +70,6 @@ static void* fresh_context(char* stack_end, int number, void (*entry)()) {
 }
 #endif
 
-// ---- The machine -----------------------------------------------------------------------------------------------------
-
-/// Memory that ends where a page begins that cannot be touched.
-struct Region {
-    char* pages = nullptr;
-    size_t size = 0;
-    Region(size_t bytes) {
-        size = (bytes + PAGE - 1) / PAGE * PAGE;
-        pages = (char*)mmap(nullptr, size + 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (pages == MAP_FAILED) abort();
-        if (size) mprotect(pages + PAGE, size, PROT_READ | PROT_WRITE);
-    }
-    Region(const Region&) = delete;
-    ~Region() { munmap(pages, size + 2 * PAGE); }
-    unsigned char* end() const { return (unsigned char*)pages + PAGE + size; }
-};
-
-struct SiteMemory {
-    std::unique_ptr<Region> region;
-    uint64_t block = 0; ///< the last one that saw it poisoned
-};
-
-struct Machine {
-    const Kernel* kernel = nullptr;
-    void** arguments = nullptr;
-    Extent grid, block, index;
-    uint64_t serial = 0; ///< of the block, over all launches
-    int threads = 0, alive = 0;
-    std::vector<Fiber> fibers{(size_t)MAX_THREADS};
-    std::vector<Warp> warps{(size_t)MAX_THREADS / 32};
-    std::array<Barrier, 16> barriers;
-    void* scheduler = nullptr;
-    char* stacks;
-    Region dynamic{MAX_SHARED};
-    unsigned char* shared = nullptr;
-    size_t shared_bytes = 0;
-    std::map<const SharedSite*, SiteMemory> sites;
-    uint64_t random = 1;
-    bool failed = false;
-    sigjmp_buf escape;
-    Machine* outer = nullptr;
-
-    Machine() {
-        stacks = (char*)mmap(nullptr, STACK * MAX_THREADS, PROT_READ | PROT_WRITE,
-                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (stacks == MAP_FAILED) abort();
-        for (int i = 0; i < MAX_THREADS; i++) mprotect(stacks + STACK * i, PAGE, PROT_NONE);
-#if !defined(__x86_64__)
-        own = std::make_unique<ucontext_t>();
-        scheduler = own.get();
-#endif
-    }
-    ~Machine() { munmap(stacks, STACK * MAX_THREADS); }
-#if !defined(__x86_64__)
-    std::unique_ptr<ucontext_t> own;
-#endif
-
-    unsigned draw(unsigned bound) {
-        random = random * 6364136223846793005ull + 1442695040888963407ull;
-        return (unsigned)((random >> 33) % bound);
-    }
-    void run(Fiber& f) {
-        fiber = &f;
-        emu_switch(&scheduler, f.context);
-        fiber = nullptr;
-    }
-    void start_block(uint64_t number);
-    void run_block();
-    bool pass(int first, int last, bool backwards, bool shuffled);
-    void check_shared_slack();
-    [[noreturn]] void deadlock();
-};
-
 Extent block_index() { return machine->index; }
 Extent block_extent() { return machine->block; }
 Extent grid_extent() { return machine->grid; }
@@ -162,33 +77,39 @@ unsigned char* dynamic_shared() { return machine->shared; }
 
 // ---- Faults --------------------------------------------------------------------------------------------------------------
 
-static void say_where(FILE* out) {
+/// Of the last fault that a launch survived.
+static std::string message;
+const std::string& last_fault() { return message; }
+
+static std::string where() {
     Machine* m = machine;
-    if (!m) return;
-    fprintf(out, "emulated GPU: kernel %s, block (%u,%u,%u)", m->kernel->name, m->index.x, m->index.y, m->index.z);
-    if (fiber) fprintf(out, ", thread (%u,%u,%u)", fiber->index.x, fiber->index.y, fiber->index.z);
-    fprintf(out, ", schedule %d: ", (int)settings.order);
+    if (!m) return "emulated GPU: ";
+    char text[400];
+    int n = snprintf(text, sizeof text, "emulated GPU: kernel %s, block (%u,%u,%u)", m->kernel->name, m->index.x,
+                     m->index.y, m->index.z);
+    if (fiber)
+        n += snprintf(text + n, sizeof text - n, ", thread (%u,%u,%u)", fiber->index.x, fiber->index.y, fiber->index.z);
+    snprintf(text + n, sizeof text - n, ", schedule %d: ", (int)settings.order);
+    return text;
 }
 
-[[noreturn]] static void end_launch() {
-    if (!settings.survive) abort();
+[[noreturn]] static void end_launch(const std::string& text) {
+    if (!settings.survive || !machine) {
+        fprintf(stderr, "%s\n", text.c_str());
+        abort();
+    }
+    message = text;
     machine->failed = true;
     siglongjmp(machine->escape, 1);
 }
 
 void fault(const char* format, ...) {
-    if (!machine) {
-        fprintf(stderr, "emulated GPU: ");
-    } else {
-        say_where(stderr);
-    }
+    char text[2000];
     va_list list;
     va_start(list, format);
-    vfprintf(stderr, format, list);
+    vsnprintf(text, sizeof text, format, list);
     va_end(list);
-    fputc('\n', stderr);
-    if (!machine) abort();
-    end_launch();
+    end_launch(where() + text);
 }
 
 void Machine::deadlock() {
@@ -197,7 +118,7 @@ void Machine::deadlock() {
     for (int i = 0; i < threads; i++) {
         Fiber& f = fibers[i];
         if (f.state == State::Waiting)
-            waits[std::string(f.waits) + " at " + f.line.file + ":" + std::to_string(f.line.line)]++;
+            waits[std::string(f.waits) + " at " + f.line.file_name() + ":" + std::to_string(f.line.line())]++;
     }
     for (auto& [what, count] : waits) text += "\n    " + std::to_string(count) + " in " + what;
     fiber = nullptr;
@@ -209,10 +130,10 @@ static struct sigaction former_segv, former_bus;
 /// A touch of memory that is not there, inside a kernel.
 static void on_signal(int number, siginfo_t* info, void* context) {
     if (machine && fiber) {
-        say_where(stderr);
-        fprintf(stderr, "touches memory that is not there: %p (last wait: %s, %s:%u)\n", info->si_addr, fiber->waits,
-                fiber->line.file ? fiber->line.file : "start", fiber->line.line);
-        end_launch();
+        char text[200];
+        snprintf(text, sizeof text, "touches memory that is not there: %p (last wait: %s, %s:%u)", info->si_addr,
+                 fiber->waits, fiber->line.file_name(), fiber->line.line());
+        end_launch(where() + text);
     }
     struct sigaction& former = number == SIGSEGV ? former_segv : former_bus;
     if (former.sa_flags & SA_SIGINFO && former.sa_sigaction) return former.sa_sigaction(number, info, context);
@@ -274,8 +195,8 @@ int barrier(int number, unsigned expected, int value, const char* operation, Lin
         b.line = line;
     } else if (b.expected != expected) {
         fault("threads disagree on how many barrier %d counts: %u and %u", number, b.expected, expected);
-    } else if (number == 0 && !(b.line == line)) {
-        fault("%s at %s:%u meets one at %s:%u", operation, line.file, line.line, b.line.file, b.line.line);
+    } else if (number == 0 && b.line.line() != line.line()) {
+        fault("%s at %s:%u meets one at %s:%u", operation, line.file_name(), line.line(), b.line.file_name(), b.line.line());
     }
     b.arrived++;
     b.sum += value;
@@ -293,9 +214,9 @@ Meeting& meet(uint32_t mask, const char* operation, Line line, const uint64_t (&
     Fiber* self = fiber;
     Warp& warp = machine->warps[self->warp];
     const uint32_t bit = 1u << self->lane;
-    if (!(mask & bit)) fault("%s at %s:%u: the mask %08x lacks the calling lane", operation, line.file, line.line, mask);
+    if (!(mask & bit)) fault("%s at %s:%u: the mask %08x lacks the calling lane", operation, line.file_name(), line.line(), mask);
     if (mask & ~warp.alive)
-        fault("%s at %s:%u: the mask %08x names lanes that have ended (%08x live)", operation, line.file, line.line,
+        fault("%s at %s:%u: the mask %08x names lanes that have ended (%08x live)", operation, line.file_name(), line.line(),
               mask, warp.alive);
     Meeting *mine = nullptr, *free = nullptr;
     for (Meeting& candidate : warp.meetings) {
@@ -315,8 +236,8 @@ Meeting& meet(uint32_t mask, const char* operation, Line line, const uint64_t (&
         mine->line = line;
         mine->open = true;
     } else if (mine->mask != mask || strcmp(mine->operation, operation) != 0) {
-        fault("%s with mask %08x at %s:%u meets %s with mask %08x at %s:%u", operation, mask, line.file, line.line,
-              mine->operation, mine->mask, mine->line.file, mine->line.line);
+        fault("%s with mask %08x at %s:%u meets %s with mask %08x at %s:%u", operation, mask, line.file_name(), line.line(),
+              mine->operation, mine->mask, mine->line.file_name(), mine->line.line());
     }
     for (int i = 0; i < 4; i++) mine->words[self->lane][i] = words[i];
     mine->arrived |= bit;
@@ -400,6 +321,7 @@ static void entry() {
     m->kernel->call(m->kernel->function, m->arguments);
     Fiber* self = fiber;
     if (!self->pending.empty()) fault("the thread ends with %zu copies that it did not wait for", self->pending.size());
+    if (!self->products.empty()) fault("the thread ends with products that it did not wait for");
     self->state = State::Ended;
     self->waits = "its end";
     m->alive--;
@@ -410,8 +332,15 @@ static void entry() {
     abort(); // an ended thread is never run
 }
 
+void Machine::run(Fiber& f) {
+    fiber = &f;
+    emu_switch(&scheduler, f.context);
+    fiber = nullptr;
+}
+
 void Machine::start_block(uint64_t number) {
     serial++;
+    memory_barriers.clear();
     index = {(unsigned)(number % grid.x), (unsigned)(number / grid.x % grid.y), (unsigned)(number / grid.x / grid.y)};
     memset(shared, settings.poison, dynamic.end() - shared);
     alive = threads;
@@ -426,8 +355,12 @@ void Machine::start_block(uint64_t number) {
         f.waits = "nothing yet";
         f.line = {};
         f.barrier = -1;
+        f.memory_barrier = nullptr;
         f.pending.clear();
         f.group = 0;
+        f.products.clear();
+        f.product_group = 0;
+        f.fenced = false;
         f.context = fresh_context(stacks + STACK * (i + 1), i, entry);
         Warp& w = warps[f.warp];
         if (f.lane == 0) {
@@ -513,6 +446,7 @@ bool launch(const Kernel& kernel, Extent grid, Extent block, size_t shared_bytes
             m->start_block(!order.empty() ? order[i] : backwards ? blocks - 1 - i : i);
             m->run_block();
             m->check_shared_slack();
+            check_memory_barriers();
         }
     }
     const bool fine = !m->failed;

@@ -17,6 +17,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <source_location>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -24,13 +25,9 @@
 
 namespace emu {
 
-/// The calling source line. Its own type, because <source_location> names functions too, which is slower.
-struct Line {
-    const char* file;
-    unsigned line;
-    bool operator==(const Line& other) const { return line == other.line && file == other.file; }
-};
-#define EMU_LINE ::emu::Line{__builtin_FILE(), __builtin_LINE()}
+/// The calling source line, as a default argument: `Line line = EMU_LINE`.
+using Line = std::source_location;
+#define EMU_LINE std::source_location::current()
 
 struct Extent {
     unsigned x = 1, y = 1, z = 1;
@@ -86,6 +83,8 @@ bool launch(const Kernel& kernel, Extent grid, Extent block, size_t shared_bytes
 
 /// Says what is wrong, where, and ends the launch.
 [[noreturn]] void fault(const char* format, ...) __attribute__((format(printf, 1, 2)));
+/// What the last fault said that settings.survive let pass.
+const std::string& last_fault();
 
 /// Lanes of one warp that exchange words: one warp collective.
 struct Meeting {
@@ -105,6 +104,18 @@ struct Pending { ///< one cp.async
     int group;
 };
 
+/// A product that a lane has issued and not yet waited for.
+struct PendingProduct {
+    int* c;
+    int count;           ///< of c
+    bool first;          ///< no earlier one waits for the same registers: `before` holds what was in them
+    int before[128];
+    int16_t a[2][32];    ///< rows g and g + 8
+    const unsigned char* tile;
+    int step;
+    int group;
+};
+
 enum class State : uint8_t { Ready, Waiting, Ended };
 
 struct Fiber {
@@ -116,8 +127,12 @@ struct Fiber {
     Line line{};
     int barrier = -1;
     int result = 0; ///< what a reducing barrier gave
+    uint64_t* memory_barrier = nullptr; ///< waited for
     std::vector<Pending> pending;
     int group = 0;
+    std::vector<PendingProduct> products;
+    int product_group = 0;
+    bool fenced = false; ///< since the last wait for products
 };
 
 struct Warp {

@@ -1,0 +1,198 @@
+#!/usr/bin/env python3
+"""Plants faults in the CUDA kernels and in the code around them, one at a time, and runs the tests: each must be found.
+
+    tests/cuda/mutate.py [--list] [--only TEXT] [--kernels | --host]
+
+A fault of a kernel is compiled into the emulated GPU (the modules named with it; the others stay as they are) and the
+kernel tests run in one schedule after another until one fails. A fault of the host is compiled into the library. A
+fault that nothing finds is a missing test: the script then fails. Everything happens in target/mutants.
+"""
+import argparse
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+WORK = ROOT / "target" / "mutants"
+EMULATOR = ROOT / "tests" / "cuda" / "emulator"
+FLAGS = ("-std=c++20 -O1 -march=native -fPIC -fvisibility=hidden -ffp-contract=off -fno-strict-aliasing -fno-gnu-unique "
+         "-ftls-model=initial-exec -w").split()
+SCHEDULES = [(0, 1), (4, 2), (1, 3), (5, 4), (2, 5), (3, 6), (5, 7)]  # order, seed
+
+
+class Fault:
+    """Replaces the `nth` place of a text (or of a pattern between slashes) in a file."""
+
+    def __init__(self, file, old, new, nth=1, modules=("w2", "w4")):
+        self.file, self.old, self.new, self.nth, self.modules = file, old, new, nth, modules
+
+    def name(self):
+        return f"{self.file}: {self.old!r} no. {self.nth} -> {self.new!r}"
+
+    def apply(self, text):
+        at = -1
+        for _ in range(self.nth):
+            at = text.find(self.old, at + 1)
+            if at < 0:
+                raise SystemExit(f"mutate.py is out of date: {self.name()}: not in the file")
+        return text[:at] + self.new + text[at + len(self.old):]
+
+
+def run(command, **options):
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
+
+
+def must(command, **options):
+    done = run(command, **options)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+def compile_unit(source, kernels, out):
+    emulated = ["-DBL_EMU", "-x", "c++"] if source.suffix == ".cu" else []
+    return run(["g++", *FLAGS, f"-I{EMULATOR}", f"-I{kernels}", *emulated, "-c", str(source), "-o", str(out)])
+
+
+def test_binaries(names):
+    done = must(["cargo", "test", "--no-run", "--message-format=json", *[a for n in names for a in ("--test", n)]])
+    found = []
+    for line in done.stdout.splitlines():
+        message = json.loads(line)
+        if message.get("reason") == "compiler-artifact" and message.get("executable") and message["target"]["name"] in names:
+            found.append(message["executable"])
+    return found
+
+
+def found_by(tests, folder, every):
+    """What found a fault: the first schedule and line that failed, or None."""
+    for order, seed in SCHEDULES:
+        for test in tests:
+            settings = dict(os.environ, BITLINEAR_EMULATOR=str(folder), BL_EMU_ORDER=str(order), BL_EMU_SEED=str(seed),
+                            BITLINEAR_TEST_EVERY=str(every))
+            try:
+                done = run([test], env=settings, timeout=600)
+            except subprocess.TimeoutExpired:
+                return f"schedule {order}: no end after 600 s"
+            if done.returncode:
+                text = done.stdout + done.stderr
+                lines = [l.strip() for l in text.splitlines() if "emulated GPU:" in l or " differ" in l or "panicked" in l]
+                return f"schedule {order}: {(lines or [text.strip()[-100:]])[-1][:110]}"
+    return None
+
+
+def kernel_faults(faults, every):
+    """The emulated GPU with one fault after another; yields the fault and what found it."""
+    base = WORK / "base"
+    base.mkdir(parents=True, exist_ok=True)
+    sources = sorted((ROOT / "kernels").glob("*.cu")) + sorted(EMULATOR.glob("*.cpp"))
+    jobs = []
+    for source in sources:
+        out = base / (source.name + ".o")
+        jobs.append((out, subprocess.Popen(["g++", *FLAGS, f"-I{EMULATOR}", f"-I{ROOT / 'kernels'}",
+                                            *(["-DBL_EMU", "-x", "c++"] if source.suffix == ".cu" else []),
+                                            "-c", str(source), "-o", str(out)])))
+        if len(jobs) % 2 == 0:
+            jobs[-2][1].wait()
+    if any(job.wait() for _, job in jobs):
+        raise SystemExit("the kernels do not compile")
+    objects = {out.name: out for out, _ in jobs}
+    tests = test_binaries(["cuda_kernels"])
+    for fault in [None] + faults:
+        folder = WORK / "mutant"
+        shutil.rmtree(folder, ignore_errors=True)
+        kernels = folder / "kernels"
+        shutil.copytree(ROOT / "kernels", kernels, ignore=shutil.ignore_patterns("prebuilt"))
+        linked = dict(objects)
+        broken = None
+        if fault:
+            path = kernels / fault.file
+            path.write_text(fault.apply(path.read_text()))
+            modules = [fault.file[:-3]] if fault.file.endswith(".cu") else fault.modules
+            for module in modules:
+                out = folder / f"{module}.cu.o"
+                done = compile_unit(kernels / f"{module}.cu", kernels, out)
+                if done.returncode:
+                    broken = f"does not compile: {done.stderr.strip().splitlines()[0][:100]}"
+                linked[out.name] = out
+        if not broken:
+            must(["g++", "-shared", *FLAGS, "-Wl,-soname,libcuda.so.1", *map(str, linked.values()), "-o",
+                  str(folder / "libcuda.so.1"), "-ldl", "-lpthread"])
+            os.symlink("libcuda.so.1", folder / "libcuda.so")
+        yield fault, broken or found_by(tests, folder, every)
+
+
+def host_faults(faults):
+    """The library with one fault after another, in a copy of the tree with a target folder of its own."""
+    copy = WORK / "host"
+    for fault in [None] + faults:
+        for part in ("src", "kernels", "include", "tests", "benches", "examples", "cli", "xtask", ".cargo", "abi"):
+            shutil.copytree(ROOT / part, copy / part, dirs_exist_ok=True, copy_function=copy_if_other)
+        for part in ("Cargo.toml", "Cargo.lock", "build.rs", "cbindgen.toml"):
+            copy_if_other(ROOT / part, copy / part)
+        if fault:
+            path = copy / fault.file
+            path.write_text(fault.apply((ROOT / fault.file).read_text()))
+        done = subprocess.run(["cargo", "test", "--quiet", "--test", "cuda"], cwd=copy, capture_output=True, text=True,
+                              env=dict(os.environ, BITLINEAR_EMULATOR=str(ROOT / "target" / "emulator")))
+        text = done.stdout + done.stderr
+        lines = [l.strip() for l in text.splitlines() if re.search(r"^error|panicked|emulated GPU:|FAILED", l)]
+        if fault:
+            path.write_text((ROOT / fault.file).read_text())
+        yield fault, (lines or ["failed"])[0][:110] if done.returncode else None
+
+
+def copy_if_other(source, to):
+    source, to = pathlib.Path(source), pathlib.Path(to)
+    if not to.exists() or source.read_bytes() != to.read_bytes():
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, to)
+
+
+KERNELS = []
+HOST = []
+
+
+def main():
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--list", action="store_true", help="say what would be planted")
+    words.add_argument("--only", default="", help="faults whose name contains this")
+    words.add_argument("--kernels", action="store_true", help="those in kernels only")
+    words.add_argument("--host", action="store_true", help="those of the host only")
+    words.add_argument("--every", type=int, default=1, help="of the kernel tests' cases, every so many")
+    words = words.parse_args()
+    chosen = lambda faults: [f for f in faults if words.only in f.name()]
+    kernels = [] if words.host else chosen(KERNELS)
+    host = [] if words.kernels else chosen(HOST)
+    for fault in kernels + host:
+        text = (ROOT / ("" if fault in host else "kernels") / fault.file).read_text()
+        fault.apply(text)  # all are still there
+        if words.list:
+            print(fault.name())
+    if words.list:
+        return
+    alive, count = [], 0
+    for source in ([kernel_faults(kernels, words.every)] if kernels else []) + ([host_faults(host)] if host else []):
+        begun = time.time()
+        for fault, found in source:
+            if fault is None:
+                if found:
+                    raise SystemExit(f"the tests fail without a fault: {found}")
+                begun = time.time()
+                continue
+            count += 1
+            print(f"{'found' if found else 'ALIVE'} {fault.name()}  [{found}] {time.time() - begun:.0f} s", flush=True)
+            begun = time.time()
+            if not found:
+                alive.append(fault.name())
+    print(f"{count - len(alive)} of {count} faults found")
+    sys.exit(bool(alive))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+//! `cargo xtask kernels [--check] [--tools FOLDER]`: compiles kernels/*.cu into kernels/prebuilt/.
+//!
+//! ```text
+//! kernels/w2.cu --NVRTC--> w2.75.ptx.z  w2.80.ptx.z  w2.80.cubin.z ...     deflated, see `image`
+//!                          list.rs      what Rust includes: (module, capability, exact, binary, bytes)
+//!                          SHA256SUMS   of the sources, then of the files, and the compiler's version
+//! ```
+//! The compiler and the tools come from `tools/get-nvrtc.sh FOLDER`, in exact versions: the same sources give the
+//! same bytes. With `--check` nothing is written: whatever would differ is a failure, and so are images that an
+//! old driver could not take, and machine code that spills or lacks the instructions it was written for
+//! ([`gate`]). `tests/kernel_images.rs` compares the sums in plain `cargo test`, without any tool.
+
+mod gate;
+mod nvrtc;
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::root;
+use nvrtc::Nvrtc;
+use sha2::Digest;
+
+/// What an image is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Target {
+    /// 10 * major + minor of the compute capability.
+    pub arch: u32,
+    /// Uses instructions of that capability alone (`sm_90a`).
+    pub exact: bool,
+    /// Machine code; else PTX.
+    pub binary: bool,
+    /// Of PTX: the version that the text declares. NVRTC writes its own, which only the newest drivers read; the
+    /// kernels need no more than this, as the assemblers of that time prove (`gate`).
+    pub version: &'static str,
+}
+
+const fn ptx(arch: u32, version: &'static str) -> Target {
+    Target { arch, exact: false, binary: false, version }
+}
+const fn cubin(arch: u32) -> Target {
+    Target { arch, exact: false, binary: true, version: "" }
+}
+
+/// Turing, Ampere (and 8.6, 8.9), Hopper; PTX for those and all that come later.
+const EVERYWHERE: &[Target] = &[ptx(75, "6.5"), ptx(80, "7.0"), cubin(75), cubin(80), cubin(90)];
+/// Kernels of wgmma and bulk copies.
+const HOPPER: &[Target] = &[Target { exact: true, ..ptx(90, "8.0") }, Target { exact: true, ..cubin(90) }];
+
+/// The targets of a module, from its name.
+fn targets(module: &str) -> &'static [Target] {
+    if module.starts_with("hopper") { HOPPER } else { EVERYWHERE }
+}
+
+impl Target {
+    /// `90a`.
+    pub fn name(self) -> String {
+        format!("{}{}", self.arch, if self.exact { "a" } else { "" })
+    }
+    fn file(self, module: &str) -> String {
+        format!("{module}.{}.{}.z", self.name(), if self.binary { "cubin" } else { "ptx" })
+    }
+}
+
+/// A compiled module, as NVRTC gave it (PTX: lowered, ending with NUL).
+pub struct Compiled {
+    /// Stem of the source.
+    pub module: String,
+    /// What for.
+    pub target: Target,
+    /// The image.
+    pub bytes: Vec<u8>,
+}
+
+/// Compiles, and writes or compares.
+pub fn kernels(arguments: &[&str]) -> Result<(), String> {
+    let (mut check, mut tools) = (false, root().join("target/nvrtc"));
+    let mut words = arguments.iter();
+    while let Some(word) = words.next() {
+        match *word {
+            "--check" => check = true,
+            "--tools" => tools = words.next().ok_or("--tools FOLDER")?.into(),
+            other => return Err(format!("`{other}`: cargo xtask kernels [--check] [--tools FOLDER]")),
+        }
+    }
+    let folder = root().join("kernels");
+    let sources = sources(&folder)?;
+    let nvrtc = Nvrtc::open(&tools)?;
+    let compiled = compile(&nvrtc, &sources)?;
+    let files = files(&sources, &compiled, &nvrtc.version()?)?;
+    let prebuilt = folder.join("prebuilt");
+    if check {
+        compare(&prebuilt, &files)?;
+        println!("kernels/prebuilt is what the sources give: {} files", files.len());
+        return gate::gate(&tools, &compiled);
+    }
+    let failed = |e: std::io::Error| format!("{}: {e}", prebuilt.display());
+    std::fs::create_dir_all(&prebuilt).map_err(failed)?;
+    for entry in std::fs::read_dir(&prebuilt).map_err(failed)? {
+        std::fs::remove_file(entry.map_err(failed)?.path()).map_err(failed)?;
+    }
+    let mut total = 0;
+    for (name, bytes) in &files {
+        std::fs::write(prebuilt.join(name), bytes).map_err(failed)?;
+        total += bytes.len();
+    }
+    println!("kernels/prebuilt: {} files, {} KiB", files.len(), total.div_ceil(1024));
+    Ok(())
+}
+
+/// Names and texts of kernels/*.cu and *.cuh.
+fn sources(folder: &Path) -> Result<BTreeMap<String, Vec<u8>>, String> {
+    let mut found = BTreeMap::new();
+    let failed = |path: &Path, e: std::io::Error| format!("{}: {e}", path.display());
+    for entry in std::fs::read_dir(folder).map_err(|e| failed(folder, e))? {
+        let path: PathBuf = entry.map_err(|e| failed(folder, e))?.path();
+        if path.extension().is_some_and(|e| e == "cu" || e == "cuh") {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            found.insert(name, std::fs::read(&path).map_err(|e| failed(&path, e))?);
+        }
+    }
+    Ok(found)
+}
+
+fn compile(nvrtc: &Nvrtc, sources: &BTreeMap<String, Vec<u8>>) -> Result<Vec<Compiled>, String> {
+    let jobs: Vec<(&str, Target)> = sources
+        .keys()
+        .filter_map(|name| name.strip_suffix(".cu"))
+        .flat_map(|module| targets(module).iter().map(move |target| (module, *target)))
+        .collect();
+    let results: Vec<Result<Compiled, String>> = parallel(&jobs, |(module, target)| {
+        let bytes = nvrtc.compile(&format!("{module}.cu"), sources, *target)?;
+        let bytes = if target.binary { bytes } else { lower(&bytes, target.version)? };
+        Ok(Compiled { module: (*module).to_owned(), target: *target, bytes })
+    });
+    results.into_iter().collect()
+}
+
+/// PTX that declares another version, without the compiler's remarks about itself, ending with NUL.
+fn lower(text: &[u8], version: &str) -> Result<Vec<u8>, String> {
+    let text = std::str::from_utf8(text).map_err(|e| e.to_string())?.trim_end_matches('\0');
+    let mut lowered = String::with_capacity(text.len());
+    for line in text.lines().filter(|line| !line.starts_with("//") && !line.trim().is_empty()) {
+        if line.starts_with(".version") {
+            writeln!(lowered, ".version {version}").map_err(|e| e.to_string())?;
+        } else {
+            lowered.push_str(line);
+            lowered.push('\n');
+        }
+    }
+    lowered.push('\0');
+    Ok(lowered.into_bytes())
+}
+
+/// The files of kernels/prebuilt.
+fn files(
+    sources: &BTreeMap<String, Vec<u8>>,
+    compiled: &[Compiled],
+    version: &str,
+) -> Result<BTreeMap<String, Vec<u8>>, String> {
+    let failed = |e: std::fmt::Error| e.to_string();
+    let mut files: BTreeMap<String, Vec<u8>> =
+        compiled.iter().map(|c| (c.target.file(&c.module), image(&c.bytes))).collect();
+    let mut list = String::from(
+        "// Written by `cargo xtask kernels`: module, 10 * capability, exact, binary, deflated bytes.\n&[\n",
+    );
+    for c in compiled {
+        let Target { arch, exact, binary, .. } = c.target;
+        let file = c.target.file(&c.module);
+        writeln!(list, "    (\"{}\", {arch}, {exact}, {binary}, include_bytes!(\"{file}\")),", c.module)
+            .map_err(failed)?;
+    }
+    list.push_str("]\n");
+    files.insert("list.rs".to_owned(), list.into_bytes());
+
+    let mut sums = format!("# Written by `cargo xtask kernels` with NVRTC {version}.\n");
+    for (name, bytes) in sources {
+        writeln!(sums, "{}  ../{name}", sum(bytes)).map_err(failed)?;
+    }
+    for (name, bytes) in &files {
+        writeln!(sums, "{}  {name}", sum(bytes)).map_err(failed)?;
+    }
+    files.insert("SHA256SUMS".to_owned(), sums.into_bytes());
+    Ok(files)
+}
+
+/// An image as the library holds it: its length (u32, little endian), then its bytes as raw DEFLATE.
+fn image(bytes: &[u8]) -> Vec<u8> {
+    let mut file = (bytes.len() as u32).to_le_bytes().to_vec();
+    file.extend_from_slice(&miniz_oxide::deflate::compress_to_vec(bytes, 10));
+    file
+}
+
+fn sum(bytes: &[u8]) -> String {
+    sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn compare(prebuilt: &Path, files: &BTreeMap<String, Vec<u8>>) -> Result<(), String> {
+    let mut wrong = Vec::new();
+    for (name, bytes) in files {
+        match std::fs::read(prebuilt.join(name)) {
+            Ok(present) if present == *bytes => {}
+            Ok(_) => wrong.push(format!("{name} differs")),
+            Err(e) => wrong.push(format!("{name}: {e}")),
+        }
+    }
+    for entry in std::fs::read_dir(prebuilt).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !files.contains_key(&name) {
+            wrong.push(format!("{name} is not made from a source"));
+        }
+    }
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    Err(format!(
+        "kernels/prebuilt is not what the sources give: run `cargo xtask kernels`\n  {}",
+        wrong.join("\n  ")
+    ))
+}
+
+/// The results of a function for each job, on as many threads as there are cores, in the jobs' order.
+pub fn parallel<T: Sync, R: Send>(jobs: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let next = AtomicUsize::new(0);
+    let results: Vec<Mutex<Option<R>>> = jobs.iter().map(|_| Mutex::new(None)).collect();
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(jobs.len().max(1));
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(job) = jobs.get(at) else { break };
+                    let result = work(job);
+                    *results[at].lock().unwrap_or_else(|e| e.into_inner()) = Some(result);
+                }
+            });
+        }
+    });
+    results.into_iter().filter_map(|slot| slot.into_inner().unwrap_or_else(|e| e.into_inner())).collect()
+}

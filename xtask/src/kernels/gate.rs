@@ -1,0 +1,191 @@
+//! What compiled kernels must be: PTX that the assemblers of old drivers' time take, code without spills, with the
+//! instructions that it was written for.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use super::{Compiled, parallel};
+
+/// Assemblers by version, and for what they must take which PTX: (arch of the PTX, exact, assembler, sm).
+const ASSEMBLED: &[(u32, bool, &str, &str)] = &[
+    (75, false, "11.8", "sm_75"),
+    (75, false, "12.9", "sm_120"),
+    (80, false, "11.8", "sm_80"),
+    (80, false, "11.8", "sm_86"),
+    (80, false, "11.8", "sm_89"),
+    (80, false, "12.0", "sm_90"),
+    (80, false, "12.9", "sm_100"),
+    (80, false, "12.9", "sm_120"),
+    (90, true, "12.0", "sm_90a"),
+];
+
+/// Instructions that a kernel must contain, by what stands in its name, on every target or those named.
+const EXPECTED: &[(&str, &[&str])] = &[
+    ("_gemm", &["IMMA.", "LDG.E.128|LDGSTS.E.BYPASS.128"]),
+    ("_few", &["IDP.4A|IMMA.", "LDG.E.128|LDGSTS.E.BYPASS.128"]),
+    ("_wgmma", &["IGMMA.", "UBLKCP"]),
+];
+
+/// Runs them all; prints a table of the registers that kernels take.
+pub fn gate(tools: &Path, compiled: &[Compiled]) -> Result<(), String> {
+    let work = tools.join("gate");
+    std::fs::create_dir_all(&work).map_err(|e| format!("{}: {e}", work.display()))?;
+    let mut wrong = Vec::new();
+
+    let jobs: Vec<(&Compiled, &str, &str)> = compiled
+        .iter()
+        .filter(|c| !c.target.binary)
+        .flat_map(|c| {
+            let fits = |a: &&(u32, bool, &str, &str)| (a.0, a.1) == (c.target.arch, c.target.exact);
+            ASSEMBLED.iter().filter(fits).map(move |(_, _, assembler, sm)| (c, *assembler, *sm))
+        })
+        .collect();
+    let mut registers: BTreeMap<String, u32> = BTreeMap::new();
+    for ((c, assembler, sm), result) in
+        jobs.iter().zip(parallel(&jobs, |(c, assembler, sm)| assemble(tools, &work, c, assembler, sm)))
+    {
+        let what = format!("{} ({}) with ptxas {assembler} for {sm}", c.module, c.target.name());
+        match result {
+            Err(text) => wrong.push(format!("{what}: {text}")),
+            Ok(kernels) => {
+                for kernel in kernels {
+                    if kernel.stack != 0 || kernel.spills != 0 {
+                        wrong.push(format!(
+                            "{what}: {} has {} bytes of stack and {} of spills",
+                            kernel.name, kernel.stack, kernel.spills
+                        ));
+                    }
+                    let most = registers.entry(kernel.name).or_default();
+                    *most = kernel.registers.max(*most);
+                }
+            }
+        }
+    }
+    println!("PTX taken by {} assemblers; most registers of a thread:", jobs.len());
+    for (kernel, count) in &registers {
+        println!("  {kernel:32} {count}");
+    }
+
+    let binaries: Vec<&Compiled> = compiled.iter().filter(|c| c.target.binary).collect();
+    for (c, result) in binaries.iter().zip(parallel(&binaries, |c| disassemble(tools, &work, c))) {
+        let what = format!("{} for sm_{}", c.module, c.target.name());
+        match result {
+            Err(text) => wrong.push(format!("{what}: {text}")),
+            Ok(kernels) => {
+                for (kernel, code) in kernels {
+                    wrong.extend(faults(&kernel, &code).into_iter().map(|f| format!("{what}: {kernel} {f}")));
+                }
+            }
+        }
+    }
+    println!("machine code of {} images read", binaries.len());
+    if wrong.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("kernels are not what they must be:\n  {}", wrong.join("\n  ")))
+    }
+}
+
+/// What ptxas says of a kernel.
+struct Kernel {
+    name: String,
+    stack: u32,
+    spills: u32,
+    registers: u32,
+}
+
+fn assemble(
+    tools: &Path,
+    work: &Path,
+    c: &Compiled,
+    assembler: &str,
+    sm: &str,
+) -> Result<Vec<Kernel>, String> {
+    let stem = format!("{}.{}.{assembler}.{sm}", c.module, c.target.name());
+    let ptx = work.join(format!("{stem}.ptx"));
+    let text = c.bytes.strip_suffix(b"\0").unwrap_or(&c.bytes);
+    std::fs::write(&ptx, text).map_err(|e| e.to_string())?;
+    let ptxas = tools.join(format!("nvcc-{assembler}/nvidia/cuda_nvcc/bin/ptxas"));
+    let out = Command::new(&ptxas)
+        .args(["-v", "-arch", sm, "-o"])
+        .arg(work.join(format!("{stem}.cubin")))
+        .arg(&ptx)
+        .output()
+        .map_err(|e| format!("{}: {e}", ptxas.display()))?;
+    let log = String::from_utf8_lossy(&out.stderr).into_owned() + &String::from_utf8_lossy(&out.stdout);
+    if !out.status.success() {
+        return Err(log);
+    }
+    let mut kernels: Vec<Kernel> = Vec::new();
+    // "Compiling entry function 'bl_x' for 'sm_80'", "0 bytes stack frame, 0 bytes spill stores, ...",
+    // "Used 40 registers, ..."
+    for line in log.lines() {
+        let number = |after: &str| line.split(after).nth(1).and_then(|rest| leading(rest));
+        if let Some((_, rest)) = line.split_once("entry function '") {
+            let name = rest.split('\'').next().unwrap_or_default().to_owned();
+            kernels.push(Kernel { name, stack: 0, spills: 0, registers: 0 });
+        } else if let (Some(kernel), true) = (kernels.last_mut(), line.contains("bytes stack frame")) {
+            let numbers: Vec<u32> = line.split(',').filter_map(|part| leading(part.trim())).collect();
+            let [stack, stores, loads] = numbers[..] else { return Err(format!("not understood: {line}")) };
+            (kernel.stack, kernel.spills) = (stack, stores + loads);
+        } else if let (Some(kernel), Some(count)) = (kernels.last_mut(), number("Used ")) {
+            kernel.registers = count;
+        }
+    }
+    if kernels.is_empty() || kernels.iter().any(|k| k.registers == 0) {
+        return Err(format!("ptxas names no kernels:\n{log}"));
+    }
+    Ok(kernels)
+}
+
+/// The number at the start of a text.
+fn leading(text: &str) -> Option<u32> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    text[..digits].parse().ok()
+}
+
+/// The code of each kernel of a cubin, as text.
+fn disassemble(tools: &Path, work: &Path, c: &Compiled) -> Result<BTreeMap<String, String>, String> {
+    let path = work.join(format!("{}.sm_{}.cubin", c.module, c.target.name()));
+    std::fs::write(&path, &c.bytes).map_err(|e| e.to_string())?;
+    let tool = tools.join("nvdisasm-13.2/nvidia/cu13/bin/nvdisasm");
+    let out = Command::new(&tool).arg(&path).output().map_err(|e| format!("{}: {e}", tool.display()))?;
+    if !out.status.success() {
+        return Err(String::from_utf8_lossy(&out.stderr).into_owned());
+    }
+    let mut kernels: BTreeMap<String, String> = BTreeMap::new();
+    let mut current: Option<String> = None;
+    for line in String::from_utf8_lossy(&out.stdout).lines() {
+        if let Some(rest) = line.trim().strip_prefix(".section") {
+            current = rest.trim().strip_prefix(".text.").and_then(|r| r.split(',').next()).map(str::to_owned);
+        } else if let (Some(kernel), true) = (&current, line.trim_start().starts_with("/*")) {
+            let code = kernels.entry(kernel.clone()).or_default();
+            code.push_str(line);
+            code.push('\n');
+        }
+    }
+    if kernels.is_empty() { Err("no code is found in it".into()) } else { Ok(kernels) }
+}
+
+/// What is wrong with a kernel's code.
+fn faults(kernel: &str, code: &str) -> Vec<String> {
+    let has = |word: &str| code.lines().any(|line| line.split_whitespace().any(|w| w.starts_with(word)));
+    let mut wrong = Vec::new();
+    for word in ["LDL", "STL"] {
+        if has(word) {
+            wrong.push(format!("uses local memory ({word})"));
+        }
+    }
+    for (part, needed) in EXPECTED {
+        if !kernel.contains(part) {
+            continue;
+        }
+        for choice in *needed {
+            if !choice.split('|').any(has) {
+                wrong.push(format!("lacks {choice}"));
+            }
+        }
+    }
+    wrong
+}
