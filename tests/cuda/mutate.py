@@ -154,7 +154,56 @@ def copy_if_other(source, to):
         shutil.copyfile(source, to)
 
 
-KERNELS = []
+SYNC = "__syncthreads();"
+FLOAT = ("float",)
+KERNELS = [
+    # few rows: a barrier less
+    Fault("few.cuh", "copy_next();\n    " + SYNC, "copy_next();"),
+    Fault("few.cuh", SYNC + "\n\n      // 2:", "// 2:"),
+    Fault("few.cuh", SYNC + "\n\n      // 3:", "// 3:"),
+    Fault("few.cuh", SYNC + "\n    } while", "} while"),
+    # few rows: copies, bounds, groups
+    Fault("few.cuh", "bl_copy_wait<RING - 1>", "bl_copy_wait<RING>"),
+    Fault("few.cuh", "if (n < rows) atomicAdd", "atomicAdd"),
+    Fault("few.cuh", "? left - taken : 0", "? left - 1 : 0"),
+    Fault("few.cuh", "group_sums[j * outputs] = 0;", ";"),
+    Fault("few.cuh", "*sum = 0;", ";"),
+    Fault("few.cuh", "len - j * p.group)", "len)"),
+    Fault("few.cuh", "-__fmul_rn(low, x_scale)", "__fmul_rn(low, x_scale)"),
+    Fault("few.cuh", "row ^ (n & 2) << 2", "row ^ (n & 2) << 1"),
+    Fault("few.cuh", "w_row < layer.outputs) bl_finish", "true) bl_finish"),
+    # many rows
+    Fault("gemm.cuh", "bl_copy_wait<1>();", "bl_copy_wait<2>();"),
+    Fault("gemm.cuh", "bl_copy_wait<0>();\n    " + SYNC, "bl_copy_wait<0>();"),
+    Fault("gemm.cuh", SYNC + "\n    copy(i + p.stages - 1);", "copy(i + p.stages - 1);"),
+    Fault("gemm.cuh", "((piece * 16) ^ (row & 1) * 64)", "(piece * 16)"),
+    Fault("gemm.cuh", "&& in_base * UNITS + at / C::BYTES < p.units", ""),
+    Fault("gemm.cuh", "const bool there = m0 + row < p.m;", "const bool there = true;"),
+    Fault("gemm.cuh", "__syncwarp();", ""),
+    Fault("gemm.cuh", "bl_mma_k32_ss(c[s][j], a[s][1], b.z, b.w);", "bl_mma_k32_ss(c[s][j], a[s][1], b.w, b.z);"),
+    Fault("gemm.cuh", "|| done >= row_halves", ""),
+    Fault("gemm.cuh", "(uint32_t)layer.correction * x_sum", "0"),
+    # decoding
+    Fault("decode.cuh", "shift >= 0 ? high >> (shift & 31) : high << (-shift & 31)", "high >> (shift & 31)", modules=("w3", "w5", "w6")),
+    Fault("decode.cuh", "codes >> 3 & 0x01010101u", "codes >> 2 & 0x01010101u", modules=("t4",)),
+    Fault("decode.cuh", "step / LINE_STEPS * 512", "0", modules=("w3", "w5", "w6", "w8")),
+    # x into codes
+    Fault("prepare.cu", "box.words[threadIdx.x / 32] = v;\n  " + SYNC, "box.words[threadIdx.x / 32] = v;"),
+    Fault("prepare.cu", "v = max(v, box.words[i]);\n  " + SYNC, "v = max(v, box.words[i]);"),
+    Fault("prepare.cu", "values[i + s] = __fsub_rn(a, b);\n    }\n    " + SYNC, "values[i + s] = __fsub_rn(a, b);\n    }"),
+    Fault("prepare.cu", "(127u - 100u)", "(127u - 90u)"),
+    Fault("prepare.cu", "t = t > low ? t : low;", ""),
+    Fault("prepare.cu", "int o = 16; o; o >>= 1) v = max", "int o = 8; o; o >>= 1) v = max"),
+    Fault("prepare.cu", "(column >> 5 & 1) * 8", "(column >> 5 & 1) * 4"),
+    Fault("prepare.cu", "if (!p.two_level) {", "{"),
+    # products of floats
+    Fault("float.cu", SYNC, "", nth=1),
+    Fault("float.cu", SYNC, "", nth=2),
+    Fault("float.cu", "min((uint32_t)DEPTH, p.columns + DEPTH - k0)", "DEPTH"),
+    # what follows a product
+    Fault("numbers.cuh", "v == v ? v : bl_nan()", "v"),
+    Fault("numbers.cuh", "if (layer.bias) v", "if (false) v"),
+]
 HOST = []
 
 

@@ -13,7 +13,8 @@ BL_KERNEL(bl_probe_dp4a, 256, 1, const ProbeParams p) {
     p.out[4 * i] = (uint32_t)bl_dp4a_us(in[0], in[1], (int)in[2]);
     p.out[4 * i + 1] = (uint32_t)bl_dp4a_ss(in[0], in[1], (int)in[2]);
     p.out[4 * i + 2] = bl_f32_to_f16(__uint_as_float(in[3])) | (uint32_t)bl_f32_to_bf16(__uint_as_float(in[3])) << 16;
-    p.out[4 * i + 3] = __float_as_uint(bl_f16_to_f32((uint16_t)in[4]));
+    const float widened = bl_f16_to_f32((uint16_t)in[4]);
+    p.out[4 * i + 3] = widened == widened ? __float_as_uint(widened) : 0x7fc00000; // which NaN it is, is not promised
 }
 
 /// which: 0 k32 us, 1 k32 ss, 2 k16 us, 3 k16 ss.

@@ -1,4 +1,5 @@
-//! `cargo xtask kernels [--check] [--tools FOLDER]`: compiles kernels/*.cu into kernels/prebuilt/.
+//! `cargo xtask kernels [--check] [--tools FOLDER]`: compiles kernels/*.cu into kernels/prebuilt/; with
+//! `--probes FOLDER` tests/cuda/probes.cu into that folder, for tests/gpu.
 //!
 //! ```text
 //! kernels/w2.cu --NVRTC--> w2.75.ptx.z  w2.80.ptx.z  w2.80.cubin.z ...     deflated, see `image`
@@ -44,8 +45,8 @@ const fn cubin(arch: u32) -> Target {
     Target { arch, exact: false, binary: true, version: "" }
 }
 
-/// Turing, Ampere (and 8.6, 8.9), Hopper; PTX for those and all that come later.
-const EVERYWHERE: &[Target] = &[ptx(75, "6.5"), ptx(80, "7.0"), cubin(75), cubin(80), cubin(90)];
+/// Machine code for Ampere (with 8.6 to 8.9) and Hopper; PTX for Turing, and for all that come later.
+const EVERYWHERE: &[Target] = &[ptx(75, "6.5"), ptx(80, "7.0"), cubin(80), cubin(90)];
 /// Kernels of wgmma and bulk copies.
 const HOPPER: &[Target] = &[Target { exact: true, ..ptx(90, "8.0") }, Target { exact: true, ..cubin(90) }];
 
@@ -76,18 +77,26 @@ pub struct Compiled {
 
 /// Compiles, and writes or compares.
 pub fn kernels(arguments: &[&str]) -> Result<(), String> {
-    let (mut check, mut tools) = (false, root().join("target/nvrtc"));
+    let (mut check, mut probes, mut tools) = (false, None, root().join("target/nvrtc"));
     let mut words = arguments.iter();
     while let Some(word) = words.next() {
         match *word {
             "--check" => check = true,
             "--tools" => tools = words.next().ok_or("--tools FOLDER")?.into(),
-            other => return Err(format!("`{other}`: cargo xtask kernels [--check] [--tools FOLDER]")),
+            "--probes" => probes = Some(PathBuf::from(words.next().ok_or("--probes FOLDER")?)),
+            other => {
+                return Err(format!(
+                    "`{other}`: cargo xtask kernels [--check | --probes FOLDER] [--tools FOLDER]"
+                ));
+            }
         }
     }
     let folder = root().join("kernels");
-    let sources = sources(&folder)?;
+    let mut sources = sources(&folder)?;
     let nvrtc = Nvrtc::open(&tools)?;
+    if let Some(out) = probes {
+        return write_probes(&nvrtc, &mut sources, &out);
+    }
     let compiled = compile(&nvrtc, &sources)?;
     let files = files(&sources, &compiled, &nvrtc.version()?)?;
     let prebuilt = folder.join("prebuilt");
@@ -138,11 +147,32 @@ fn compile(nvrtc: &Nvrtc, sources: &BTreeMap<String, Vec<u8>>) -> Result<Vec<Com
     results.into_iter().collect()
 }
 
-/// PTX that declares another version, without the compiler's remarks about itself, ending with NUL.
+/// The probes for every target, as they are, `probes.90a.cubin`.
+fn write_probes(nvrtc: &Nvrtc, sources: &mut BTreeMap<String, Vec<u8>>, out: &Path) -> Result<(), String> {
+    let path = root().join("tests/cuda/probes.cu");
+    let text = std::fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+    sources.insert("probes.cu".to_owned(), text);
+    std::fs::create_dir_all(out).map_err(|e| format!("{}: {e}", out.display()))?;
+    for target in EVERYWHERE.iter().chain(HOPPER) {
+        let bytes = nvrtc.compile("probes.cu", sources, *target)?;
+        let bytes = if target.binary { bytes } else { lower(&bytes, target.version)? };
+        let file = target.file("probes");
+        let file = file.trim_end_matches(".z");
+        std::fs::write(out.join(file), bytes).map_err(|e| format!("{file}: {e}"))?;
+    }
+    Ok(())
+}
+
+/// PTX that declares another version, without what only later ones know (hints that some bytes of a load are not
+/// used) and without remarks, ending with NUL.
 fn lower(text: &[u8], version: &str) -> Result<Vec<u8>, String> {
     let text = std::str::from_utf8(text).map_err(|e| e.to_string())?.trim_end_matches('\0');
     let mut lowered = String::with_capacity(text.len());
-    for line in text.lines().filter(|line| !line.starts_with("//") && !line.trim().is_empty()) {
+    let kept = |line: &&str| {
+        let line = line.trim();
+        !(line.is_empty() || line.starts_with("//") || line.starts_with(".pragma \"used_bytes_mask"))
+    };
+    for line in text.lines().filter(kept) {
         if line.starts_with(".version") {
             writeln!(lowered, ".version {version}").map_err(|e| e.to_string())?;
         } else {

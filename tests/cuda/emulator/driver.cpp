@@ -20,7 +20,7 @@ long long Choices::number(const char* key, long long otherwise) const {
 /// Takes BL_EMU_* over, except what bl_emu_set has said already.
 static void read_environment() {
     static const char* keys[] = {"devices", "cc", "init", "driver", "memory", "order", "seed", "poison", "lazy",
-                                 "survive", "fail_allocation", "lose_at_launch", "lose_code"};
+                                 "survive", "align", "fail_allocation", "lose_at_launch", "lose_code"};
     for (const char* key : keys) {
         std::string name = "BL_EMU_";
         for (const char* c = key; *c; c++) name += (char)toupper(*c);
@@ -66,8 +66,13 @@ std::vector<Context*>& context_stack() {
 }
 Context* current() { return context_stack().empty() ? nullptr : context_stack().back(); }
 
+Result started() {
+    if (choices.number("deinitialized", 0)) return DEINITIALIZED;
+    return initialized ? SUCCESS : NOT_INITIALIZED;
+}
+
 Result ready(Context*& context) {
-    if (!initialized) return NOT_INITIALIZED;
+    if (const Result result = started()) return result;
     context = current();
     if (!context) return INVALID_CONTEXT;
     if (context->retained == 0) return CONTEXT_IS_DESTROYED;
@@ -181,11 +186,11 @@ CALL(cuDriverGetVersion, (int* version), (version)) {
     return SUCCESS;
 }
 static Result check_device(int device) {
-    if (!initialized) return NOT_INITIALIZED;
+    TRY(started());
     return device >= 0 && device < device_count() ? SUCCESS : INVALID_DEVICE;
 }
 CALL(cuDeviceGetCount, (int* count), (count)) {
-    if (!initialized) return NOT_INITIALIZED;
+    TRY(started());
     *count = device_count();
     return SUCCESS;
 }
@@ -290,12 +295,12 @@ static Result check_context(void* handle) {
     return INVALID_CONTEXT;
 }
 CALL(cuCtxGetCurrent, (void** out), (out)) {
-    if (!initialized) return NOT_INITIALIZED;
+    TRY(started());
     *out = current();
     return SUCCESS;
 }
 CALL(cuCtxSetCurrent, (void* handle), (handle)) {
-    if (!initialized) return NOT_INITIALIZED;
+    TRY(started());
     auto& stack = context_stack();
     if (handle) TRY(check_context(handle));
     if (!stack.empty()) stack.pop_back();
@@ -303,20 +308,20 @@ CALL(cuCtxSetCurrent, (void* handle), (handle)) {
     return SUCCESS;
 }
 CALL(cuCtxPushCurrent_v2, (void* handle), (handle)) {
-    if (!initialized) return NOT_INITIALIZED;
+    TRY(started());
     TRY(check_context(handle));
     context_stack().push_back((Context*)handle);
     return SUCCESS;
 }
 CALL(cuCtxPopCurrent_v2, (void** out), (out)) {
-    if (!initialized) return NOT_INITIALIZED;
+    TRY(started());
     if (context_stack().empty()) return INVALID_CONTEXT;
     if (out) *out = current();
     context_stack().pop_back();
     return SUCCESS;
 }
 CALL(cuCtxGetDevice, (int* device), (device)) {
-    if (!initialized) return NOT_INITIALIZED;
+    TRY(started());
     if (!current()) return INVALID_CONTEXT;
     *device = current()->device;
     return SUCCESS;

@@ -102,7 +102,7 @@ struct Function {
 
 struct Allocation {
     Context* context;
-    size_t bytes, reserved;
+    size_t bytes, rounded, reserved;
     char* pages;
 };
 
@@ -138,6 +138,8 @@ Context& primary(int device);
 std::vector<Context*>& context_stack();
 Context* current();
 
+/// Whether cuInit succeeded, and the process is not at its end (the choice `deinitialized`).
+Result started();
 /// The checks at the head of most calls: initialised, a context is current, exists and is not lost.
 Result ready(Context*& context);
 /// The stream of a handle: null, 1 and 2 are the context's own.

@@ -44,10 +44,12 @@ Result allocate(Context* context, size_t bytes, Pointer* out) {
     const long long number = ++counters["allocations"], fails_from = choices.number("fail_allocation", 0);
     if (fails_from && number >= fails_from) return OUT_OF_MEMORY;
     if (used_memory(context->device) + (long long)bytes > total_memory()) return OUT_OF_MEMORY;
-    const size_t rounded = (bytes + 15) / 16 * 16, reserved = (rounded + PAGE - 1) / PAGE * PAGE;
+    // The driver promises multiples of 256; with 16, fewer bytes lie between an allocation's end and the page behind it.
+    const size_t alignment = (size_t)choices.number("align", 256);
+    const size_t rounded = (bytes + alignment - 1) / alignment * alignment, reserved = (rounded + PAGE - 1) / PAGE * PAGE;
     char* pages = (char*)mmap(nullptr, reserved + 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (pages == MAP_FAILED) return OUT_OF_MEMORY;
-    Allocation a{context, bytes, reserved, pages};
+    Allocation a{context, bytes, rounded, reserved, pages};
     protect(a, true);
     memset(pages + PAGE, settings.poison, reserved);
     if (open_for != context) protect(a, false);
@@ -245,7 +247,7 @@ CALL(cuMemsetD32_v2, (Pointer to, unsigned value, size_t count), (to, value, cou
 }
 
 CALL(cuPointerGetAttribute, (void* out, int attribute, Pointer pointer), (out, attribute, pointer)) {
-    if (!initialized) return NOT_INITIALIZED;
+    TRY(started());
     Context* owner = nullptr;
     const Allocation* memory = nullptr;
     for (int i = 0; i < device_count() && !memory; i++) {
@@ -259,7 +261,7 @@ CALL(cuPointerGetAttribute, (void* out, int attribute, Pointer pointer), (out, a
     case 2: *(unsigned*)out = memory ? 2 : 1; break;
     case 3: *(Pointer*)out = pointer; break;
     case 9: *(int*)out = memory ? owner->device : 0; break;
-    case 11: *(Pointer*)out = memory ? (Pointer)memory->pages + 4096 + memory->reserved - (memory->bytes + 15) / 16 * 16 : pointer; break;
+    case 11: *(Pointer*)out = memory ? (Pointer)memory->pages + 4096 + memory->reserved - memory->rounded : pointer; break;
     case 12: *(size_t*)out = memory ? memory->bytes : 0; break;
     default: return INVALID_VALUE;
     }

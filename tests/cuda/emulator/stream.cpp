@@ -106,7 +106,7 @@ static Result create_stream(void** out, unsigned flags) {
 CALL(cuStreamCreate, (void** out, unsigned flags), (out, flags)) { return create_stream(out, flags); }
 CALL(cuStreamCreateWithPriority, (void** out, unsigned flags, int), (out, flags, 0)) { return create_stream(out, flags); }
 CALL(cuStreamDestroy_v2, (void* handle), (handle)) {
-    if (!initialized) return NOT_INITIALIZED;
+    TRY(started());
     if (!streams.has(handle)) return INVALID_HANDLE;
     Stream* stream = (Stream*)handle;
     drain(stream, stream->issued);

@@ -2,7 +2,7 @@
 //! instructions that it was written for.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::{Compiled, parallel};
@@ -67,9 +67,18 @@ pub fn gate(tools: &Path, compiled: &[Compiled]) -> Result<(), String> {
         println!("  {kernel:32} {count}");
     }
 
-    let binaries: Vec<&Compiled> = compiled.iter().filter(|c| c.target.binary).collect();
-    for (c, result) in binaries.iter().zip(parallel(&binaries, |c| disassemble(tools, &work, c))) {
-        let what = format!("{} for sm_{}", c.module, c.target.name());
+    // Machine code that is shipped, and what drivers will make of the PTX for Turing, which has no own.
+    let mut binaries: Vec<(String, PathBuf)> = Vec::new();
+    for c in compiled.iter().filter(|c| c.target.binary) {
+        let path = work.join(format!("{}.sm_{}.cubin", c.module, c.target.name()));
+        std::fs::write(&path, &c.bytes).map_err(|e| format!("{}: {e}", path.display()))?;
+        binaries.push((format!("{} for sm_{}", c.module, c.target.name()), path));
+    }
+    for (c, assembler, sm) in jobs.iter().filter(|(_, _, sm)| *sm == "sm_75") {
+        binaries.push((format!("{} for {sm}", c.module), assembled(&work, c, assembler, sm)));
+    }
+    for ((what, _), result) in binaries.iter().zip(parallel(&binaries, |(_, path)| disassemble(tools, path)))
+    {
         match result {
             Err(text) => wrong.push(format!("{what}: {text}")),
             Ok(kernels) => {
@@ -102,26 +111,25 @@ fn assemble(
     assembler: &str,
     sm: &str,
 ) -> Result<Vec<Kernel>, String> {
-    let stem = format!("{}.{}.{assembler}.{sm}", c.module, c.target.name());
-    let ptx = work.join(format!("{stem}.ptx"));
+    let ptx = assembled(work, c, assembler, sm).with_extension("ptx");
     let text = c.bytes.strip_suffix(b"\0").unwrap_or(&c.bytes);
     std::fs::write(&ptx, text).map_err(|e| e.to_string())?;
     let ptxas = tools.join(format!("nvcc-{assembler}/nvidia/cuda_nvcc/bin/ptxas"));
     let out = Command::new(&ptxas)
         .args(["-v", "-arch", sm, "-o"])
-        .arg(work.join(format!("{stem}.cubin")))
+        .arg(assembled(work, c, assembler, sm))
         .arg(&ptx)
         .output()
         .map_err(|e| format!("{}: {e}", ptxas.display()))?;
     let log = String::from_utf8_lossy(&out.stderr).into_owned() + &String::from_utf8_lossy(&out.stdout);
     if !out.status.success() {
-        return Err(log);
+        return Err(log.lines().take(3).collect::<Vec<_>>().join("\n"));
     }
     let mut kernels: Vec<Kernel> = Vec::new();
     // "Compiling entry function 'bl_x' for 'sm_80'", "0 bytes stack frame, 0 bytes spill stores, ...",
     // "Used 40 registers, ..."
     for line in log.lines() {
-        let number = |after: &str| line.split(after).nth(1).and_then(|rest| leading(rest));
+        let number = |after: &str| line.split(after).nth(1).and_then(leading);
         if let Some((_, rest)) = line.split_once("entry function '") {
             let name = rest.split('\'').next().unwrap_or_default().to_owned();
             kernels.push(Kernel { name, stack: 0, spills: 0, registers: 0 });
@@ -146,18 +154,16 @@ fn leading(text: &str) -> Option<u32> {
 }
 
 /// The code of each kernel of a cubin, as text.
-fn disassemble(tools: &Path, work: &Path, c: &Compiled) -> Result<BTreeMap<String, String>, String> {
-    let path = work.join(format!("{}.sm_{}.cubin", c.module, c.target.name()));
-    std::fs::write(&path, &c.bytes).map_err(|e| e.to_string())?;
+fn disassemble(tools: &Path, path: &Path) -> Result<BTreeMap<String, String>, String> {
     let tool = tools.join("nvdisasm-13.2/nvidia/cu13/bin/nvdisasm");
-    let out = Command::new(&tool).arg(&path).output().map_err(|e| format!("{}: {e}", tool.display()))?;
+    let out = Command::new(&tool).arg(path).output().map_err(|e| format!("{}: {e}", tool.display()))?;
     if !out.status.success() {
         return Err(String::from_utf8_lossy(&out.stderr).into_owned());
     }
     let mut kernels: BTreeMap<String, String> = BTreeMap::new();
     let mut current: Option<String> = None;
     for line in String::from_utf8_lossy(&out.stdout).lines() {
-        if let Some(rest) = line.trim().strip_prefix(".section") {
+        if let Some(rest) = line.trim().strip_prefix(".section\t") {
             current = rest.trim().strip_prefix(".text.").and_then(|r| r.split(',').next()).map(str::to_owned);
         } else if let (Some(kernel), true) = (&current, line.trim_start().starts_with("/*")) {
             let code = kernels.entry(kernel.clone()).or_default();
