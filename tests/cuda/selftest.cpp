@@ -366,6 +366,15 @@ static void graphs() {
         IS(launch(kernel, 1, 64, 0, stream, p), 901);
         IS(cu("cuStreamEndCapture", stream, &graph), 901);
     }
+    // A thread that says so may allocate meanwhile.
+    int mode = 2;
+    OK(cu("cuStreamBeginCapture_v2", stream, 0));
+    OK(cu("cuThreadExchangeStreamCaptureMode", &mode));
+    OK(cu("cuMemAlloc_v2", &other, (size_t)16));
+    OK(cu("cuThreadExchangeStreamCaptureMode", &mode));
+    CHECK(mode == 2);
+    OK(launch(kernel, 1, 64, 0, stream, p));
+    OK(cu("cuStreamEndCapture", stream, &graph));
     // A blocking stream that captures forbids the legacy stream.
     void* blocking;
     OK(cu("cuStreamCreate", &blocking, 0u));

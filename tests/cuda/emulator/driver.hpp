@@ -149,6 +149,8 @@ Result enqueue(Stream* stream, std::function<Result()> run);
 /// Runs what is queued up to and with `place`.
 Result drain(Stream* stream, uint64_t place);
 Result drain(Context* context);
+/// What cuThreadExchangeStreamCaptureMode sets.
+int& thread_capture_mode();
 /// For calls that a capture forbids: breaks the captures concerned.
 Result forbid_in_capture(Context* context, bool uses_legacy = false);
 

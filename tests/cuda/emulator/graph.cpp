@@ -47,8 +47,8 @@ CALL(cuStreamIsCapturing, (void* handle, int* status), (handle, status)) {
     return SUCCESS;
 }
 CALL(cuThreadExchangeStreamCaptureMode, (int* mode), (mode)) {
-    static thread_local int own = 0;
-    std::swap(*mode, own);
+    if (*mode < 0 || *mode > 2) return INVALID_VALUE;
+    std::swap(*mode, thread_capture_mode());
     return SUCCESS;
 }
 CALL(cuGraphGetNodes, (void* handle, void**, size_t* count), (handle, nullptr, count)) {

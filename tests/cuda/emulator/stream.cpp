@@ -68,10 +68,18 @@ Result drain(Context* context) {
     return context->lost;
 }
 
+int& thread_capture_mode() {
+    static thread_local int mode = 0;
+    return mode;
+}
+
 Result forbid_in_capture(Context* context, bool uses_legacy) {
     Result result = SUCCESS;
     for (Capture* capture : captures) {
-        const bool concerns = capture->mode == 0 || (capture->mode == 1 && capture->thread == std::this_thread::get_id());
+        // Modes are 0 global, 1 of the thread, 2 relaxed; the capture has one, and the calling thread.
+        const bool own = capture->thread == std::this_thread::get_id(), anyones = capture->mode == 0;
+        const int thread = thread_capture_mode();
+        const bool concerns = thread == 0 ? anyones || (own && capture->mode == 1) : thread == 1 && own && capture->mode != 2;
         bool legacy = false;
         if (uses_legacy)
             for (Stream* member : capture->streams) legacy |= member->context == context && member->blocking;
