@@ -204,7 +204,39 @@ KERNELS = [
     Fault("numbers.cuh", "v == v ? v : bl_nan()", "v"),
     Fault("numbers.cuh", "if (layer.bias) v", "if (false) v"),
 ]
-HOST = []
+DEVICE, DRIVER, IMAGE, LANES, LAYER, MEMORY, MODULE = (f"src/cuda/{name}.rs" for name in
+                                                       "device driver image lanes layer memory module".split())
+HOST = [
+    # the host's current context
+    Fault(DEVICE, 'self.check((f.push)(self.context), "cuCtxPushCurrent")?;', ""),
+    Fault(DEVICE, "if self.pushed {", "if false {"),
+    Fault(DEVICE, "let pushed = current != self.context;", "let pushed = false;"),
+    Fault(DEVICE, "const RELAXED: c_uint = 2;", "const RELAXED: c_uint = 0;"),
+    # what is given back
+    Fault(DEVICE, "(self.driver.functions.primary_release)(self.description().handle)", "0"),
+    Fault(MEMORY, "(driver.functions.free)(address);", ""),
+    Fault(MEMORY, "(driver.functions.host_free)(start.as_ptr().cast());", ""),
+    Fault(MEMORY, "(driver.functions.stream_destroy)(handle);", ""),
+    Fault(MEMORY, "count.fetch_sub(self.len as u64, Ordering::Relaxed);", ""),
+    # a device that is lost, a driver that is old, images
+    Fault(DEVICE, "self.lost.store(result, Ordering::Relaxed);", ""),
+    Fault(DEVICE, 'Err(self.lost(result, "an earlier call"))', "self.enter_anyhow()"),
+    Fault(DRIVER, "if version < OLDEST {", "if false {"),
+    Fault(IMAGE, "(self.binary, self.arch, self.exact)", "(!self.binary, self.arch, self.exact)"),
+    Fault(MODULE, "let room = gpu.dynamic_shared() as c_int;", "let room = 1024;"),
+    # order
+    Fault(LAYER, "stream.wait(&slow)?;\n                let mut from = 0;", "let mut from = 0;"),
+    Fault(LAYER, "bytes, stream.handle())?;\n                stream.wait(slow)?;", "bytes, stream.handle())?;"),
+    Fault(LAYER, "bytes, stream.handle())?;\n                    stream.wait(slow)?;", "bytes, stream.handle())?;"),
+    Fault(LAYER, "launch.shared,\n            stream,", "launch.shared,\n            std::ptr::null_mut(),"),
+    # places and sizes
+    Fault(LAYER, "(x_bytes + y_bytes) as u64;", "x_bytes as u64;"),
+    Fault(LAYER, "if need > 0 && (address == 0", "if false && (address == 0"),
+    Fault(LAYER, "Some(index) if index == own => Ok(())", "Some(_) => Ok(())"),
+    Fault(LAYER, "before.front == self.front", "true"),
+    Fault(LANES, "pinned.bytes().len() < host", "pinned.bytes().len() < 1"),
+    Fault(LANES, "memory.len() < device", "memory.len() < 1"),
+]
 
 
 def main():

@@ -5,10 +5,6 @@
 #include <csignal>
 #include <mutex>
 
-#if !defined(__x86_64__)
-#include <ucontext.h>
-#endif
-
 namespace emu {
 
 Settings settings;
@@ -22,7 +18,7 @@ std::vector<Kernel>& kernels() {
 
 // ---- Switching between stacks --------------------------------------------------------------------------------------
 
-#if defined(__x86_64__)
+#if !defined(EMU_UCONTEXT)
 // Saves the registers that a called function must keep, and its stack pointer in *from; then the same backwards.
 asm(R"(
     .text
@@ -56,11 +52,9 @@ static void* fresh_context(char* stack_end, int, void (*entry)()) {
     return top;
 }
 #else
-static thread_local std::unique_ptr<ucontext_t[]> contexts;
 static void emu_switch(void** from, void* to) { swapcontext((ucontext_t*)*from, (ucontext_t*)to); }
 static void* fresh_context(char* stack_end, int number, void (*entry)()) {
-    if (!contexts) contexts.reset(new ucontext_t[MAX_THREADS + 1]);
-    ucontext_t* context = &contexts[number];
+    ucontext_t* context = &machine->contexts[number];
     getcontext(context);
     context->uc_stack.ss_sp = stack_end - STACK + PAGE;
     context->uc_stack.ss_size = STACK - PAGE;

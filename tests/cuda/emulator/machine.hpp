@@ -9,7 +9,11 @@
 #include <memory>
 #include <sys/mman.h>
 
-#if !defined(__x86_64__)
+// Stacks are switched by a few instructions of our own on x86-64, elsewhere by the C library.
+#if !defined(__x86_64__) && !defined(EMU_UCONTEXT)
+#define EMU_UCONTEXT
+#endif
+#if defined(EMU_UCONTEXT)
 #include <ucontext.h>
 #endif
 
@@ -81,14 +85,13 @@ struct Machine {
                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (stacks == MAP_FAILED) abort();
         for (int i = 0; i < MAX_THREADS; i++) mprotect(stacks + STACK * i, PAGE, PROT_NONE);
-#if !defined(__x86_64__)
-        own = std::make_unique<ucontext_t>();
-        scheduler = own.get();
+#if defined(EMU_UCONTEXT)
+        scheduler = &contexts[MAX_THREADS];
 #endif
     }
     ~Machine() { munmap(stacks, STACK * MAX_THREADS); }
-#if !defined(__x86_64__)
-    std::unique_ptr<ucontext_t> own;
+#if defined(EMU_UCONTEXT)
+    std::unique_ptr<ucontext_t[]> contexts{new ucontext_t[MAX_THREADS + 1]}; ///< the last is the scheduler's
 #endif
 
     unsigned draw(unsigned bound) {
