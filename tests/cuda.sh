@@ -54,6 +54,13 @@ say "greedy on 8.9, greedy reverse on 9.0"
 run 5 6 120 0xA5 3
 say "greedy random on 12.0"
 
+say "a few planted faults (all: tests/cuda/mutate.py)"
+if command -v python3 >/dev/null 2>&1; then
+  python3 tests/cuda/mutate.py --few --every 5
+else
+  echo "cuda: NOT RUN: planted faults; there is no python3"
+fi
+
 if [ "${BITLINEAR_CUDA_CHECK:-1}" = 0 ]; then
   echo "cuda: NOT RUN: compiling the kernels again; BITLINEAR_CUDA_CHECK=0"
 elif ! sh tools/get-nvrtc.sh; then

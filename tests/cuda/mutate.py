@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Plants faults in the CUDA kernels and in the code around them, one at a time, and runs the tests: each must be found.
 
-    tests/cuda/mutate.py [--list] [--only TEXT] [--kernels | --host]
+    tests/cuda/mutate.py [--list] [--only TEXT] [--kernels | --host | --few]
 
 A fault of a kernel is compiled into the emulated GPU (the modules named with it; the others stay as they are) and the
 kernel tests run in one schedule after another until one fails. A fault of the host is compiled into the library. A
@@ -245,11 +245,12 @@ def main():
     words.add_argument("--only", default="", help="faults whose name contains this")
     words.add_argument("--kernels", action="store_true", help="those in kernels only")
     words.add_argument("--host", action="store_true", help="those of the host only")
+    words.add_argument("--few", action="store_true", help="every sixth of those in kernels, as in CI")
     words.add_argument("--every", type=int, default=1, help="of the kernel tests' cases, every so many")
     words = words.parse_args()
     chosen = lambda faults: [f for f in faults if words.only in f.name()]
-    kernels = [] if words.host else chosen(KERNELS)
-    host = [] if words.kernels else chosen(HOST)
+    kernels = [] if words.host else chosen(KERNELS[::6] if words.few else KERNELS)
+    host = [] if words.kernels or words.few else chosen(HOST)
     for fault in kernels + host:
         text = (ROOT / ("" if fault in host else "kernels") / fault.file).read_text()
         fault.apply(text)  # all are still there
