@@ -55,8 +55,25 @@ def must(command, **options):
 
 
 def compile_unit(source, kernels, out):
+    """Begins to compile one source."""
     emulated = ["-DBL_EMU", "-x", "c++"] if source.suffix == ".cu" else []
-    return run(["g++", *FLAGS, f"-I{EMULATOR}", f"-I{kernels}", *emulated, "-c", str(source), "-o", str(out)])
+    command = ["g++", *FLAGS, f"-I{EMULATOR}", f"-I{kernels}", *emulated, "-c", str(source), "-o", str(out)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def compile_all(sources, kernels, folder):
+    """Two at a time; the objects, and what the first that failed says."""
+    objects, running, broken = {}, [], None
+    for source in [*sources, None, None]:
+        if len(running) == 2 or (source is None and running):
+            text = running[0].communicate()[0]
+            if running.pop(0).returncode and not broken:
+                broken = f"does not compile: {(text.strip().splitlines() or ['?'])[0][:100]}"
+        if source:
+            out = folder / (source.name + ".o")
+            objects[out.name] = out
+            running.append(compile_unit(source, kernels, out))
+    return objects, broken
 
 
 def test_binaries(names):
@@ -91,17 +108,9 @@ def kernel_faults(faults, every):
     base = WORK / "base"
     base.mkdir(parents=True, exist_ok=True)
     sources = sorted((ROOT / "kernels").glob("*.cu")) + sorted(EMULATOR.glob("*.cpp"))
-    jobs = []
-    for source in sources:
-        out = base / (source.name + ".o")
-        jobs.append((out, subprocess.Popen(["g++", *FLAGS, f"-I{EMULATOR}", f"-I{ROOT / 'kernels'}",
-                                            *(["-DBL_EMU", "-x", "c++"] if source.suffix == ".cu" else []),
-                                            "-c", str(source), "-o", str(out)])))
-        if len(jobs) % 2 == 0:
-            jobs[-2][1].wait()
-    if any(job.wait() for _, job in jobs):
-        raise SystemExit("the kernels do not compile")
-    objects = {out.name: out for out, _ in jobs}
+    objects, broken = compile_all(sources, ROOT / "kernels", base)
+    if broken:
+        raise SystemExit(broken)
     tests = test_binaries(["cuda_kernels"])
     for fault in [None] + faults:
         folder = WORK / "mutant"
@@ -114,12 +123,8 @@ def kernel_faults(faults, every):
             path = kernels / fault.file
             path.write_text(fault.apply(path.read_text()))
             modules = [fault.file[:-3]] if fault.file.endswith(".cu") else fault.modules
-            for module in modules:
-                out = folder / f"{module}.cu.o"
-                done = compile_unit(kernels / f"{module}.cu", kernels, out)
-                if done.returncode:
-                    broken = f"does not compile: {done.stderr.strip().splitlines()[0][:100]}"
-                linked[out.name] = out
+            changed, broken = compile_all([kernels / f"{module}.cu" for module in modules], kernels, folder)
+            linked.update(changed)
         if not broken:
             must(["g++", "-shared", *FLAGS, "-Wl,-soname,libcuda.so.1", *map(str, linked.values()), "-o",
                   str(folder / "libcuda.so.1"), "-ldl", "-lpthread"])
