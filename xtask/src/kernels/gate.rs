@@ -104,6 +104,11 @@ struct Kernel {
     registers: u32,
 }
 
+/// Where the machine code lies that an assembler makes of a module; its PTX beside it.
+fn assembled(work: &Path, c: &Compiled, assembler: &str, sm: &str) -> PathBuf {
+    work.join(format!("{}.{}.{assembler}.{sm}.cubin", c.module, c.target.name()))
+}
+
 fn assemble(
     tools: &Path,
     work: &Path,
