@@ -25,7 +25,7 @@ struct Prepare {
   int32_t code_bias;
   uint32_t mean_range, by_row, fixed;
   float fixed_scale;
-  uint32_t record, record_padded, records, group, record_groups, two_level, heads, features, run, rows;
+  uint32_t record, record_padded, records, group, record_groups, two_level, heads, features, run, rows, image_rows, pad;
 };
 
 struct Layer {
@@ -49,9 +49,13 @@ struct Product {
 };
 
 #define BL_SIZE(type, size) static_assert(sizeof(type) == (size), #type)
+#if defined(BL_EMU)
 #define BL_AT(type, field, at) static_assert(__builtin_offsetof(type, field) == (at), #type "." #field)
+#else // NVRTC knows no offsetof; it lays such structs out as every compiler does
+#define BL_AT(type, field, at) static_assert(true, "")
+#endif
 
-BL_SIZE(Prepare, 208);
+BL_SIZE(Prepare, 216);
 BL_AT(Prepare, x, 0);
 BL_AT(Prepare, x_stride, 8);
 BL_AT(Prepare, head_stride, 16);
@@ -89,6 +93,8 @@ BL_AT(Prepare, heads, 192);
 BL_AT(Prepare, features, 196);
 BL_AT(Prepare, run, 200);
 BL_AT(Prepare, rows, 204);
+BL_AT(Prepare, image_rows, 208);
+BL_AT(Prepare, pad, 212);
 
 BL_SIZE(Layer, 144);
 BL_AT(Layer, weights, 0);

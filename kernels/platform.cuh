@@ -125,6 +125,9 @@ template <int left> BL_DEVICE void bl_copy_wait() {
 #endif
 }
 
+/// Has the line of global memory at an address come to the L2 cache.
+BL_DEVICE void bl_prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
 // ---- 16-bit floats, as their bits --------------------------------------------------------------------------------
 // Rounding half to even. A NaN becomes the canonical one of the narrower type; infinities and subnormals are kept.
 

@@ -30,8 +30,10 @@ pub const STATIC_SHARED: usize = 1024;
 const WARPS: usize = 8;
 /// Rows of W of a gemm block.
 const GEMM_ROWS: usize = 128;
-/// Batches of more rows run on the gemm kernels.
+/// Batches of more rows may run on kernels that walk all of k in one warp.
 const FEW_ROWS: usize = 64;
+/// Rows of an image of codes of x: whole tiles of every kernel of warpgroups.
+const IMAGE_ROWS: usize = 256;
 /// Most blocks in y: the driver's limit. Kernels walk on in strides of the grid.
 const GRID_Y: usize = 65_535;
 
@@ -103,11 +105,19 @@ pub enum Module {
     W8,
     /// 4 bits through a table.
     T4,
+    /// 1 bit, one scale a row, many rows of x, on capability 9.0 alone; and so on.
+    Hopper1,
+    /// 2 bits.
+    Hopper2,
+    /// 4 bits.
+    Hopper4,
+    /// 8 bits.
+    Hopper8,
 }
 
 impl Module {
     /// All of them.
-    pub const ALL: [Module; 10] = [
+    pub const ALL: [Module; 14] = [
         Module::Prepare,
         Module::Float,
         Module::W1,
@@ -118,6 +128,10 @@ impl Module {
         Module::W6,
         Module::W8,
         Module::T4,
+        Module::Hopper1,
+        Module::Hopper2,
+        Module::Hopper4,
+        Module::Hopper8,
     ];
 
     /// The file's name without its ending.
@@ -133,6 +147,10 @@ impl Module {
             Module::W6 => "w6",
             Module::W8 => "w8",
             Module::T4 => "t4",
+            Module::Hopper1 => "hopper_w1",
+            Module::Hopper2 => "hopper_w2",
+            Module::Hopper4 => "hopper_w4",
+            Module::Hopper8 => "hopper_w8",
         }
     }
 
@@ -149,10 +167,14 @@ impl Module {
             Module::W6 => functions!("w6"),
             Module::W8 => functions!("w8"),
             Module::T4 => functions!("t4"),
+            Module::Hopper1 => &[c"bl_w1_wgmma64", c"bl_w1_wgmma128", c"bl_w1_wgmma256"],
+            Module::Hopper2 => &[c"bl_w2_wgmma64", c"bl_w2_wgmma128", c"bl_w2_wgmma256"],
+            Module::Hopper4 => &[c"bl_w4_wgmma64", c"bl_w4_wgmma128", c"bl_w4_wgmma256"],
+            Module::Hopper8 => &[c"bl_w8_wgmma64", c"bl_w8_wgmma128", c"bl_w8_wgmma256"],
         }
     }
 
-    /// The modules that a layer of that layout uses beside `Prepare`.
+    /// The module of a layer's products, beside `Prepare` and [`Module::hopper`].
     pub fn of(layout: &Layout, rule: Option<Rule>) -> Module {
         match (layout, rule) {
             (Layout::Coded(coded), Some(_)) => match (coded.bits, coded.values) {
@@ -168,6 +190,32 @@ impl Module {
             _ => Module::Float,
         }
     }
+
+    /// The module for many rows of x that a layer has on capability 9.0 alone.
+    pub fn hopper(layout: &Layout, rule: Option<Rule>) -> Option<Module> {
+        let one_scale = matches!(layout, Layout::Coded(Coded { scales: Scales::Row, bases: 1, .. }));
+        match Module::of(layout, rule) {
+            Module::W1 if one_scale => Some(Module::Hopper1),
+            Module::W2 if one_scale => Some(Module::Hopper2),
+            Module::W4 if one_scale => Some(Module::Hopper4),
+            Module::W8 if one_scale => Some(Module::Hopper8),
+            _ => None,
+        }
+    }
+}
+
+/// Which kernels may be chosen for integer activations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Family {
+    /// Whatever is estimated to be fastest.
+    #[default]
+    Auto,
+    /// Those for few rows of x.
+    Few,
+    /// Those of `mma.sync` for many rows.
+    Warps,
+    /// Those of `wgmma`, where there are some; else `Warps`.
+    Warpgroups,
 }
 
 /// A norm in front of a layer, its parameters on the device.
@@ -313,6 +361,8 @@ struct Space {
     bytes: usize,
     /// Bytes of a row of codes or floats.
     stride: usize,
+    /// Rows of an image of codes; 0: rows of codes.
+    image_rows: usize,
     /// Rows of scales and sums.
     pitch: usize,
     /// Blocks of `prepare`, and the bytes of shared memory that hold a row; 0: the workspace does.
@@ -320,7 +370,7 @@ struct Space {
     shared: usize,
 }
 
-/// How a row of x is cut: the part of a form that `prepare` depends on.
+/// How a row of W or x is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Cut {
     columns: usize,
@@ -351,34 +401,43 @@ impl Target<'_> {
         Form::new(&form.layout, form.out_features, self.columns, false)
     }
 
-    fn cut(&self) -> Result<Cut> {
+    /// How the weights are cut.
+    fn weight_cut(&self) -> Result<Cut> {
         let form = self.form()?;
-        // Floats are not cut.
-        let whole = Cut {
+        Ok(Cut {
             columns: self.columns,
-            record: self.columns,
-            record_padded: self.columns,
-            records: 1,
-            group: self.columns,
-            record_groups: 1,
-            groups: 1,
-        };
+            record: form.record,
+            record_padded: form.record_padded,
+            records: form.records,
+            group: form.group,
+            record_groups: form.record_groups,
+            groups: form.groups,
+        })
+    }
+
+    /// How x is cut: as the weights are, but floats are not.
+    fn cut(&self) -> Result<Cut> {
+        let columns = self.columns;
         Ok(match self.layer.rule {
-            None => whole,
-            Some(_) => Cut {
-                record: form.record,
-                record_padded: form.record_padded,
-                records: form.records,
-                group: form.group,
-                record_groups: form.record_groups,
-                groups: form.groups,
-                ..whole
+            Some(_) => self.weight_cut()?,
+            None => Cut {
+                columns,
+                record: columns,
+                record_padded: columns,
+                records: 1,
+                group: columns,
+                record_groups: 1,
+                groups: 1,
             },
         })
     }
 
     /// Whether this takes x in the form of the target before it.
-    fn shares(&self, before: &Target<'_>) -> Result<bool> {
+    fn shares(&self, before: &Target<'_>, call: &Call<'_>) -> Result<bool> {
+        let image = |target: &Target<'_>| -> Result<bool> { Ok(Kernel::choose(target, call)?.image) };
+        if image(self)? != image(before)? {
+            return Ok(false);
+        }
         let (a, b) = (self.layer, before.layer);
         let front = |l: &Placed| (l.norm, l.rotation, l.permutation);
         let same = self.same_front || front(a) == front(b);
@@ -387,7 +446,7 @@ impl Target<'_> {
 }
 
 impl Space {
-    fn new(target: &Target<'_>, m: usize, gpu: &Gpu) -> Result<Space> {
+    fn new(target: &Target<'_>, m: usize, gpu: &Gpu, image: bool) -> Result<Space> {
         let cut = target.cut()?;
         let mut at = 0usize;
         let mut fits = true;
@@ -412,8 +471,14 @@ impl Space {
                     cut.record
                 ));
             }
+            // Room for an image wherever there may be one: which it is depends on the other layers of a call.
+            let rows = match Module::hopper(&target.layer.form.layout, target.layer.rule) {
+                Some(_) if gpu.capability == (9, 0) => m.next_multiple_of(IMAGE_ROWS),
+                _ => m,
+            };
             space.stride = padded;
-            space.codes = take(m, padded);
+            space.image_rows = if image { rows } else { 0 };
+            space.codes = take(rows, padded);
             space.scales = take(pitch, 4 * cut.records);
             space.sums = take(pitch, 4 * cut.groups);
         } else {
@@ -435,11 +500,11 @@ impl Space {
     }
 }
 
-/// Bytes of workspace of a call on `m` rows: each target takes what the largest of them needs.
+/// Bytes of workspace of a call on `m` rows: what the layer that needs most needs alone.
 pub fn workspace(targets: &[Target<'_>], m: usize, gpu: &Gpu) -> Result<usize> {
     let mut bytes = 0;
     for target in targets {
-        bytes = bytes.max(Space::new(target, m, gpu)?.bytes);
+        bytes = bytes.max(Space::new(target, m, gpu, false)?.bytes);
     }
     Ok(bytes)
 }
@@ -453,22 +518,41 @@ pub fn plan(
     workspace: u64,
     emit: &mut dyn FnMut(&Launch<'_>) -> Result<()>,
 ) -> Result<()> {
+    plan_of(targets, input, gpu, Family::Auto, workspace, emit)
+}
+
+/// The same with kernels of one family: for tests, and to compare them.
+pub fn plan_of(
+    targets: &[Target<'_>],
+    input: &Input,
+    gpu: &Gpu,
+    family: Family,
+    workspace: u64,
+    emit: &mut dyn FnMut(&Launch<'_>) -> Result<()>,
+) -> Result<()> {
     if input.m == 0 {
         return Ok(());
     }
+    let outputs = targets.iter().map(|t| t.outputs).sum();
+    let call = Call { m: input.m, outputs, gpu, family };
     let mut rest = targets;
     while let Some(first) = rest.first() {
         let mut count = 1;
-        while count < rest.len() && rest[count].shares(&rest[count - 1])? {
+        while count < rest.len() && rest[count].shares(&rest[count - 1], &call)? {
             count += 1;
         }
-        let space = Space::new(first, input.m, gpu)?;
+        let image = Kernel::choose(first, &call)?.image;
+        let space = Space::new(first, input.m, gpu, image)?;
         prepare(first, input, &space, workspace, emit)?;
         let mut run = &rest[..count];
         while let Some(first) = run.first() {
-            let kernel = Kernel::choose(first, input.m, gpu)?;
+            let mut kernel = Kernel::choose(first, &call)?;
             let mut same = 1;
-            while same < run.len().min(LAYERS_MAX) && Kernel::choose(&run[same], input.m, gpu)? == kernel {
+            while same < run.len().min(LAYERS_MAX) {
+                match kernel.join(&Kernel::choose(&run[same], &call)?) {
+                    Some(both) => kernel = both,
+                    None => break,
+                }
                 same += 1;
             }
             product(&kernel, &run[..same], input.m, &space, workspace, emit)?;
@@ -547,6 +631,7 @@ fn prepare(
         }
         Some(rule) => {
             p.codes = at(space.codes);
+            p.image_rows = narrow(space.image_rows);
             p.scales = at(space.scales);
             p.sums = at(space.sums);
             p.limit = rule.width.limit();
@@ -576,6 +661,16 @@ fn prepare(
     })
 }
 
+/// What all layers of a call have in common: what is chosen for one suits all, so that they share what is made of x.
+#[derive(Clone, Copy)]
+struct Call<'a> {
+    m: usize,
+    /// Of all layers together.
+    outputs: usize,
+    gpu: &'a Gpu,
+    family: Family,
+}
+
 /// A kernel for a product, and all that its grid depends on beside the outputs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Kernel {
@@ -586,18 +681,22 @@ struct Kernel {
     tile: (usize, usize),
     threads: usize,
     shared: usize,
-    /// Records that a block keeps sums of at a time.
+    /// Records that a block keeps sums of at a time, and the bytes that each of them takes.
     chunk: usize,
+    record: usize,
     /// Stages of copies.
     stages: usize,
     /// Units of a row, as far as x goes.
     units: usize,
+    /// Whether it takes codes of x as images.
+    image: bool,
     cut: Cut,
 }
 
 impl Kernel {
-    fn choose(target: &Target<'_>, m: usize, gpu: &Gpu) -> Result<Kernel> {
-        let (form, cut) = (target.form()?, target.cut()?);
+    fn choose(target: &Target<'_>, call: &Call<'_>) -> Result<Kernel> {
+        let Call { m, outputs, gpu, family } = *call;
+        let (form, cut) = (target.form()?, target.weight_cut()?);
         let module = Module::of(&form.layout, target.layer.rule);
         let kernel = Kernel {
             module,
@@ -606,8 +705,10 @@ impl Kernel {
             threads: WARPS * 32,
             shared: 0,
             chunk: cut.records,
+            record: 0,
             stages: 0,
             units: form.units,
+            image: false,
             cut,
         };
         let coded = match (&form.layout, target.layer.rule) {
@@ -621,18 +722,92 @@ impl Kernel {
                 coded
             }
             _ => {
+                // A tile of weights and one of x, which has a column more (`kernels/float.cu`).
+                let shared = |rows: usize, columns: usize, depth: usize| 4 * depth * (rows + columns + 1);
                 return Ok(match m {
-                    ..=16 => Kernel { function: 0, tile: (STRIP, 8), threads: 128, shared: 0, ..kernel },
-                    _ => Kernel { function: 1, tile: (64, 64), threads: 256, shared: 0, ..kernel },
+                    ..=16 => {
+                        Kernel { tile: (STRIP, 8), threads: 128, shared: shared(STRIP, 8, 64), ..kernel }
+                    }
+                    _ => Kernel { function: 1, tile: (64, 64), shared: shared(64, 64, 32), ..kernel },
                 });
             }
         };
-        if m > FEW_ROWS
-            && let Some(kernel) = kernel.gemm(coded, &form, gpu)
-        {
-            return Ok(kernel);
+        let few = kernel.few(coded, &form, m, gpu);
+        if family == Family::Few || family == Family::Auto && m <= FEW_ROWS {
+            return few;
         }
-        kernel.few(coded, &form, m, gpu)
+        let mut candidates = [None; 5];
+        if family != Family::Warps && gpu.capability == (9, 0) {
+            for (i, candidate) in candidates.iter_mut().take(3).enumerate() {
+                *candidate = kernel.wgmma(coded, &form, m, gpu, target.layer.rule, i);
+            }
+        }
+        if family != Family::Warpgroups || candidates[0].is_none() {
+            candidates[3] = kernel.gemm(coded, &form, gpu);
+        }
+        if family == Family::Auto {
+            candidates[4] = few.ok();
+        }
+        let cost = |kernel: &Kernel| kernel.cost(outputs, m, gpu);
+        let best = candidates.into_iter().flatten().min_by(|a, b| cost(a).total_cmp(&cost(b)));
+        best.map_or_else(|| kernel.few(coded, &form, m, gpu), Ok)
+    }
+
+    /// One launch for both: kernels that differ at most in what a record takes (minima).
+    fn join(&self, other: &Kernel) -> Option<Kernel> {
+        let (chunk, record) = (self.chunk.min(other.chunk), self.record.max(other.record));
+        let shared = self.shared - self.chunk * self.record + chunk * record;
+        let both = Kernel { chunk, record, shared, ..*self };
+        (both == Kernel { chunk, record, shared, ..*other }).then_some(both)
+    }
+
+    /// Cycles for 32 columns, estimated: `mma.sync` of m16n8k32 takes 2 of a multiprocessor, `wgmma` does as much in
+    /// 1.25; the kernels for few rows wait for shared memory as long again, smaller tiles of warpgroups a little.
+    /// Blocks of the others come in waves.
+    fn cost(&self, outputs: usize, m: usize, gpu: &Gpu) -> f64 {
+        let multiprocessors = gpu.multiprocessors.max(1) as usize;
+        let (rows, columns) = self.tile;
+        let blocks = outputs.div_ceil(rows) * m.div_ceil(columns);
+        let products = (rows / 16 * columns / 8) as f64;
+        let waves = blocks.div_ceil(multiprocessors) as f64;
+        match (self.image, columns) {
+            (true, 64) => waves * products * 1.25 * 1.25,
+            (true, 128) => waves * products * 1.25 * 1.1,
+            (true, _) => waves * products * 1.25,
+            _ if self.stages > 0 => waves * products * 2.0,
+            _ => blocks as f64 / multiprocessors as f64 * products * 4.0,
+        }
+    }
+
+    /// The kernel of warpgroups. None where there is none for these weights, or its stages do not fit.
+    fn wgmma(
+        self,
+        coded: &Coded,
+        form: &Form,
+        m: usize,
+        gpu: &Gpu,
+        rule: Option<Rule>,
+        function: usize,
+    ) -> Option<Kernel> {
+        let module = Module::hopper(&form.layout, rule)?;
+        let columns = 64 << function;
+        if form.record_groups > 1 || m.div_ceil(columns) > GRID_Y {
+            return None;
+        }
+        let depth = unit_columns(coded.bits).max(128);
+        let stage = columns * depth + GEMM_ROWS * depth * coded.bits as usize / 8;
+        // Tiles of wgmma begin at multiples of 1024 bytes; results go out through 40 KB of the stages.
+        let stages = [4, 3, 2].into_iter().find(|n| 1024 + n * stage <= gpu.dynamic_shared())?;
+        Some(Kernel {
+            module,
+            function,
+            tile: (GEMM_ROWS, columns),
+            threads: 256,
+            shared: 1024 + (stages * stage).max(40 << 10),
+            stages,
+            image: true,
+            ..self
+        })
     }
 
     /// The tensor-core kernel whose warps walk all of k. None where its sums do not fit an int32, or its
@@ -686,7 +861,7 @@ impl Kernel {
             let whole = form.unit / gcd(form.unit, self.cut.record_padded);
             let chunk = if chunk < records && chunk >= whole { chunk - chunk % whole } else { chunk };
             let shared = ring + chunk * record;
-            return Ok(Kernel { function, tile: (STRIP, columns), shared, chunk, ..self });
+            return Ok(Kernel { function, tile: (STRIP, columns), shared, chunk, record, ..self });
         }
         Err(fail!(Unsupported, "{} columns in one group on a CUDA device", self.cut.record))
     }
@@ -716,7 +891,7 @@ fn product(
     let tiles = m.div_ceil(kernel.tile.1);
     let mut p = Product {
         x: at(if float { space.floats } else { space.codes }),
-        x_stride: space.stride as u64,
+        x_stride: if kernel.image { space.image_rows * 128 } else { space.stride } as u64,
         scales: at(space.scales),
         sums: at(space.sums),
         pitch: space.pitch as u64,

@@ -6,6 +6,8 @@
 //! codes    [row][columns padded to 256]     each 64 columns in the order of the matrix B of mma.sync:
 //!                                           column 32 i + 16 half + 4 t + b at byte 16 t + 8 i + 4 half + b,
 //!                                           so that a lane reads 16 bytes for two steps
+//!     or   [128 columns][row][128]          for wgmma: the images of its tiles, in the order of the columns;
+//!                                           the 16 bytes of piece q of row r stand at place q ^ r % 8
 //! scales   [record][row]                    f32; NaN for a row that is not finite
 //! sums     [group][row]                     i32: sums of the stored codes
 //! floats   [row][column]                    f32, where x is not quantised
@@ -55,7 +57,7 @@ mirrored! {
         floats: u64,
         /// Where codes go.
         codes: u64,
-        /// Bytes of a row of codes.
+        /// Bytes of a row of codes, and with it its columns; of floats: bytes.
         code_stride: u64,
         /// Where scales go.
         scales: u64,
@@ -107,6 +109,10 @@ mirrored! {
         run: u32,
         /// Rows of x; blocks walk over them in strides of the grid.
         rows: u32,
+        /// Rows of an image of codes; 0: rows of codes.
+        image_rows: u32,
+        /// Fills up to a multiple of 8 bytes.
+        pad: u32,
     }
 }
 
@@ -171,7 +177,7 @@ mirrored! {
     Product {
         /// Codes, or floats.
         x: u64,
-        /// Bytes from row to row.
+        /// Bytes from row to row; of an image: from 128 columns to the next.
         x_stride: u64,
         /// Scales of x.
         scales: u64,

@@ -249,6 +249,8 @@ BL_DEVICE void bl_copy_async(void* to, const void* from, bool in_range) { ::emu:
 BL_DEVICE void bl_copy_commit() { ::emu::fiber->group++; }
 template <int left> BL_DEVICE void bl_copy_wait() { ::emu::copy_wait(left); }
 
+BL_DEVICE void bl_prefetch(const void* p) { (void)*(const volatile unsigned char*)p; }
+
 BL_DEVICE float bl_f16_to_f32(uint16_t bits) { return (float)std::bit_cast<_Float16>(bits); }
 BL_DEVICE uint16_t bl_f32_to_f16(float f) { return f == f ? std::bit_cast<uint16_t>((_Float16)f) : (uint16_t)0x7e00; }
 
