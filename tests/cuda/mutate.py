@@ -160,21 +160,20 @@ def copy_if_other(source, to):
 
 
 SYNC = "__syncthreads();"
-FLOAT = ("float",)
+HOPPER = ("hopper_w1", "hopper_w2")
 KERNELS = [
     # few rows: a barrier less
-    Fault("few.cuh", "copy_next();\n    " + SYNC, "copy_next();"),
+    Fault("few.cuh", "sums[i] = 0;\n      " + SYNC, "sums[i] = 0;"),
     Fault("few.cuh", SYNC + "\n\n      // 2:", "// 2:"),
     Fault("few.cuh", SYNC + "\n\n      // 3:", "// 3:"),
-    Fault("few.cuh", SYNC + "\n    } while", "} while"),
+    Fault("few.cuh", SYNC + "\n      more_chunks", "more_chunks"),
     # few rows: copies, bounds, groups
     Fault("few.cuh", "bl_copy_wait<RING - 1>", "bl_copy_wait<RING>"),
     Fault("few.cuh", "if (n < rows) atomicAdd", "atomicAdd"),
     Fault("few.cuh", "? left - taken : 0", "? left - 1 : 0"),
-    Fault("few.cuh", "group_sums[j * outputs] = 0;", ";"),
-    Fault("few.cuh", "*sum = 0;", ";"),
+    Fault("few.cuh", "walk.at + FEW_WARPS < walk.end", "true"),
     Fault("few.cuh", "len - j * p.group)", "len)"),
-    Fault("few.cuh", "-__fmul_rn(low, x_scale)", "__fmul_rn(low, x_scale)"),
+    Fault("few.cuh", "-__fmul_rn(low_scale, x_scale)", "__fmul_rn(low_scale, x_scale)"),
     Fault("few.cuh", "row ^ (n & 2) << 2", "row ^ (n & 2) << 1"),
     Fault("few.cuh", "w_row < layer.outputs) bl_finish", "true) bl_finish"),
     # many rows
@@ -188,6 +187,19 @@ KERNELS = [
     Fault("gemm.cuh", "bl_mma_k32_ss(c[s][j], a[s][1], b.z, b.w);", "bl_mma_k32_ss(c[s][j], a[s][1], b.w, b.z);"),
     Fault("gemm.cuh", "|| done >= row_halves", ""),
     Fault("gemm.cuh", "(uint32_t)layer.correction * x_sum", "0"),
+    # many rows on Hopper
+    Fault("wgmma.cuh", "bl_barrier_init_done();\n  }\n  " + SYNC, "bl_barrier_init_done();\n  }", modules=HOPPER),
+    Fault("wgmma.cuh", "bl_barrier_wait(full + i % p.stages, i / p.stages & 1);", "", modules=HOPPER),
+    Fault("wgmma.cuh", "bl_barrier_wait(empty + (i - 1) % p.stages, (i - 1) / p.stages & 1);", "", modules=HOPPER),
+    Fault("wgmma.cuh", "(i - 1) / p.stages & 1", "((i - 1) / p.stages & 1) ^ 1", modules=HOPPER),
+    Fault("wgmma.cuh", "bl_barrier_init(empty + i, 8);", "bl_barrier_init(empty + i, 7);", modules=HOPPER),
+    Fault("wgmma.cuh", "X + there * bytes", "X + WGMMA_STRIPS * bytes", modules=HOPPER),
+    Fault("wgmma.cuh", "bl_wgmma_wait<0>(c);", "", modules=HOPPER),
+    Fault("wgmma.cuh", "bl_wgmma_wait<0>(c);\n    __syncwarp();\n    if (lane == 0) bl_barrier_arrive(empty + i % p.stages);",
+          "__syncwarp();\n    if (lane == 0) bl_barrier_arrive(empty + i % p.stages);\n    bl_wgmma_wait<0>(c);", modules=HOPPER),
+    Fault("wgmma.cuh", "bl_wgmma_fence();", "", modules=HOPPER),
+    Fault("wgmma.cuh", "step / 4 * (COLUMNS * 128), step % 4", "step / 4 * (COLUMNS * 128), step % 3", modules=HOPPER),
+    Fault("wgmma.cuh", "min((uint32_t)UNITS, p.units - i * UNITS)", "UNITS", modules=HOPPER),
     # decoding
     Fault("decode.cuh", "shift >= 0 ? high >> (shift & 31) : high << (-shift & 31)", "high >> (shift & 31)", modules=("w3", "w5", "w6")),
     Fault("decode.cuh", "codes >> 3 & 0x01010101u", "codes >> 2 & 0x01010101u", modules=("t4",)),
