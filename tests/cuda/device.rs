@@ -52,10 +52,13 @@ functions! {
     cuCtxSynchronize: fn();
 }
 
-/// The emulated GPU of this process.
+type Set = unsafe extern "C" fn(*const c_char, *const c_char);
+
+/// The GPU of this process, emulated but for tests/gpu.
 pub struct Device {
     functions: Functions,
-    set: unsafe extern "C" fn(*const c_char, *const c_char),
+    /// Of the emulated driver alone.
+    set: Option<Set>,
     /// What it is.
     pub gpu: Gpu,
     kernels: Vec<(&'static CStr, usize)>,
@@ -83,8 +86,17 @@ fn good(code: c_int, what: &str) {
     assert_eq!(code, 0, "{what}");
 }
 
-/// The emulated driver: in the folder BITLINEAR_EMULATOR, or built from the kernels' sources.
+/// The folder of compiled kernels, where tests run on a real card (tests/gpu): BITLINEAR_TEST_CARD.
+fn card() -> Option<PathBuf> {
+    std::env::var_os("BITLINEAR_TEST_CARD").map(PathBuf::from)
+}
+
+/// The emulated driver: in the folder BITLINEAR_EMULATOR, or built from the kernels' sources. For a card the
+/// machine's own.
 fn library() -> PathBuf {
+    if card().is_some() {
+        return PathBuf::from("libcuda.so.1");
+    }
     if let Some(folder) = std::env::var_os("BITLINEAR_EMULATOR") {
         return PathBuf::from(folder).join("libcuda.so.1");
     }
@@ -93,6 +105,26 @@ fn library() -> PathBuf {
     let output = Command::new("sh").arg(build).arg(&folder).output().expect("sh runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     folder.join("libcuda.so.1")
+}
+
+/// What a module's functions are loaded from; `None`: this device has no such module. The emulated driver runs the
+/// sources that it was built of: the image only names them.
+fn image(module: Module, gpu: &Gpu) -> Option<Vec<u8>> {
+    let Some(folder) = card() else {
+        let mut text = String::from(".version 6.5\n.target sm_75\n");
+        module.functions().iter().for_each(|f| text += &format!(".entry {}(\n", f.to_str().unwrap()));
+        return Some(CString::new(text).unwrap().into_bytes_with_nul());
+    };
+    let (major, minor) = gpu.capability;
+    let own = 10 * major + minor;
+    let mut names = vec![format!("{own}a.cubin")];
+    names.extend((10 * major..=own).rev().map(|arch| format!("{arch}.cubin")));
+    if std::env::var("BITLINEAR_CUDA_PTX").is_ok_and(|v| v == "1") {
+        names.clear();
+    }
+    names.push(format!("{own}a.ptx"));
+    names.extend((75..=own).rev().map(|arch| format!("{arch}.ptx")));
+    names.iter().find_map(|name| std::fs::read(folder.join(format!("{}.{name}", module.name()))).ok())
 }
 
 impl Device {
@@ -117,11 +149,10 @@ impl Device {
             let library = libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL);
             assert!(!library.is_null(), "{path:?} does not open");
             let set = libc::dlsym(library, c"bl_emu_set".as_ptr());
-            assert!(!set.is_null());
-            type Set = unsafe extern "C" fn(*const c_char, *const c_char);
-            (Functions::load(library), std::mem::transmute::<*mut c_void, Set>(set))
+            assert!(set.is_null() == card().is_some(), "{path:?} is not the driver that was asked for");
+            (Functions::load(library), std::mem::transmute::<*mut c_void, Option<Set>>(set))
         };
-        if std::env::var_os("BL_EMU_CC").is_none() {
+        if let (Some(set), true) = (set, std::env::var_os("BL_EMU_CC").is_none()) {
             // SAFETY: two C strings.
             unsafe { set(c"cc".as_ptr(), c"90".as_ptr()) };
         }
@@ -146,13 +177,10 @@ impl Device {
             shared_block: attribute(97) as usize,
         };
         device.gpu = gpu;
-        // The emulated driver runs the sources that it was built of: the image only names them.
         for module in Module::ALL {
-            let mut image = String::from(".version 6.5\n.target sm_75\n");
-            module.functions().iter().for_each(|f| image += &format!(".entry {}(\n", f.to_str().unwrap()));
-            let image = CString::new(image).unwrap();
+            let Some(image) = image(module, &gpu) else { continue };
             let mut handle = std::ptr::null_mut();
-            // SAFETY: a NUL-terminated image.
+            // SAFETY: an ELF file, or text that ends with NUL.
             good(
                 unsafe { (device.functions.cuModuleLoadData)(&mut handle, image.as_ptr().cast()) },
                 module.name(),
@@ -177,8 +205,10 @@ impl Device {
     pub fn order(&self, order: Option<u32>) {
         let own = std::env::var("BL_EMU_ORDER").unwrap_or("0".into());
         let value = CString::new(order.map_or(own, |order| order.to_string())).unwrap();
-        // SAFETY: two C strings.
-        unsafe { (self.set)(c"order".as_ptr(), value.as_ptr()) };
+        if let Some(set) = self.set {
+            // SAFETY: two C strings.
+            unsafe { set(c"order".as_ptr(), value.as_ptr()) };
+        }
     }
 
     /// `bytes` bytes of whatever is there.

@@ -8,16 +8,15 @@ folder=${1:-target/gpu}
 mkdir -p "$folder/images" "$folder/emulator"
 cargo rustc --release --lib --features reserve --crate-type cdylib
 cp target/release/libbitlinear.so "$folder/"
-# The kernels' own tests and the library's: the same binaries that run on the emulated GPU.
-cargo test --release --no-run --message-format=json --test cuda_kernels --test cuda |
-  sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | sort -u | while read -r test; do
-  name=$(basename "$test")
-  cp "$test" "$folder/test_${name%-*}"
-done
+# The kernels' tests: the same program that runs on the emulated GPU.
+test=$(cargo test --no-run --message-format=json --test cuda_kernels |
+  sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | sort -u)
+cp "$test" "$folder/test_kernels"
+strip --strip-debug "$folder/test_kernels"
 sh tests/cuda/emulator/build.sh "$folder/emulator"
 rm -rf "$folder/emulator/objects"
 g++ -std=c++20 -O2 -o "$folder/probes" tests/gpu/probes.cpp -ldl
 sh tools/get-nvrtc.sh
-cargo xtask kernels --probes "$PWD/$folder/images"
+cargo xtask kernels --raw "$folder/images"
 cp tests/gpu/card.py tests/gpu/run.sh "$folder/"
 du -sh "$folder"

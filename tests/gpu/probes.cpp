@@ -1,7 +1,7 @@
 // Each wrapper of kernels/platform.cuh on a card against its emulated body: both run tests/cuda/probes.cu on the same
 // numbers, and must give the same.
 //     probes EMULATOR_FOLDER IMAGE_FOLDER
-// IMAGE_FOLDER holds probes.<target>.cubin and .ptx, as `cargo xtask kernels --probes IMAGE_FOLDER` wrote them. All
+// IMAGE_FOLDER holds probes.<target>.cubin and .ptx, as `cargo xtask kernels --raw IMAGE_FOLDER` wrote them. All
 // images that fit the card are run: machine code and PTX, of its own capability and of earlier ones.
 #include <cstdint>
 #include <cstdio>

@@ -36,14 +36,12 @@ export BITLINEAR_LIBRARY="$here/libbitlinear.so"
 step "wrappers: the real bodies against the emulated ones"
 try probes ./probes emulator images
 
-# BITLINEAR_TEST_CARD=1: on the machine's own driver, with the images of kernels/prebuilt, in place of the emulated one.
-export BITLINEAR_TEST_CARD=1
-for test in test_*; do
-  step "$test, machine code"
-  try "$test" "./$test"
-  step "$test, PTX"
-  try "$test (PTX)" env BITLINEAR_CUDA_PTX=1 "./$test"
-done
+# On the machine's own driver, with these images, in place of the emulated one.
+export BITLINEAR_TEST_CARD="$here/images"
+step "every layout against the scalar kernels, machine code"
+try kernels ./test_kernels
+step "every layout against the scalar kernels, PTX"
+try "kernels (PTX)" env BITLINEAR_CUDA_PTX=1 ./test_kernels
 
 step "PyTorch: results against the CPU's, a captured graph"
 try card.py python3 card.py check
@@ -52,7 +50,7 @@ try "card.py (PTX)" env BITLINEAR_CUDA_PTX=1 python3 card.py check
 step "compute-sanitizer"
 if command -v compute-sanitizer >/dev/null 2>&1; then
   for tool in memcheck racecheck; do
-    try "$tool" env BITLINEAR_TEST_EVERY=20 timeout 240 compute-sanitizer --tool $tool --error-exitcode 1 ./test_cuda_kernels
+    try "$tool" env BITLINEAR_TEST_EVERY=20 timeout 240 compute-sanitizer --tool $tool --error-exitcode 1 ./test_kernels
   done
 else
   echo "compute-sanitizer: NOT RUN: it is not installed"

@@ -1,5 +1,5 @@
 //! `cargo xtask kernels [--check] [--tools FOLDER]`: compiles kernels/*.cu into kernels/prebuilt/; with
-//! `--probes FOLDER` tests/cuda/probes.cu into that folder, for tests/gpu.
+//! `--raw FOLDER` what is there, inflated, and tests/cuda/probes.cu into that folder, for tests/gpu.
 //!
 //! ```text
 //! kernels/w2.cu --NVRTC--> w2.75.ptx.z  w2.80.ptx.z  w2.80.cubin.z ...     deflated, see `image`
@@ -77,16 +77,16 @@ pub struct Compiled {
 
 /// Compiles, and writes or compares.
 pub fn kernels(arguments: &[&str]) -> Result<(), String> {
-    let (mut check, mut probes, mut tools) = (false, None, root().join("target/nvrtc"));
+    let (mut check, mut raw, mut tools) = (false, None, root().join("target/nvrtc"));
     let mut words = arguments.iter();
     while let Some(word) = words.next() {
         match *word {
             "--check" => check = true,
             "--tools" => tools = words.next().ok_or("--tools FOLDER")?.into(),
-            "--probes" => probes = Some(PathBuf::from(words.next().ok_or("--probes FOLDER")?)),
+            "--raw" => raw = Some(PathBuf::from(words.next().ok_or("--raw FOLDER")?)),
             other => {
                 return Err(format!(
-                    "`{other}`: cargo xtask kernels [--check | --probes FOLDER] [--tools FOLDER]"
+                    "`{other}`: cargo xtask kernels [--check | --raw FOLDER] [--tools FOLDER]"
                 ));
             }
         }
@@ -94,7 +94,8 @@ pub fn kernels(arguments: &[&str]) -> Result<(), String> {
     let folder = root().join("kernels");
     let mut sources = sources(&folder)?;
     let nvrtc = Nvrtc::open(&tools)?;
-    if let Some(out) = probes {
+    if let Some(out) = raw {
+        inflate(&folder.join("prebuilt"), &out)?;
         return write_probes(&nvrtc, &mut sources, &out);
     }
     let compiled = compile(&nvrtc, &sources)?;
@@ -145,6 +146,23 @@ fn compile(nvrtc: &Nvrtc, sources: &BTreeMap<String, Vec<u8>>) -> Result<Vec<Com
         Ok(Compiled { module: (*module).to_owned(), target: *target, bytes })
     });
     results.into_iter().collect()
+}
+
+/// The images of kernels/prebuilt, as the driver takes them: `w2.80.cubin`.
+fn inflate(prebuilt: &Path, out: &Path) -> Result<(), String> {
+    let failed = |path: &Path, e: std::io::Error| format!("{}: {e}", path.display());
+    std::fs::create_dir_all(out).map_err(|e| failed(out, e))?;
+    for entry in std::fs::read_dir(prebuilt).map_err(|e| failed(prebuilt, e))? {
+        let path = entry.map_err(|e| failed(prebuilt, e))?.path();
+        let (Some("z"), Some(name)) = (path.extension().and_then(|e| e.to_str()), path.file_stem()) else {
+            continue;
+        };
+        let bytes = std::fs::read(&path).map_err(|e| failed(&path, e))?;
+        let image = miniz_oxide::inflate::decompress_to_vec(bytes.get(4..).unwrap_or_default())
+            .map_err(|e| format!("{}: {e}", path.display()))?;
+        std::fs::write(out.join(name), image).map_err(|e| failed(out, e))?;
+    }
+    Ok(())
 }
 
 /// The probes for every target, as they are, `probes.90a.cubin`.

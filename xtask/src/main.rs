@@ -15,7 +15,7 @@ fn main() -> ExitCode {
         ["header", "--check"] => header(true),
         ["kernels", ..] => kernels::kernels(&words[1..]),
         ["install", ..] => install::install(&words[1..]),
-        _ => Err("usage: cargo xtask header [--check]\n       cargo xtask kernels [--check | --probes FOLDER] [--tools FOLDER]\n       cargo xtask install [--prefix FOLDER] \
+        _ => Err("usage: cargo xtask header [--check]\n       cargo xtask kernels [--check | --raw FOLDER] [--tools FOLDER]\n       cargo xtask install [--prefix FOLDER] \
             [--destdir FOLDER] [--libdir FOLDER] [--includedir FOLDER]"
             .to_owned()),
     };

@@ -68,7 +68,8 @@ impl Nvrtc {
         let options = [
             format!("--gpu-architecture={}_{}", if target.binary { "sm" } else { "compute" }, target.name()),
             "--std=c++17".to_owned(),
-            "--fmad=false".to_owned(), // kernels say where they fuse
+            "--device-as-default-execution-space".to_owned(), // lambdas cannot be annotated
+            "--fmad=false".to_owned(),                        // kernels say where they fuse
         ];
         let options = options.iter().map(|o| text(o.as_bytes())).collect::<Result<Vec<_>, _>>()?;
         let pointers = |list: &[CString]| list.iter().map(|c| c.as_ptr()).collect::<Vec<_>>();
