@@ -28,10 +28,20 @@ pub enum Status {
     BadFile = 8,
     /// The CUDA driver reported a failure.
     Device = 9,
-    /// A threaded context was used in a child of fork().
+    /// What does not survive fork() was used in the child: a context's threads, a GPU.
     Forked = 10,
     /// A caller's progress function said so.
     Cancelled = 11,
+    /// There is no CUDA driver here, or none that works.
+    NoDriver = 12,
+    /// The CUDA driver is older than what this build needs.
+    DriverTooOld = 13,
+    /// The CUDA driver sees no GPU.
+    NoDevice = 14,
+    /// The GPU is one that this build has no kernels for.
+    UnsupportedDevice = 15,
+    /// An earlier failure left the GPU's context unusable.
+    DeviceLost = 16,
     /// A bug in this library; the process is sound.
     Internal = 99,
 }
@@ -112,6 +122,11 @@ impl Error {
     /// The text; empty where memory was too short even for it.
     pub fn text(&self) -> &str {
         self.text.as_ref().map_or("", |t| t.as_str())
+    }
+
+    /// The same text under another status.
+    pub fn with(self, status: Status) -> Error {
+        Error { status, ..self }
     }
 
     /// The same failure with `what: ` before its text (a tensor's name, a file's path).

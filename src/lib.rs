@@ -34,6 +34,7 @@ pub mod cpu;
 pub mod exec;
 pub mod kernel;
 
+pub mod cuda;
 pub mod heads;
 pub mod layer;
 pub mod matrix;

@@ -58,6 +58,11 @@ pub fn status_of(status: Status) -> bl_status {
         Status::Device => bl_status::BL_ERROR_DEVICE,
         Status::Forked => bl_status::BL_ERROR_FORKED,
         Status::Cancelled => bl_status::BL_ERROR_CANCELLED,
+        Status::NoDriver => bl_status::BL_ERROR_NO_DRIVER,
+        Status::DriverTooOld => bl_status::BL_ERROR_DRIVER_TOO_OLD,
+        Status::NoDevice => bl_status::BL_ERROR_NO_DEVICE,
+        Status::UnsupportedDevice => bl_status::BL_ERROR_UNSUPPORTED_DEVICE,
+        Status::DeviceLost => bl_status::BL_ERROR_DEVICE_LOST,
         Status::Internal => bl_status::BL_ERROR_INTERNAL,
     }
 }

@@ -1,8 +1,8 @@
 //! Contexts: what calls run with.
 
 use std::ffi::{c_char, c_void};
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use super::boundary::guard;
 use super::handle::{self, Kind};
@@ -15,10 +15,11 @@ use super::quantize::Gathered;
 use super::state::State;
 use super::types::*;
 use crate::cpu::Isa;
+use crate::cuda::Lanes;
 use crate::error::{Result, TEXT_MAX, Text, fail};
 use crate::exec::{self, Executor};
 use crate::limits::THREADS_MAX;
-use crate::memory::{Callbacks, Heap};
+use crate::memory::{Callbacks, Heap, reserve};
 
 /// The body of a `bl_context`.
 pub struct Context {
@@ -32,6 +33,8 @@ pub struct Context {
     pub usage: Usage,
     /// What its kernels have done, where that is counted.
     pub profile: Option<Profile>,
+    /// The devices that it has had layers on.
+    devices: Mutex<Vec<Arc<Lanes>>>,
     log: Option<Log>,
 }
 
@@ -69,8 +72,29 @@ impl Context {
             executor: Executor::Serial,
             usage: Usage::default(),
             profile: None,
+            devices: Mutex::default(),
             log: None,
         }
+    }
+
+    /// What it has on a device; from the first time on the device stays ready for it.
+    pub fn lanes(&self, device: u32) -> Result<Arc<Lanes>> {
+        let mut devices = self.devices.lock().unwrap_or_else(|e| e.into_inner());
+        // A device that was lost comes back once nobody holds what was on it.
+        devices.retain(|lanes| !lanes.device.is_lost());
+        if let Some(lanes) = devices.iter().find(|lanes| lanes.device.index() == device) {
+            return Ok(lanes.clone());
+        }
+        reserve(&mut devices, 1, "devices")?;
+        let lanes = Arc::new(Lanes::new(device)?);
+        devices.push(lanes.clone());
+        Ok(lanes)
+    }
+
+    /// Bytes that it has on devices.
+    pub fn device_bytes(&self) -> u64 {
+        let devices = self.devices.lock().unwrap_or_else(|e| e.into_inner());
+        devices.iter().map(|lanes| lanes.count.load(Ordering::Relaxed)).sum()
     }
 
     /// Sends a line to the host's log, where it wants lines of that level.

@@ -62,6 +62,11 @@ pub extern "C" fn bl_status_name(status: StatusArg) -> *const c_char {
         9 => c"BL_ERROR_DEVICE",
         10 => c"BL_ERROR_FORKED",
         11 => c"BL_ERROR_CANCELLED",
+        12 => c"BL_ERROR_NO_DRIVER",
+        13 => c"BL_ERROR_DRIVER_TOO_OLD",
+        14 => c"BL_ERROR_NO_DEVICE",
+        15 => c"BL_ERROR_UNSUPPORTED_DEVICE",
+        16 => c"BL_ERROR_DEVICE_LOST",
         99 => c"BL_ERROR_INTERNAL",
         _ => c"BL_UNKNOWN",
     };

@@ -6,17 +6,19 @@ use std::time::Instant;
 
 use super::boundary::guard;
 use super::context::Context;
+use super::device::{alike, device_layer};
 use super::handle;
-use super::layer::{Layer, addressable, float_type, row_stride};
+use super::layer::{Body, Layer, addressable, float_type, row_stride};
 use super::options;
 use super::types::*;
+use crate::cuda::{self, DeviceLayer, HostTarget, StreamTarget};
 use crate::error::{Result, fail};
 use crate::layer::{self, Extra, Stage, Stages, Target};
 use crate::limits::{BATCH_MAX, LAYERS_MAX};
 use crate::matrix::{MatrixMut, MatrixRef};
 use crate::memory::ALIGNMENT;
 
-fn batch(m: i64) -> Result<usize> {
+pub(super) fn batch(m: i64) -> Result<usize> {
     match u64::try_from(m) {
         Ok(m) if m <= BATCH_MAX => Ok(m as usize),
         _ => Err(fail!(InvalidArgument, "m = {m} rows of x: 0 to {BATCH_MAX}")),
@@ -45,8 +47,25 @@ pub unsafe extern "C" fn bl_plan(
                 return Err(fail!(Unsupported, "op {} is unknown to this library", op.0));
             }
             float_type(x_type, "x")?;
+            let linear = match &layer.body {
+                Body::Cpu(linear) => linear,
+                Body::Device(layer) => {
+                    let plan = layer.plan(batch(m)?)?;
+                    let workspace = if plan.workspace == 0 { 0 } else { plan.workspace + cuda::ALIGNMENT };
+                    out.fill(&bl_plan_info {
+                        struct_size: 0,
+                        threads: 0,
+                        kernel: plan.kernel.as_ptr(),
+                        workspace_size: workspace as u64,
+                        workspace_alignment: cuda::ALIGNMENT as u64,
+                        bytes_read: plan.bytes_read,
+                        operations: plan.operations,
+                    });
+                    return Ok(());
+                }
+            };
             let executor = &layer.context.executor;
-            let plan = layer.linear.plan(batch(m)?, executor);
+            let plan = linear.plan(batch(m)?, executor);
             out.fill(&bl_plan_info {
                 struct_size: 0,
                 threads: executor.width() as u32,
@@ -67,6 +86,9 @@ pub unsafe extern "C" fn bl_plan(
 /// on the number of threads, on alignment or on the CPU (docs/numerics.md). A row of x with a NaN or
 /// an infinity gives, with integer activations, a row of NaN.
 ///
+/// A layer on a device gives the same bits. x and y are the host's memory all the same: they are copied, as
+/// f32, and the call comes back when y is there. bl_forward_device leaves them on the device.
+///
 /// # Safety
 /// As the rules at the top of bitlinear.h say.
 #[unsafe(no_mangle)]
@@ -86,11 +108,11 @@ pub unsafe extern "C" fn bl_forward(
     unsafe {
         guard(error, || {
             let layer: &Layer = handle::get(layer)?;
-            let linear = &layer.linear;
+            let (in_features, out_features) = (layer.in_features(), layer.out_features());
             let m = batch(m)?;
             let (x_float, y_float) = (float_type(x_type, "x")?, float_type(y_type, "y")?);
-            let x_stride = row_stride(x_stride, linear.in_features(), x_float, "x")?;
-            let y_stride = row_stride(y_stride, linear.out_features(), y_float, "y")?;
+            let x_stride = row_stride(x_stride, in_features, x_float, "x")?;
+            let y_stride = row_stride(y_stride, out_features, y_float, "y")?;
             let run = options::read(options)?;
             if run.flags & !BL_RUN_ACCUMULATE != 0 {
                 return Err(fail!(InvalidArgument, "run flags {:#x} are unknown", run.flags));
@@ -103,11 +125,18 @@ pub unsafe extern "C" fn bl_forward(
             }
             addressable(m, x_stride, "x")?;
             addressable(m, y_stride, "y")?;
-            let workspace = workspace(&run)?;
-            let x = MatrixRef::new(x.cast(), x_float, x_stride, linear.in_features());
-            let y = MatrixMut::new(y.cast(), y_float, y_stride, linear.out_features())
+            let x = MatrixRef::new(x.cast(), x_float, x_stride, in_features);
+            let y = MatrixMut::new(y.cast(), y_float, y_stride, out_features)
                 .accumulating(run.flags & BL_RUN_ACCUMULATE != 0);
-            run_counted(&layer.context, &[Target::new(linear, y)], m, x, workspace)
+            match &layer.body {
+                Body::Cpu(linear) => {
+                    run_counted(&layer.context, &[Target::new(linear, y)], m, x, workspace(&run)?)
+                }
+                Body::Device(on_device) => {
+                    no_workspace(&run)?;
+                    run_on_device(&layer.context, &[HostTarget { layer: on_device, y }], m, x)
+                }
+            }
         })
     }
 }
@@ -126,6 +155,60 @@ unsafe fn workspace<'a>(run: &bl_run_options) -> Result<Option<&'a mut [u8]>> {
         false => Ok(Some(unsafe {
             std::slice::from_raw_parts_mut(run.workspace.cast::<u8>(), run.workspace_size)
         })),
+    }
+}
+
+/// Refuses a workspace where a call takes none.
+fn no_workspace(run: &bl_run_options) -> Result<()> {
+    match run.workspace.is_null() && run.workspace_size == 0 {
+        true => Ok(()),
+        false => Err(fail!(InvalidArgument, "layers on a device take a workspace in bl_forward_device only")),
+    }
+}
+
+/// Runs a call on a device and counts it, where the context counts.
+fn run_on_device(context: &Context, targets: &[HostTarget<'_>], m: usize, x: MatrixRef) -> Result<()> {
+    let Some(profile) = &context.profile else {
+        return DeviceLayer::forward(targets, m, x, None);
+    };
+    let begin = Instant::now();
+    let plans = |i: usize| targets[i].layer.plan(m);
+    // A launch is of several layers where their kernel is the same: what they read is told with the call.
+    let counted = |kernel, nanoseconds| profile.add_device_kernel(kernel, nanoseconds);
+    DeviceLayer::forward(targets, m, x, Some(&counted))?;
+    let (mut bytes, mut operations) = (0, 0);
+    for i in 0..targets.len() {
+        let plan = plans(i)?;
+        bytes += plan.bytes_read;
+        operations += plan.operations;
+        profile.add_device_work(plan.kernel, plan.bytes_read, plan.operations);
+    }
+    profile.add_call(begin.elapsed().as_nanos() as u64, bytes, operations);
+    Ok(())
+}
+
+impl Context {
+    /// Puts a call on a stream and counts it, where the context counts: what it took to put it there.
+    pub(super) fn count_enqueued(
+        &self,
+        targets: &[StreamTarget<'_>],
+        m: usize,
+        work: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let Some(profile) = &self.profile else { return work() };
+        let begin = Instant::now();
+        work()?;
+        let nanoseconds = begin.elapsed().as_nanos() as u64;
+        let (mut bytes, mut operations) = (0, 0);
+        for target in targets {
+            let plan = target.layer.plan(m)?;
+            bytes += plan.bytes_read;
+            operations += plan.operations;
+            profile.add_device_kernel(plan.kernel, 0);
+            profile.add_device_work(plan.kernel, plan.bytes_read, plan.operations);
+        }
+        profile.add_call(nanoseconds, bytes, operations);
+        Ok(())
     }
 }
 
@@ -204,7 +287,7 @@ pub unsafe extern "C" fn bl_forward_many(
             let m = batch(m)?;
             let (x_float, y_float) = (float_type(x_type, "x")?, float_type(y_type, "y")?);
             let first: &Layer = handle::get(layers.read())?;
-            let in_features = first.linear.in_features();
+            let in_features = first.in_features();
             let x_stride = row_stride(x_stride, in_features, x_float, "x")?;
             let run = options::read(options)?;
             if run.flags & !BL_RUN_ACCUMULATE != 0 {
@@ -212,37 +295,43 @@ pub unsafe extern "C" fn bl_forward_many(
             }
             // A fixed array: a call allocates nothing where it has a workspace.
             let empty = MatrixMut::of(&mut [], 0);
-            let mut targets = [Target::new(&first.linear, empty); LAYERS_MAX];
-            for (i, target) in targets[..count].iter_mut().enumerate() {
+            let mut each = [(first, empty); LAYERS_MAX];
+            for (i, place) in each[..count].iter_mut().enumerate() {
                 let layer: &Layer = handle::get(layers.add(i).read())?;
-                let linear = &layer.linear;
-                if linear.in_features() != in_features {
-                    return Err(fail!(
-                        InvalidArgument,
-                        "layer {i} takes {} features, layer 0 {in_features}",
-                        linear.in_features()
-                    ));
-                }
-                if !std::sync::Arc::ptr_eq(&layer.context, &first.context) {
-                    return Err(fail!(InvalidArgument, "layer {i} is of another context than layer 0"));
-                }
+                alike(layer, first, i)?;
                 let stride = if y_strides.is_null() { 0 } else { y_strides.add(i).read() };
-                let stride = row_stride(stride, linear.out_features(), y_float, "y")?;
+                let stride = row_stride(stride, layer.out_features(), y_float, "y")?;
                 let y = ys.add(i).read();
                 if m > 0 && (y.is_null() || x.is_null()) {
                     return Err(fail!(InvalidArgument, "{} is NULL", if x.is_null() { "x" } else { "a y" }));
                 }
                 addressable(m, x_stride, "x")?;
                 addressable(m, stride, "y")?;
-                let y = MatrixMut::new(y.cast(), y_float, stride, linear.out_features())
+                let y = MatrixMut::new(y.cast(), y_float, stride, layer.out_features())
                     .accumulating(run.flags & BL_RUN_ACCUMULATE != 0);
-                *target = Target::new(linear, y);
+                *place = (layer, y);
             }
             if m == 0 {
                 return Ok(());
             }
             let x = MatrixRef::new(x.cast(), x_float, x_stride, in_features);
-            run_counted(&first.context, &targets[..count], m, x, workspace(&run)?)
+            match &first.body {
+                Body::Cpu(linear) => {
+                    let mut targets = [Target::new(linear, empty); LAYERS_MAX];
+                    for (target, (layer, y)) in targets.iter_mut().zip(&each[..count]) {
+                        *target = Target::new(layer.cpu("a call")?, *y);
+                    }
+                    run_counted(&first.context, &targets[..count], m, x, workspace(&run)?)
+                }
+                Body::Device(on_device) => {
+                    no_workspace(&run)?;
+                    let mut targets = [HostTarget { layer: on_device, y: empty }; LAYERS_MAX];
+                    for (target, (layer, y)) in targets.iter_mut().zip(&each[..count]) {
+                        *target = HostTarget { layer: device_layer(layer)?, y: *y };
+                    }
+                    run_on_device(&first.context, &targets[..count], m, x)
+                }
+            }
         })
     }
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::boundary::guard;
 use super::context::{self, Context, out_handle};
+use super::device::onto;
 use super::handle::{self, Kind};
 use super::model::{Model, string};
 use super::options;
@@ -15,10 +16,11 @@ use crate::codec::bitnet_hf::WeightScale;
 use crate::codec::gptq::GptqVersion;
 use crate::codec::{Floats, Matrix};
 use crate::container::{self, Quoted};
+use crate::cuda::{DeviceLayer, Room};
 use crate::epilogue::Epilogue;
 use crate::error::{Error, Result, fail};
-use crate::layer::{Activation, Linear, Settings};
-use crate::layout::{Float, Layout, Part, Shard};
+use crate::layer::{Activation, Around, Linear, Settings};
+use crate::layout::{Float, Layout, Part, Row, Shard};
 use crate::limits::FEATURES_MAX;
 use crate::matrix::MatrixMut;
 use crate::memory::{copied, filled};
@@ -30,8 +32,8 @@ use crate::{norm, quantize};
 pub struct Layer {
     /// The context that calls run in.
     pub context: Arc<Context>,
-    /// The layer.
-    pub linear: Linear,
+    /// Its weights, and what stands around them.
+    pub body: Body,
     /// The format its weights were stored in.
     pub ty: Type,
     /// The row and the column of the whole weights that it begins with.
@@ -40,19 +42,103 @@ pub struct Layer {
     made: Option<Made>,
 }
 
+/// A layer where it is.
+pub enum Body {
+    /// On the CPU.
+    Cpu(Linear),
+    /// On a GPU.
+    Device(DeviceLayer),
+}
+
+impl Body {
+    /// Bytes of memory of the host's that count as packed weights; a device's are counted where they are
+    /// allocated.
+    fn packed(&self) -> u64 {
+        match self {
+            Body::Cpu(linear) => linear.bytes() as u64,
+            Body::Device(_) => 0,
+        }
+    }
+}
+
 impl Layer {
     /// A layer of that context, counted in its memory.
-    pub fn new(context: Arc<Context>, linear: Linear, ty: Type) -> Layer {
+    pub fn new(context: Arc<Context>, body: Body, ty: Type) -> Layer {
         context.usage.handles.fetch_add(1, Ordering::Relaxed);
-        context.usage.packed.fetch_add(linear.bytes() as u64, Ordering::Relaxed);
-        Layer { context, linear, ty, first: (0, 0), made: None }
+        context.usage.packed.fetch_add(body.packed(), Ordering::Relaxed);
+        Layer { context, body, ty, first: (0, 0), made: None }
+    }
+
+    /// A copy of it with another body.
+    pub(super) fn copy(&self, body: Body) -> Layer {
+        Layer { first: self.first, made: self.made, ..Layer::new(self.context.clone(), body, self.ty) }
+    }
+
+    /// The layer on the CPU, for what there is only there.
+    pub fn cpu(&self, what: &str) -> Result<&Linear> {
+        match &self.body {
+            Body::Cpu(linear) => Ok(linear),
+            Body::Device(layer) => Err(fail!(
+                Unsupported,
+                "{what} of a layer on device {}: bl_layer_copy brings it to the CPU",
+                layer.device()
+            )),
+        }
+    }
+
+    /// Values of a row of x.
+    pub fn in_features(&self) -> usize {
+        match &self.body {
+            Body::Cpu(linear) => linear.in_features(),
+            Body::Device(layer) => layer.in_features(),
+        }
+    }
+
+    /// Values of a row of y.
+    pub fn out_features(&self) -> usize {
+        match &self.body {
+            Body::Cpu(linear) => linear.out_features(),
+            Body::Device(layer) => layer.out_features(),
+        }
+    }
+
+    /// How its weights are coded.
+    pub fn layout(&self) -> &Layout {
+        match &self.body {
+            Body::Cpu(linear) => linear.packed().layout(),
+            Body::Device(layer) => layer.layout(),
+        }
+    }
+
+    /// What stands around the product.
+    pub fn around(&self) -> &Around {
+        match &self.body {
+            Body::Cpu(linear) => linear.around(),
+            Body::Device(layer) => layer.around(),
+        }
+    }
+
+    /// Makes integer activations use that scale for all of x, or again what they find in it.
+    pub fn fix_scale(&mut self, scale: Option<f32>) {
+        match &mut self.body {
+            Body::Cpu(linear) => linear.fix_scale(scale),
+            Body::Device(layer) => layer.fix_scale(scale),
+        }
+    }
+
+    /// Its weights as they were packed, wherever they are.
+    pub fn matrix<T>(&self, work: impl FnOnce(&dyn Matrix) -> Result<T>) -> Result<T> {
+        match &self.body {
+            Body::Cpu(linear) => work(linear.packed()),
+            Body::Device(layer) => work(&layer.rows()?),
+        }
     }
 }
 
 impl Drop for Layer {
     fn drop(&mut self) {
         self.context.usage.handles.fetch_sub(1, Ordering::Relaxed);
-        self.context.usage.packed.fetch_sub(self.linear.bytes() as u64, Ordering::Relaxed);
+        self.context.usage.packed.fetch_sub(self.body.packed(), Ordering::Relaxed);
     }
 }
 
@@ -127,7 +213,11 @@ pub unsafe extern "C" fn bl_layer_open(
                 container::Kind::Packed => open_saved(model, name, &options)?,
                 _ => open_stored(model, name, &options)?,
             };
-            let kernel = layer.linear.plan(1, &model.context.executor).kernel.name();
+            let kernel = match &layer.body {
+                Body::Cpu(linear) => linear.plan(1, &model.context.executor).kernel.c_name(),
+                Body::Device(layer) => layer.plan(1)?.kernel,
+            };
+            let kernel = kernel.to_string_lossy();
             let (shown, ty) = (Quoted(name.to_bytes()), layer.ty.name());
             let line = format_args!("layer {shown}: {ty} for {kernel}");
             model.context.log(bl_log_level::BL_LOG_DEBUG, line);
@@ -177,7 +267,7 @@ unsafe fn open_stored(model: &Model, name: &CStr, options: &bl_layer_options) ->
     };
     // SAFETY: the caller's contract.
     let settings = unsafe { file.with(options, plan.out_features, plan.in_features) }.map_err(within)?;
-    let recipe = Recipe { target, group: request.group_size, part: part(options)? };
+    let recipe = Recipe { target, group: request.group_size, part: part(options)?, device: options.device };
     reading(model, &plan, |seen| {
         Layer::pack(&model.context, &*matrix, plan.ty, &recipe, &settings, seen).map_err(within)
     })
@@ -208,8 +298,8 @@ unsafe fn open_saved(model: &Model, name: &CStr, options: &bl_layer_options) -> 
     // SAFETY: the caller's contract.
     let settings = unsafe { saved.settings.with(options, rows, columns) }.map_err(within)?;
     let target = request.ty.filter(|ty| *ty != saved.ty);
-    let recipe = Recipe { target, group: request.group_size, part: part(options)? };
-    if recipe.part != Part::Whole || target.is_some() {
+    let recipe = Recipe { target, group: request.group_size, part: part(options)?, device: options.device };
+    if recipe.part != Part::Whole || target.is_some() || recipe.device != 0 {
         return Layer::pack(context, &saved.packed, saved.ty, &recipe, &settings, &mut |_| {})
             .map_err(within);
     }
@@ -217,7 +307,7 @@ unsafe fn open_saved(model: &Model, name: &CStr, options: &bl_layer_options) -> 
         return Err(fail!(InvalidArgument, "group_size says nothing about weights that are not rounded"));
     }
     let linear = Linear::of(saved.packed, &settings.options(), context.isa).map_err(within)?;
-    Ok(Layer::new(context.clone(), linear, saved.ty))
+    Ok(Layer::new(context.clone(), Body::Cpu(linear), saved.ty))
 }
 
 /// How weights become a layer's.
@@ -228,6 +318,8 @@ struct Recipe {
     /// Columns of a group where the target leaves it open.
     group: usize,
     part: Part,
+    /// Where they go; 0: the CPU.
+    device: u32,
 }
 
 /// Which part of the weights the options ask for.
@@ -235,6 +327,9 @@ fn part(options: &bl_layer_options) -> Result<Part> {
     let (rank, count) = (options.shard_rank, options.shard_count);
     if options.reserved != 0 {
         return Err(fail!(InvalidArgument, "bl_layer_options.reserved is {}", options.reserved));
+    }
+    if options.device_flags != 0 {
+        return Err(fail!(InvalidArgument, "bl_layer_options.device_flags is {}", options.device_flags));
     }
     match options.shard.0 {
         0 if rank == 0 && count == 0 => Ok(Part::Whole),
@@ -246,6 +341,7 @@ fn part(options: &bl_layer_options) -> Result<Part> {
 }
 
 /// How a layer of `bl_layer_create` was made, so that it can be made again of other weights.
+#[derive(Clone, Copy)]
 struct Made {
     recipe: Recipe,
     transposed: bool,
@@ -292,8 +388,11 @@ impl Layer {
             let options = settings.options_of(recipe.part, shard.rows(), shard.columns())?;
             let first = shard.rows().start;
             let mut seen = |row: usize| seen(first + row);
-            let linear = Linear::new(shard, &options, context.isa, &context.heap, &mut seen)?;
-            let mut layer = Layer::new(context.clone(), linear, ty);
+            let body = match recipe.device {
+                0 => Body::Cpu(Linear::new(shard, &options, context.isa, &context.heap, &mut seen)?),
+                device => Body::Device(onto(context, device, shard, &options, Room::Own, &mut seen)?),
+            };
+            let mut layer = Layer::new(context.clone(), body, ty);
             layer.first = (first, shard.columns().start);
             Ok(layer)
         })
@@ -453,7 +552,7 @@ pub unsafe extern "C" fn bl_layer_create(
                 ));
             }
             let (transposed, group) = (request.transposed, request.group_size);
-            let recipe = Recipe { target, group, part: part(&options)? };
+            let recipe = Recipe { target, group, part: part(&options)?, device: options.device };
             let scales = scale_bytes(&options)?;
             let scales = scales.as_deref().unwrap_or(&[]);
             let given = Weights { address: weights, ty, stride, rows, columns, transposed, scales, group };
@@ -494,10 +593,11 @@ pub unsafe extern "C" fn bl_layer_update(
             let given = Weights { address: weights, ty, stride, rows, columns, transposed, scales, group };
             let matrix = given.matrix()?;
             let recipe = Recipe { target: Some(old), ..recipe };
-            let packed = with_matrix(&*matrix, ty, &recipe, |shard, _| {
-                Linear::pack(shard, &layer.context.heap, &mut |_| {})
-            })?;
-            layer.linear.replace(packed)
+            let (heap, body) = (&layer.context.heap, &mut layer.body);
+            with_matrix(&*matrix, ty, &recipe, |shard, _| match body {
+                Body::Cpu(linear) => linear.replace(Linear::pack(shard, heap, &mut |_| {})?),
+                Body::Device(layer) => layer.replace(shard, heap),
+            })
         })
     }
 }
@@ -609,18 +709,23 @@ pub unsafe extern "C" fn bl_layer_describe(
         guard(error, || {
             let out = options::prepare(info)?;
             let layer: &Layer = handle::get(layer)?;
+            let around = layer.around();
+            let (packed, mapped, device) = match &layer.body {
+                Body::Cpu(linear) => (linear.bytes(), linear.bytes_mapped(), 0),
+                Body::Device(layer) => (layer.bytes().0, 0, layer.device()),
+            };
             out.fill(&bl_layer_info {
                 struct_size: 0,
                 r#type: TypeArg(layer.ty as u32),
-                in_features: layer.linear.in_features() as i64,
-                out_features: layer.linear.out_features() as i64,
-                bytes_packed: layer.linear.bytes() as u64,
-                bytes_mapped: layer.linear.bytes_mapped() as u64,
-                device: 0,
-                activation: ActivationArg(layer.linear.activation() as u32),
-                norm: NormArg(layer.linear.norm().map_or(0, |norm| norm.spec().kind as u32)),
-                epilogue: EpilogueArg(layer.linear.epilogue().number()),
-                rotation_block: layer.linear.rotation().map_or(0, |rotation| rotation.block() as u32),
+                in_features: layer.in_features() as i64,
+                out_features: layer.out_features() as i64,
+                bytes_packed: packed as u64,
+                bytes_mapped: mapped as u64,
+                device,
+                activation: ActivationArg(around.activation(layer.layout()) as u32),
+                norm: NormArg(around.norm.as_ref().map_or(0, |norm| norm.spec().kind as u32)),
+                epilogue: EpilogueArg(around.epilogue.number()),
+                rotation_block: around.rotation.as_ref().map_or(0, |rotation| rotation.block() as u32),
                 reserved: 0,
                 first_row: layer.first.0 as i64,
                 first_column: layer.first.1 as i64,
@@ -650,8 +755,7 @@ pub unsafe extern "C" fn bl_layer_read(
     unsafe {
         guard(error, || {
             let layer: &Layer = handle::get(layer)?;
-            let packed = layer.linear.packed();
-            let (out_features, columns) = (packed.out_features() as i64, packed.in_features());
+            let (out_features, columns) = (layer.out_features() as i64, layer.in_features());
             if first_row < 0 || rows < 0 || first_row > out_features || rows > out_features - first_row {
                 return Err(fail!(
                     InvalidArgument,
@@ -668,13 +772,20 @@ pub unsafe extern "C" fn bl_layer_read(
             }
             addressable(rows as usize, stride, "dst")?;
             let dst = MatrixMut::new(dst.cast(), float, stride, columns);
-            let mut row = packed.row()?;
+            let layout = layer.layout();
+            let mut row = Row::new(*layout, columns)?;
             let mut weights = filled(columns, 0.0, "a row of weights")?;
-            for r in 0..rows as usize {
-                layer.linear.read_weights(first_row as usize + r, &mut row, &mut weights);
-                dst.write(r, 0, &weights);
-            }
-            Ok(())
+            layer.matrix(|matrix| {
+                for r in 0..rows as usize {
+                    matrix.read_row(first_row as usize + r, &mut row)?;
+                    row.weights(layout, matrix.permutation(), &mut weights);
+                    if let Some(scale) = layer.around().product_scale {
+                        weights.iter_mut().for_each(|w| *w *= scale);
+                    }
+                    dst.write(r, 0, &weights);
+                }
+                Ok(())
+            })
         })
     }
 }

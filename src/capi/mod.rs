@@ -11,6 +11,7 @@ pub mod boundary;
 pub mod codes;
 pub mod context;
 pub mod convert;
+pub mod device;
 pub mod diagnostics;
 pub mod forward;
 pub mod handle;

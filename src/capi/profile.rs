@@ -9,7 +9,8 @@ use super::context::{self, Context};
 use super::options;
 use super::types::*;
 use crate::cpu::{self, Isa};
-use crate::error::{Result, fail};
+use crate::cuda;
+use crate::error::{Result, Status, fail};
 use crate::exec;
 use crate::kernel::{self, Kernel};
 use crate::layer::Stage;
@@ -18,6 +19,8 @@ use crate::memory::reserve;
 /// Counters, one set for each kernel of the build, for each stage and for whole calls.
 pub struct Profile {
     kernels: Vec<Counters>,
+    /// Of kernels on devices.
+    device_kernels: Vec<Counters>,
     stages: [Counters; Stage::ALL.len()],
     calls: Counters,
 }
@@ -72,7 +75,29 @@ impl Profile {
         let mut kernels = Vec::new();
         reserve(&mut kernels, kernel::all().count(), "profile")?;
         kernels.extend(kernel::all().map(|_| Counters::default()));
-        Ok(Profile { kernels, stages: Default::default(), calls: Counters::default() })
+        let mut device_kernels = Vec::new();
+        reserve(&mut device_kernels, cuda::kernels().count(), "profile")?;
+        device_kernels.extend(cuda::kernels().map(|_| Counters::default()));
+        Ok(Profile { kernels, device_kernels, stages: Default::default(), calls: Counters::default() })
+    }
+
+    fn device_kernel(&self, name: &'static CStr) -> Option<&Counters> {
+        cuda::kernels().position(|f| f == name).map(|i| &self.device_kernels[i])
+    }
+
+    /// Adds a launch on a device; 0 nanoseconds where nobody waited for it.
+    pub fn add_device_kernel(&self, name: &'static CStr, nanoseconds: u64) {
+        if let Some(counters) = self.device_kernel(name) {
+            counters.add(nanoseconds, 0, 0);
+        }
+    }
+
+    /// Adds what the products of a call on a device read and computed.
+    pub fn add_device_work(&self, name: &'static CStr, bytes: u64, operations: u64) {
+        if let Some(counters) = self.device_kernel(name) {
+            counters.bytes.fetch_add(bytes, Ordering::Relaxed);
+            counters.operations.fetch_add(operations, Ordering::Relaxed);
+        }
     }
 
     /// Adds the products of one layer of a call.
@@ -95,8 +120,9 @@ impl Profile {
     /// All counters and their names.
     fn all(&self) -> impl Iterator<Item = (&'static CStr, &Counters)> {
         let kernels = kernel::all().map(Kernel::c_name).zip(&self.kernels);
+        let device_kernels = cuda::kernels().zip(&self.device_kernels);
         let stages = Stage::ALL.into_iter().map(stage_name).zip(&self.stages);
-        kernels.chain(stages).chain([(c"call", &self.calls)])
+        kernels.chain(device_kernels).chain(stages).chain([(c"call", &self.calls)])
     }
 
     /// Those that counted something.
@@ -127,7 +153,7 @@ pub unsafe extern "C" fn bl_memory(
                 packed: now(&context.usage.packed),
                 mapped: now(&context.usage.mapped),
                 workspace: now(&context.usage.workspace),
-                device: 0,
+                device: context.device_bytes(),
             });
             Ok(())
         })
@@ -183,7 +209,9 @@ pub unsafe extern "C" fn bl_profile(
     }
 }
 
-/// The devices of this build and machine: 0 is the CPU. Past the last: BL_ERROR_NOT_FOUND.
+/// The devices of this build and machine: 0 is the CPU, then come the GPUs in the CUDA driver's order. Past
+/// the last: BL_ERROR_NOT_FOUND, whose message says why there are no GPUs. Index 1 opens the CUDA driver, where
+/// there is one, for the first time.
 ///
 /// # Safety
 /// As the rules at the top of bitlinear.h say.
@@ -200,7 +228,8 @@ pub unsafe extern "C" fn bl_device_describe(
             let out = options::prepare(info)?;
             context::of(context)?;
             if index > 0 {
-                return Err(fail!(NotFound, "device {index} of 1"));
+                out.fill(&gpu(index)?);
+                return Ok(());
             }
             let (memory_total, memory_free) = cpu::memory();
             out.fill(&bl_device_info {
@@ -219,6 +248,28 @@ pub unsafe extern "C" fn bl_device_describe(
             Ok(())
         })
     }
+}
+
+/// A GPU; `NotFound` past the last one, also where there is no driver, with the reason.
+fn gpu(index: u32) -> Result<bl_device_info> {
+    let driver = cuda::driver().map_err(|e| match e.status() {
+        Status::Forked => e,
+        _ => fail!(NotFound, "device {index} of 1: {}", e.text()),
+    })?;
+    let devices = driver.devices();
+    let Some(device) = devices.get(index as usize - 1) else {
+        return Err(fail!(NotFound, "device {index} of {}", devices.len() + 1));
+    };
+    Ok(bl_device_info {
+        struct_size: 0,
+        kind: DeviceKindArg(bl_device_kind::BL_DEVICE_CUDA as u32),
+        memory_total: device.memory,
+        memory_free: driver.free_memory(device).unwrap_or(0),
+        compute_units: device.processors,
+        arch: device.arch,
+        name: device.name.as_c().as_ptr(),
+        features: c"cuda".as_ptr(),
+    })
 }
 
 static NAME: OnceLock<CString> = OnceLock::new();

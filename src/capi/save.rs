@@ -4,7 +4,7 @@ use std::ffi::c_char;
 
 use super::boundary::guard;
 use super::handle;
-use super::layer::Layer;
+use super::layer::{Body, Layer};
 use super::model::{path_of, string};
 use super::types::*;
 use crate::error::{Result, fail};
@@ -15,7 +15,7 @@ use crate::save::{Named, save};
 /// Writes layers and texts to a file, which bl_load maps and bl_layer_open uses in place: the weights
 /// are in it as they lie in memory. A file of that name stays whole until the new one is on the disk; a
 /// failure leaves it, and nothing else. Texts come back as metadata; their keys do not begin with
-/// "bitlinear.". The file serves every CPU.
+/// "bitlinear.". The file serves every CPU. Layers on a device are copied back for the time of the call.
 ///
 /// # Safety
 /// As the rules at the top of bitlinear.h say.
@@ -32,15 +32,26 @@ pub unsafe extern "C" fn bl_save(
     unsafe {
         guard(error, || {
             let path = path_of(string(path, "the path")?)?;
+            let layer_items = items(layers, layer_count, "layers")?;
+            // Layers on a device, back on the CPU.
+            let mut back = Vec::new();
+            for item in layer_items {
+                let layer: &Layer = handle::get(item.layer)?;
+                reserve(&mut back, 1, "layers")?;
+                back.push(match layer.body {
+                    Body::Cpu(_) => None,
+                    Body::Device(_) => Some(layer.to_cpu()?),
+                });
+            }
             let mut named = Vec::new();
-            for item in items(layers, layer_count, "layers")? {
+            for (item, back) in layer_items.iter().zip(&back) {
                 let layer: &Layer = handle::get(item.layer)?;
                 reserve(&mut named, 1, "layers")?;
-                named.push(Named {
-                    name: text(item.name, "a layer's name")?,
-                    linear: &layer.linear,
-                    ty: layer.ty,
-                });
+                let linear = match back {
+                    Some(linear) => linear,
+                    None => layer.cpu("the panels")?,
+                };
+                named.push(Named { name: text(item.name, "a layer's name")?, linear, ty: layer.ty });
             }
             let mut pairs = Vec::new();
             for item in items(texts, text_count, "texts")? {

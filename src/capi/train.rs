@@ -90,7 +90,7 @@ pub unsafe extern "C" fn bl_layer_backward(
     unsafe {
         guard(error, || {
             let layer: &Layer = handle::get(layer)?;
-            let linear = &layer.linear;
+            let linear = layer.cpu("gradients")?;
             let m = batch(m)?;
             if gradients.is_null() {
                 return Err(fail!(InvalidArgument, "gradients is NULL"));
@@ -151,7 +151,7 @@ pub unsafe extern "C" fn bl_layer_backward(
 
 /// Codes of a layer's own activations.
 fn check_format(layer: &Layer, codes: &CodeRows) -> Result<()> {
-    let same = match (layer.linear.rule(), codes.format.width) {
+    let same = match (layer.around().rule, codes.format.width) {
         (None, None) => true,
         (Some(rule), Some(width)) => {
             let one = rule.segment == crate::activation::Segment::Row || rule.fixed_scale.is_some();
@@ -187,17 +187,17 @@ pub unsafe extern "C" fn bl_layer_calibrate(
     unsafe {
         guard(error, || {
             let layer: &mut Layer = handle::get_mut(layer)?;
-            let Some(rule) = layer.linear.rule() else {
+            let Some(rule) = layer.around().rule else {
                 return Err(fail!(Unsupported, "x is taken as floats: there is no scale to calibrate"));
             };
-            if layer.linear.has_front() {
+            if layer.around().has_front() {
                 return Err(fail!(Unsupported, "a scale of what a norm or a rotation gives"));
             }
             if x.is_null() {
-                layer.linear.fix_scale(None);
+                layer.fix_scale(None);
                 return Ok(());
             }
-            let (m, k) = (batch(m)?, layer.linear.in_features());
+            let (m, k) = (batch(m)?, layer.in_features());
             let float = float_type(x_type, "x")?;
             let stride = row_stride(x_stride, k, float, "x")?;
             addressable(m, stride, "x")?;
@@ -213,7 +213,7 @@ pub unsafe extern "C" fn bl_layer_calibrate(
             if m == 0 || scale == 0.0 || !(1.0 / scale).is_finite() {
                 return Err(fail!(InvalidArgument, "x has no value to calibrate with"));
             }
-            layer.linear.fix_scale(Some(scale));
+            layer.fix_scale(Some(scale));
             Ok(())
         })
     }

@@ -29,12 +29,22 @@ pub enum bl_status {
     BL_ERROR_IO = 7,
     /// The file's content is not what its format says.
     BL_ERROR_BAD_FILE = 8,
-    /// The CUDA driver reported a failure.
+    /// The CUDA driver reported a failure; the message has its name, its number and the call.
     BL_ERROR_DEVICE = 9,
-    /// A threaded context was used in a child of fork().
+    /// What does not survive fork() was used in the child: a context's threads, a GPU.
     BL_ERROR_FORKED = 10,
     /// The caller's progress function said so; nothing was left behind.
     BL_ERROR_CANCELLED = 11,
+    /// No CUDA driver was found, or this build has no CUDA.
+    BL_ERROR_NO_DRIVER = 12,
+    /// The CUDA driver is older than CUDA 12.0.
+    BL_ERROR_DRIVER_TOO_OLD = 13,
+    /// The CUDA driver sees no GPU.
+    BL_ERROR_NO_DEVICE = 14,
+    /// There are no kernels for that GPU: compute capability 7.5 is the oldest.
+    BL_ERROR_UNSUPPORTED_DEVICE = 15,
+    /// An earlier failure left the GPU unusable for this process: free all that is on it.
+    BL_ERROR_DEVICE_LOST = 16,
     /// A bug here; the process is sound, free the handles used.
     BL_ERROR_INTERNAL = 99,
 }
@@ -322,17 +332,18 @@ pub struct bl_context_options {
 #[derive(Clone, Copy)]
 pub struct bl_device_info {
     pub struct_size: u32,
-    /// BL_DEVICE_CPU.
+    /// BL_DEVICE_CPU, BL_DEVICE_CUDA.
     pub kind: DeviceKindArg,
     pub memory_total: u64,
+    /// 0 on a GPU that this process has not used yet: asking would take memory there.
     pub memory_free: u64,
-    /// Processors that this process may use.
+    /// Processors that this process may use; streaming multiprocessors.
     pub compute_units: u32,
-    /// CUDA: 10 * major + minor.
+    /// CUDA: 10 * major + minor of the compute capability; layers need 75 or more.
     pub arch: u32,
     /// Static.
     pub name: *const c_char,
-    /// The instruction sets found, best first: "avx512vnni avx2 scalar". Static.
+    /// The instruction sets found, best first: "avx512vnni avx2 scalar"; of a GPU "cuda". Static.
     pub features: *const c_char,
 }
 
@@ -376,6 +387,7 @@ pub struct bl_profile_entry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum bl_device_kind {
     BL_DEVICE_CPU = 0,
+    BL_DEVICE_CUDA = 1,
 }
 
 /// As [`TypeArg`].
@@ -554,6 +566,11 @@ pub struct bl_layer_options {
     pub shard_count: u32,
     /// Must be 0.
     pub reserved: u32,
+    /// Where the layer is and runs, a number of bl_device_describe: 0, the CPU, or a GPU. It never runs
+    /// elsewhere: what a GPU cannot do is an error.
+    pub device: u32,
+    /// Must be 0.
+    pub device_flags: u32,
 }
 
 /// A layer and its name in a file. Frozen.
@@ -583,11 +600,11 @@ pub struct bl_layer_info {
     pub r#type: TypeArg,
     pub in_features: i64,
     pub out_features: i64,
-    /// Owned by the layer.
+    /// Owned by the layer; on a device, its bytes there.
     pub bytes_packed: u64,
     /// Read in place from the model's file.
     pub bytes_mapped: u64,
-    /// 0: the CPU.
+    /// Where it is, as bl_device_describe counts; 0: the CPU.
     pub device: u32,
     /// How the layer takes x; BL_ACTIVATION_AUTO has been resolved.
     pub activation: ActivationArg,
@@ -606,10 +623,11 @@ pub struct bl_layer_info {
 #[derive(Clone, Copy)]
 pub struct bl_run_options {
     pub struct_size: u32,
-    /// BL_RUN_ACCUMULATE.
+    /// BL_RUN_ACCUMULATE, BL_RUN_CHECK.
     pub flags: u32,
     /// NULL: the library allocates. Else at least bl_plan's workspace_size bytes; not shared by calls
-    /// that run at the same time.
+    /// that run at the same time. bl_forward_device: memory of the device, which must be given; bl_forward
+    /// and bl_forward_many of layers on a device take none.
     pub workspace: *mut c_void,
     pub workspace_size: usize,
 }
@@ -619,9 +637,12 @@ pub struct bl_run_options {
 #[derive(Clone, Copy)]
 pub struct bl_plan_info {
     pub struct_size: u32,
+    /// 0 on a device.
     pub threads: u32,
-    /// "w4g_i8_avx512vnni_1x64": layout, activation, instruction set, rows of x by rows of W. Static.
+    /// "w4g_i8_avx512vnni_1x64": layout, activation, instruction set, rows of x by rows of W. Of a layer on
+    /// a device the product's kernel: "bl_w4_few8". Static.
     pub kernel: *const c_char,
+    /// Of a layer on a device it is memory there, for bl_forward_device.
     pub workspace_size: u64,
     /// The alignment that the workspace is used at. Any other will do: the size has room for it.
     pub workspace_alignment: u64,
@@ -674,6 +695,9 @@ pub const BL_LAYER_WITHOUT_NORM: u32 = 32;
 pub const BL_LAYER_TRANSPOSED: u32 = 64;
 /// `bl_run_options.flags`: adds to what is in y instead of replacing it, after everything else.
 pub const BL_RUN_ACCUMULATE: u32 = 1;
+/// bl_forward_device: asks the driver whether x, the y's and the workspace are memory of the layers'
+/// device. Costs about a microsecond; for tests of a host.
+pub const BL_RUN_CHECK: u32 = 2;
 /// `bl_rotate`: from rotated rows back to plain ones.
 pub const BL_ROTATE_INVERSE: u32 = 1;
 

@@ -155,7 +155,8 @@ impl Host {
 /// How often this process has come out of a fork() as the child.
 static FORKS: AtomicU32 = AtomicU32::new(0);
 
-fn watch_forks() {
+/// Counts them from now on.
+pub(crate) fn watch_forks() {
     #[cfg(unix)]
     {
         static ONCE: std::sync::Once = std::sync::Once::new();
@@ -169,7 +170,8 @@ fn watch_forks() {
     }
 }
 
-fn forks() -> u32 {
+/// How many there were since [`watch_forks`].
+pub(crate) fn forks() -> u32 {
     FORKS.load(Ordering::Relaxed)
 }
 

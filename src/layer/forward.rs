@@ -85,13 +85,13 @@ impl Linear {
                 if let Some(watch) = &mut watch {
                     watch.end(Stage::Quantize, 0);
                 }
-                if let Some(norm) = &self.norm {
+                if let Some(norm) = &self.around.norm {
                     norm.apply(self.isa, staged);
                     if let Some(watch) = &mut watch {
                         watch.end(Stage::Norm, in_features);
                     }
                 }
-                if let Some(rotation) = &self.rotation {
+                if let Some(rotation) = &self.around.rotation {
                     rotation.apply(self.isa, staged);
                     if let Some(watch) = &mut watch {
                         watch.end(Stage::Rotation, in_features);
@@ -121,7 +121,7 @@ impl Linear {
                     }
                 }
             };
-            let Some(own) = &self.rule else {
+            let Some(own) = &self.around.rule else {
                 // SAFETY: as above.
                 let out: &mut [f32] =
                     unsafe { space.part_mut(plan.codes + panel * mr * in_features * 4, mr * in_features) };
@@ -208,10 +208,10 @@ impl Linear {
             if finite[i] == 0 {
                 row.fill(f32::NAN);
             } else {
-                if let Some(scale) = self.product_scale {
+                if let Some(scale) = self.around.product_scale {
                     row.iter_mut().for_each(|v| *v *= scale);
                 }
-                if let Some(bias) = &self.bias {
+                if let Some(bias) = &self.around.bias {
                     row.iter_mut().zip(&bias[first..]).for_each(|(v, b)| *v += b);
                 }
             }
@@ -237,7 +237,7 @@ pub struct Target<'a> {
 impl<'a> Target<'a> {
     /// All outputs of a layer, as it was made.
     pub fn new(layer: &'a Linear, y: MatrixMut) -> Target<'a> {
-        Target { layer, y, outputs: layer.out_features(), epilogue: layer.epilogue }
+        Target { layer, y, outputs: layer.out_features(), epilogue: layer.around.epilogue }
     }
 
     fn tiles(&self) -> usize {
@@ -347,7 +347,7 @@ fn lay_out(targets: &[Target<'_>], m: usize, slots: usize) -> Plan {
         at += bytes.next_multiple_of(ALIGNMENT);
         start
     };
-    let (code_bytes, scales, sums, totals) = match layer.rule {
+    let (code_bytes, scales, sums, totals) = match layer.around.rule {
         None => (in_features * 4, 0, 0, 0),
         Some(rule) => {
             let shape = &layer.shape;
@@ -365,7 +365,7 @@ fn lay_out(targets: &[Target<'_>], m: usize, slots: usize) -> Plan {
     let permuted = take(if both { in_features * 4 } else { 0 }) - slots_at;
     // A row of codes, its scales and its sums, before they are interleaved.
     let row_codes =
-        take(if mr > 1 && layer.rule.is_some() { code_bytes + scales + sums + totals } else { 0 }) - slots_at;
+        take(if mr > 1 && layer.around.rule.is_some() { code_bytes + scales + sums + totals } else { 0 }) - slots_at;
     let out = take(padded_rows * TILE * 4) - slots_at;
     let scratch_bytes = |t: &Target<'_>| (t.layer.kernel(rows).scratch)(&t.layer.packed, rows);
     let scratch = take(targets.iter().map(scratch_bytes).max().unwrap_or(0)) - slots_at;
@@ -428,7 +428,7 @@ fn block(
         let layer = target.layer;
         // SAFETY: within the plan's bytes; only read in this region.
         let batch = unsafe {
-            match layer.rule {
+            match layer.around.rule {
                 None => Activations::Float(Floats {
                     mr: plan.mr,
                     values: space.part(plan.codes, count * layer.in_features()),

@@ -6,10 +6,12 @@
 //! product * its scale + bias --> epilogue --> y, or y + it                             tile by tile
 //! ```
 
+mod around;
 mod forward;
 mod options;
 mod stages;
 
+pub use around::Around;
 pub use forward::{Extra, Target, forward, forward_with};
 pub use options::{Activation, Options, Settings};
 pub use stages::{Stage, Stages};
@@ -23,7 +25,7 @@ use crate::exec::Executor;
 use crate::kernel::{self, Choice, Kernel};
 use crate::layout::{Layout, Packed, QUAD, Row};
 use crate::matrix::{MatrixMut, MatrixRef};
-use crate::memory::{Heap, copied, filled};
+use crate::memory::{Heap, filled};
 use crate::norm::Norm;
 use crate::rotation::Rotation;
 
@@ -31,17 +33,12 @@ use crate::rotation::Rotation;
 /// Immutable: any number of threads may use it at a time.
 pub struct Linear {
     packed: Packed,
-    rule: Option<Rule>,
+    around: Around,
     shape: Shape,
     /// Where the rule's codes are unsigned.
     weight_sums: Option<WeightSums>,
     isa: Isa,
     choice: Choice,
-    product_scale: Option<f32>,
-    bias: Option<Vec<f32>>,
-    norm: Option<Norm>,
-    rotation: Option<Rotation>,
-    epilogue: Epilogue,
 }
 
 /// One row of x as integers.
@@ -63,47 +60,6 @@ pub struct PlanInfo {
     pub bytes_read: u64,
     /// Multiply-adds times two.
     pub operations: u64,
-}
-
-/// What stands around a product: options, checked and copied.
-struct Around {
-    rule: Option<Rule>,
-    product_scale: Option<f32>,
-    bias: Option<Vec<f32>>,
-    norm: Option<Norm>,
-    rotation: Option<Rotation>,
-    epilogue: Epilogue,
-}
-
-impl Around {
-    fn new(options: &Options<'_>, layout: &Layout, rows: usize, columns: usize) -> Result<Around> {
-        let rule = options.activation.resolve(layout, columns, options.activation_scale)?;
-        if let Some(s) = options.activation_scale {
-            if rule.is_none() {
-                return Err(fail!(InvalidArgument, "activation_scale is set, but x is taken as floats"));
-            }
-            if !(s > 0.0 && s.is_finite() && (1.0 / s).is_finite()) {
-                return Err(fail!(
-                    InvalidArgument,
-                    "activation_scale is {s}: it and its inverse above 0 and finite expected"
-                ));
-            }
-        }
-        let norm = options.norm.map(|spec| Norm::new(&spec, columns)).transpose()?;
-        let rotation = options.rotation.map(|spec| Rotation::new(&spec, columns)).transpose()?;
-        let bias = match options.bias {
-            Some(bias) if bias.len() != rows => {
-                return Err(fail!(
-                    InvalidArgument,
-                    "bias has {} values, the layer {rows} outputs",
-                    bias.len()
-                ));
-            }
-            bias => bias.map(|bias| copied(bias, "bias")).transpose()?,
-        };
-        let (product_scale, epilogue) = (options.product_scale, options.epilogue);
-        Ok(Around { rule, product_scale, bias, norm, rotation, epilogue })
-    }
 }
 
 impl Linear {
@@ -142,20 +98,7 @@ impl Linear {
         let shape = Shape::new(packed.layout(), *packed.geometry());
         let choice = kernel::select(packed.layout(), packed.in_features(), kind, isa);
         let weight_sums = weight_sums(&packed, around.rule, &shape)?;
-        let Around { rule, product_scale, bias, norm, rotation, epilogue } = around;
-        Ok(Linear {
-            packed,
-            rule,
-            shape,
-            weight_sums,
-            isa,
-            choice,
-            product_scale,
-            bias,
-            norm,
-            rotation,
-            epilogue,
-        })
+        Ok(Linear { packed, around, shape, weight_sums, isa, choice })
     }
 
     /// Takes other weights of the same shape and layout.
@@ -166,7 +109,7 @@ impl Linear {
         if !same {
             return Err(fail!(InvalidArgument, "weights of another shape or layout than the layer's"));
         }
-        self.weight_sums = weight_sums(&packed, self.rule, &self.shape)?;
+        self.weight_sums = weight_sums(&packed, self.around.rule, &self.shape)?;
         self.packed = packed;
         Ok(())
     }
@@ -186,66 +129,69 @@ impl Linear {
         &self.packed
     }
 
+    /// What stands around the product.
+    pub fn around(&self) -> &Around {
+        &self.around
+    }
+
     /// Dequantises one row into `weights`, columns in the order of x: times the product's scale, if there
     /// is one. `row` is of [`Packed::row`].
     pub fn read_weights(&self, index: usize, row: &mut Row, weights: &mut [f32]) {
         self.packed.read_weights(index, row, weights);
-        if let Some(scale) = self.product_scale {
+        if let Some(scale) = self.around.product_scale {
             weights.iter_mut().for_each(|w| *w *= scale);
         }
     }
 
     /// How x is taken, resolved: never `Auto`.
     pub fn activation(&self) -> Activation {
-        Activation::of(self.rule, self.packed.layout())
+        self.around.activation(self.packed.layout())
     }
 
     /// What the product is multiplied with.
     pub fn product_scale(&self) -> Option<f32> {
-        self.product_scale
+        self.around.product_scale
     }
 
     /// The values added to an output.
     pub fn bias(&self) -> Option<&[f32]> {
-        self.bias.as_deref()
+        self.around.bias.as_deref()
     }
 
     /// The norm in front.
     pub fn norm(&self) -> Option<&Norm> {
-        self.norm.as_ref()
+        self.around.norm.as_ref()
     }
 
     /// The rotation in front.
     pub fn rotation(&self) -> Option<&Rotation> {
-        self.rotation.as_ref()
+        self.around.rotation.as_ref()
     }
 
     /// What is done to outputs.
     pub fn epilogue(&self) -> Epilogue {
-        self.epilogue
+        self.around.epilogue
     }
 
     /// The scale that a caller fixed for the activations.
     pub fn activation_scale(&self) -> Option<f32> {
-        self.rule.and_then(|rule| rule.fixed_scale)
+        self.around.rule.and_then(|rule| rule.fixed_scale)
     }
 
     /// Whether integers are made of x, and by which rule.
     pub fn rule(&self) -> Option<Rule> {
-        self.rule
+        self.around.rule
     }
 
     /// Makes integer activations use that scale for all of x, or again what they find in it.
     pub fn fix_scale(&mut self, scale: Option<f32>) {
-        if let Some(rule) = &mut self.rule {
-            rule.fixed_scale = scale;
-        }
+        self.around.fix_scale(scale);
     }
 
     /// What the kernels multiply the weights with: a row of finite x in the columns' packed order, as its
     /// codes stand for it.
     pub fn round_input(&self, x: &mut [f32], room: &mut InputRoom) {
-        let Some(rule) = &self.rule else { return };
+        let Some(rule) = &self.around.rule else { return };
         let InputRoom { codes, scales, sums, totals } = room;
         let mut out = RowCodes { codes, scales, sums, totals };
         kernel::quantize_row(self.isa, x, &self.shape, rule, &mut out);
@@ -260,7 +206,7 @@ impl Linear {
     /// What [`Linear::round_input`] needs.
     pub fn input_room(&self) -> Result<InputRoom> {
         let shape = &self.shape;
-        let unsigned = self.rule.is_some_and(|rule| rule.width == Width::Uint8);
+        let unsigned = self.around.rule.is_some_and(|rule| rule.width == Width::Uint8);
         Ok(InputRoom {
             codes: filled(shape.quads * QUAD, 0, "codes")?,
             scales: filled(shape.geometry.records, 0.0, "scales")?,
@@ -271,17 +217,13 @@ impl Linear {
 
     /// Whether rows of x are changed before they are taken.
     pub fn has_front(&self) -> bool {
-        self.norm.is_some() || self.rotation.is_some()
+        self.around.has_front()
     }
 
     /// Bytes that the layer owns.
     pub fn bytes(&self) -> usize {
         let panels = if self.packed.is_kept() { 0 } else { self.packed.bytes() };
-        panels
-            + self.bias.as_ref().map_or(0, |b| b.len() * 4)
-            + self.norm.as_ref().map_or(0, Norm::bytes)
-            + self.rotation.as_ref().map_or(0, Rotation::bytes)
-            + self.weight_sums.as_ref().map_or(0, WeightSums::bytes)
+        panels + self.around.bytes() + self.weight_sums.as_ref().map_or(0, WeightSums::bytes)
     }
 
     /// Bytes that it reads in place from a file.
@@ -315,11 +257,11 @@ impl Linear {
         let (a, b) = (&self.shape, &other.shape);
         let cut = |s: &Shape| (s.group, s.groups, s.quads, s.geometry.record, s.geometry.record_padded());
         self.in_features() == other.in_features()
-            && self.rule == other.rule
-            && (self.rule.is_none() || cut(a) == cut(b))
+            && self.around.rule == other.around.rule
+            && (self.around.rule.is_none() || cut(a) == cut(b))
             && self.packed.permutation() == other.packed.permutation()
-            && self.norm == other.norm
-            && self.rotation == other.rotation
+            && self.around.norm == other.around.norm
+            && self.around.rotation == other.around.rotation
     }
 
     /// `y = epilogue((R norm(x) Wᵀ) s + b)` for `m` rows, added to y where its view says so

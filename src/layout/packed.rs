@@ -407,14 +407,7 @@ impl Packed {
     /// Dequantises one row into `weights`, columns in the order of W.
     pub fn read_weights(&self, index: usize, row: &mut Row, weights: &mut [f32]) {
         self.read_row(index, row);
-        match &self.permutation {
-            None => (0..weights.len()).for_each(|k| weights[k] = row.weight(&self.layout, k)),
-            Some(columns) => {
-                for (packed, &k) in columns.iter().enumerate() {
-                    weights[k as usize] = row.weight(&self.layout, packed);
-                }
-            }
-        }
+        row.weights(&self.layout, self.permutation(), weights);
     }
 
     /// A row buffer for [`Packed::read_row`].

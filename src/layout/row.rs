@@ -188,6 +188,18 @@ impl<'a> Row<'a> {
         self.sub_minimums.copy_from_slice(&other.sub_minimums);
     }
 
+    /// All weights, columns in the order of W: `permutation` says which column of W stands at each of the row's.
+    pub fn weights(&self, layout: &Layout, permutation: Option<&[u32]>, weights: &mut [f32]) {
+        match permutation {
+            None => (0..weights.len()).for_each(|k| weights[k] = self.weight(layout, k)),
+            Some(columns) => {
+                for (packed, &k) in columns.iter().enumerate() {
+                    weights[k as usize] = self.weight(layout, packed);
+                }
+            }
+        }
+    }
+
     /// The weight of column `k`, evaluated as `docs/numerics.md` writes it: the dequantised value
     /// that `bl_layer_read` returns and that float activations are multiplied with.
     pub fn weight(&self, layout: &Layout, k: usize) -> f32 {

@@ -33,8 +33,19 @@ fn root() -> PathBuf {
 }
 
 /// Files of src/capi whose names are kept.
-const STABLE: [&str; 10] =
-    ["types", "diagnostics", "context", "profile", "model", "layer", "forward", "rotate", "save", "convert"];
+const STABLE: [&str; 11] = [
+    "types",
+    "diagnostics",
+    "context",
+    "profile",
+    "model",
+    "layer",
+    "forward",
+    "device",
+    "rotate",
+    "save",
+    "convert",
+];
 /// Those that may still change.
 const UNSTABLE: [&str; 7] = ["quantize", "low_bit", "codes", "heads", "train", "state", "runtime"];
 const UNSTABLE_TEXT: &str = "

@@ -1,0 +1,39 @@
+//! Layers on NVIDIA GPUs: the host's half. `kernel::cuda` says how weights lie there and what is launched;
+//! here the driver is found and told to.
+//!
+//! ```text
+//! driver   libcuda, its functions, its devices        opened at the first use, never before
+//! device   a primary context, made current and back   Lost after what nothing survives
+//! image    compiled kernels of this library           machine code before PTX
+//! module   kernels on a device                        loaded with the first layer that needs them
+//! memory   of the device, pinned, streams             counted, given back by their owners
+//! lanes    what a context has on a device             for calls with host pointers
+//! layer    weights there, and calls
+//! ```
+//! Nothing is printed, nothing panics where the driver, a function or a device is missing, and no layer ever
+//! runs on another device than the one it was made for. After a fork() the child is refused; what goes at the
+//! end of the process, or after a device is lost, goes without a word. `docs/cuda.md`.
+
+mod device;
+mod driver;
+mod image;
+mod lanes;
+mod layer;
+mod memory;
+mod module;
+
+use std::ffi::CStr;
+
+use crate::kernel::cuda::launch::Module;
+
+pub use driver::{Description, driver};
+pub use lanes::Lanes;
+pub use memory::ALIGNMENT;
+pub use layer::{
+    DeviceLayer, DevicePlan, DeviceRows, HostTarget, Room, StreamCall, StreamTarget, enqueue,
+};
+
+/// The names of all kernels, in a fixed order.
+pub fn kernels() -> impl Iterator<Item = &'static CStr> {
+    Module::ALL.into_iter().flat_map(|module| module.functions().iter().copied())
+}
