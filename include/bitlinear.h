@@ -104,6 +104,12 @@
 /** `bl_run_options.flags`: adds to what is in y instead of replacing it, after everything else. */
 #define BL_RUN_ACCUMULATE 1
 
+/**
+ * bl_forward_device: asks the driver whether x, the y's and the workspace are memory of the layers'
+ * device. Costs about a microsecond; for tests of a host.
+ */
+#define BL_RUN_CHECK 2
+
 /** `bl_rotate`: from rotated rows back to plain ones. */
 #define BL_ROTATE_INVERSE 1
 
@@ -127,12 +133,22 @@ typedef enum {
   BL_ERROR_IO = 7,
   /** The file's content is not what its format says. */
   BL_ERROR_BAD_FILE = 8,
-  /** The CUDA driver reported a failure. */
+  /** The CUDA driver reported a failure; the message has its name, its number and the call. */
   BL_ERROR_DEVICE = 9,
-  /** A threaded context was used in a child of fork(). */
+  /** What does not survive fork() was used in the child: a context's threads, a GPU. */
   BL_ERROR_FORKED = 10,
   /** The caller's progress function said so; nothing was left behind. */
   BL_ERROR_CANCELLED = 11,
+  /** No CUDA driver was found, or this build has no CUDA. */
+  BL_ERROR_NO_DRIVER = 12,
+  /** The CUDA driver is older than CUDA 12.0. */
+  BL_ERROR_DRIVER_TOO_OLD = 13,
+  /** The CUDA driver sees no GPU. */
+  BL_ERROR_NO_DEVICE = 14,
+  /** There are no kernels for that GPU: compute capability 7.5 is the oldest. */
+  BL_ERROR_UNSUPPORTED_DEVICE = 15,
+  /** An earlier failure left the GPU unusable for this process: free all that is on it. */
+  BL_ERROR_DEVICE_LOST = 16,
   /** A bug here; the process is sound, free the handles used. */
   BL_ERROR_INTERNAL = 99,
 } bl_status;
@@ -315,6 +331,7 @@ typedef enum {
 /** What a device is. */
 typedef enum {
   BL_DEVICE_CPU = 0,
+  BL_DEVICE_CUDA = 1,
 } bl_device_kind;
 
 /** Threads, devices, log, allocator. NULL is the default context: serial, silent. */
@@ -429,17 +446,18 @@ typedef struct {
 /** A device that layers run on. */
 typedef struct {
   uint32_t struct_size;
-  /** BL_DEVICE_CPU. */
+  /** BL_DEVICE_CPU, BL_DEVICE_CUDA. */
   bl_device_kind kind;
   uint64_t memory_total;
+  /** 0 on a GPU that this process has not used yet: asking would take memory there. */
   uint64_t memory_free;
-  /** Processors that this process may use. */
+  /** Processors that this process may use; streaming multiprocessors. */
   uint32_t compute_units;
-  /** CUDA: 10 * major + minor. */
+  /** CUDA: 10 * major + minor of the compute capability; layers need 75 or more. */
   uint32_t arch;
   /** Static. */
   const char *name;
-  /** The instruction sets found, best first: "avx512vnni avx2 scalar". Static. */
+  /** The instruction sets found, best first: "avx512vnni avx2 scalar"; of a GPU "cuda". Static. */
   const char *features;
 } bl_device_info;
 
@@ -620,6 +638,13 @@ typedef struct {
   uint32_t shard_count;
   /** Must be 0. */
   uint32_t reserved;
+  /**
+   * Where the layer is and runs, a number of bl_device_describe: 0, the CPU, or a GPU. It never runs
+   * elsewhere: what a GPU cannot do is an error.
+   */
+  uint32_t device;
+  /** Must be 0. */
+  uint32_t device_flags;
 } bl_layer_options;
 
 /** What a layer is. */
@@ -629,11 +654,11 @@ typedef struct {
   bl_type type;
   int64_t in_features;
   int64_t out_features;
-  /** Owned by the layer. */
+  /** Owned by the layer; on a device, its bytes there. */
   uint64_t bytes_packed;
   /** Read in place from the model's file. */
   uint64_t bytes_mapped;
-  /** 0: the CPU. */
+  /** Where it is, as bl_device_describe counts; 0: the CPU. */
   uint32_t device;
   /** How the layer takes x; BL_ACTIVATION_AUTO has been resolved. */
   bl_activation activation;
@@ -652,11 +677,14 @@ typedef struct {
 /** What a call will do. */
 typedef struct {
   uint32_t struct_size;
+  /** 0 on a device. */
   uint32_t threads;
   /**
-   * "w4g_i8_avx512vnni_1x64": layout, activation, instruction set, rows of x by rows of W. Static.
+   * "w4g_i8_avx512vnni_1x64": layout, activation, instruction set, rows of x by rows of W. Of a layer on
+   * a device the product's kernel: "bl_w4_few8". Static.
    */
   const char *kernel;
+  /** Of a layer on a device it is memory there, for bl_forward_device. */
   uint64_t workspace_size;
   /** The alignment that the workspace is used at. Any other will do: the size has room for it. */
   uint64_t workspace_alignment;
@@ -669,11 +697,12 @@ typedef struct {
 /** How a call runs. */
 typedef struct {
   uint32_t struct_size;
-  /** BL_RUN_ACCUMULATE. */
+  /** BL_RUN_ACCUMULATE, BL_RUN_CHECK. */
   uint32_t flags;
   /**
    * NULL: the library allocates. Else at least bl_plan's workspace_size bytes; not shared by calls
-   * that run at the same time.
+   * that run at the same time. bl_forward_device: memory of the device, which must be given; bl_forward
+   * and bl_forward_many of layers on a device take none.
    */
   void *workspace;
   size_t workspace_size;
@@ -753,7 +782,11 @@ bl_status bl_profile(const bl_context *context,
                      bl_error *error)
 BL_NOEXCEPT;
 
-/** The devices of this build and machine: 0 is the CPU. Past the last: BL_ERROR_NOT_FOUND. */
+/**
+ * The devices of this build and machine: 0 is the CPU, then come the GPUs in the CUDA driver's order. Past
+ * the last: BL_ERROR_NOT_FOUND, whose message says why there are no GPUs. Index 1 opens the CUDA driver, where
+ * there is one, for the first time.
+ */
 BL_API
 bl_status bl_device_describe(const bl_context *context,
                              uint32_t index,
@@ -928,6 +961,9 @@ BL_NOEXCEPT;
  * and do not overlap. m = 0 writes nothing. A row of y does not depend, in any bit, on the other rows,
  * on the number of threads, on alignment or on the CPU (docs/numerics.md). A row of x with a NaN or
  * an infinity gives, with integer activations, a row of NaN.
+ *
+ * A layer on a device gives the same bits. x and y are the host's memory all the same: they are copied, as
+ * f32, and the call comes back when y is there. bl_forward_device leaves them on the device.
  */
 BL_API
 bl_status bl_forward(const bl_layer *layer,
@@ -965,6 +1001,53 @@ bl_status bl_forward_many(const bl_layer *const *layers,
 BL_NOEXCEPT;
 
 /**
+ * Copies a layer to a device, or back (0: the CPU): the same weights and settings, to the bit, in the same
+ * context. The layer stays. memory_size NULL: the library allocates. Else the copy lies in the host's own
+ * device memory: *memory_size bytes at `memory`, a multiple of 256, BORROWED until the copy is freed and
+ * work that uses it is done; *memory_size becomes the bytes that are needed, with memory NULL that alone is
+ * told and *out is NULL. For the CPU memory and memory_size are NULL.
+ */
+BL_API
+bl_status bl_layer_copy(const bl_layer *layer,
+                        uint32_t device,
+                        void *memory,
+                        size_t *memory_size,
+                        bl_layer **out,
+                        bl_error *error)
+BL_NOEXCEPT;
+
+/**
+ * bl_forward_many on the caller's CUDA stream, for layers on one GPU: x, the y's and the workspace are
+ * memory of that GPU, aligned to their elements, and strides are multiples of an element. `layers`, `ys`
+ * and `y_strides` are arrays of the host's. The work is put on the stream, and the call comes back:
+ * nothing is allocated, loaded or waited for, so that it may be captured in a graph. What is captured holds
+ * for its m, its addresses and these layers as they are: freeing or calibrating one makes it wrong.
+ * bl_layer_update keeps a layer's addresses: a graph then works with the new weights.
+ *
+ * The workspace must be given, as large as the layers' planned ones together; a workspace for m rows does
+ * for fewer. No call on another stream uses it before this one's work is done. `stream` is a CUstream
+ * (cudaStream_t) of the GPU's primary context, the one of the CUDA runtime; NULL is the default stream,
+ * which cannot be captured. The thread's current context stays what it is.
+ *
+ * A failure of the kernels appears later: at a call of the host's that waits, or as
+ * BL_ERROR_DEVICE_LOST of this library's next call on the device.
+ */
+BL_API
+bl_status bl_forward_device(const bl_layer *const *layers,
+                            size_t count,
+                            int64_t m,
+                            const void *x,
+                            bl_type x_type,
+                            int64_t x_stride,
+                            void *const *ys,
+                            bl_type y_type,
+                            const int64_t *y_strides,
+                            const bl_run_options *options,
+                            void *stream,
+                            bl_error *error)
+BL_NOEXCEPT;
+
+/**
  * Rotates rows of x (f32, f16 or bf16) in place: each block of `block` columns, a power of two from 2
  * to 16384 that divides `columns`, becomes H (s * x), where s are `columns` signs, +1 or -1 (NULL: all
  * +1), and H[r][c] = (-1)^popcount(r & c) / sqrt(block). With BL_ROTATE_INVERSE it becomes s * (H x):
@@ -987,7 +1070,7 @@ BL_NOEXCEPT;
  * Writes layers and texts to a file, which bl_load maps and bl_layer_open uses in place: the weights
  * are in it as they lie in memory. A file of that name stays whole until the new one is on the disk; a
  * failure leaves it, and nothing else. Texts come back as metadata; their keys do not begin with
- * "bitlinear.". The file serves every CPU.
+ * "bitlinear.". The file serves every CPU. Layers on a device are copied back for the time of the call.
  */
 BL_API
 bl_status bl_save(const char *path,

@@ -71,7 +71,9 @@ impl Layer {
 
     /// A copy of it with another body.
     pub(super) fn copy(&self, body: Body) -> Layer {
-        Layer { first: self.first, made: self.made, ..Layer::new(self.context.clone(), body, self.ty) }
+        let mut copy = Layer::new(self.context.clone(), body, self.ty);
+        (copy.first, copy.made) = (self.first, self.made);
+        copy
     }
 
     /// The layer on the CPU, for what there is only there.
@@ -390,7 +392,10 @@ impl Layer {
             let mut seen = |row: usize| seen(first + row);
             let body = match recipe.device {
                 0 => Body::Cpu(Linear::new(shard, &options, context.isa, &context.heap, &mut seen)?),
-                device => Body::Device(onto(context, device, shard, &options, Room::Own, &mut seen)?),
+                // SAFETY: the memory is our own.
+                device => {
+                    Body::Device(unsafe { onto(context, device, shard, &options, Room::Own, &mut seen)? })
+                }
             };
             let mut layer = Layer::new(context.clone(), body, ty);
             layer.first = (first, shard.columns().start);

@@ -89,7 +89,11 @@ impl Device {
     /// after a fork() and on a lost device.
     pub fn enter(&self) -> Result<Entered<'_>> {
         if self.driver.forked() {
-            return Err(fail!(Forked, "device {} is the parent's: it cannot be used after fork()", self.index));
+            return Err(fail!(
+                Forked,
+                "device {} is the parent's: it cannot be used after fork()",
+                self.index
+            ));
         }
         match self.lost.load(Ordering::Relaxed) {
             0 => self.enter_anyhow(),

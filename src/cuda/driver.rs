@@ -184,8 +184,9 @@ impl Driver {
             let find = |name: &[u8]| library.get::<*const c_void>(name).ok().map(|symbol| *symbol);
             Functions::of(|name| find(name).filter(|address| !address.is_null()))
         };
-        let functions = functions
-            .map_err(|name| fail!(DriverTooOld, "the CUDA driver has no {name}: CUDA 12.0 or newer expected"))?;
+        let functions = functions.map_err(|name| {
+            fail!(DriverTooOld, "the CUDA driver has no {name}: CUDA 12.0 or newer expected")
+        })?;
         let ptx_only = std::env::var_os("BITLINEAR_CUDA_PTX").is_some_and(|v| v == "1");
         let mut driver = Driver { functions, devices: Vec::new(), ptx_only, born };
         // SAFETY: the driver's own functions, with places for what they write.

@@ -141,7 +141,8 @@ impl DeviceLayer {
         // Before the weights are packed: a wrong parameter should not take seconds to find.
         let around = Around::new(options, &layout, rows, columns)?;
         let form = form(&layout, rows, columns, &around)?;
-        let permutation = matrix.permutation().map(|p| crate::memory::copied(p, "permutation")).transpose()?;
+        let permutation =
+            matrix.permutation().map(|p| crate::memory::copied(p, "permutation")).transpose()?;
         let map = Map::new(&form, &around, permutation.is_some())?;
         let device = &lanes.device;
         let description = device.description();
@@ -597,7 +598,7 @@ pub unsafe fn enqueue(targets: &[StreamTarget<'_>], call: &StreamCall) -> Result
     }
     if call.check {
         let own = device.index();
-        let mut check = |what: &str, address: u64| match entered.owner(address) {
+        let check = |what: &str, address: u64| match entered.owner(address) {
             Some(index) if index == own => Ok(()),
             Some(index) => Err(fail!(InvalidArgument, "{what} is on device {index}, the layer on {own}")),
             None => Err(fail!(InvalidArgument, "{what} ({address:#x}) is no memory of a device")),

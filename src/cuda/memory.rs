@@ -43,7 +43,10 @@ impl DeviceMemory {
     /// They are memory of that device, and nobody else uses them while this lives.
     pub unsafe fn of_host(device: &Arc<Device>, address: u64, len: usize) -> Result<DeviceMemory> {
         if !address.is_multiple_of(ALIGNMENT as u64) {
-            return Err(fail!(InvalidArgument, "device memory at {address:#x}: a multiple of {ALIGNMENT} expected"));
+            return Err(fail!(
+                InvalidArgument,
+                "device memory at {address:#x}: a multiple of {ALIGNMENT} expected"
+            ));
         }
         Ok(DeviceMemory { device: device.clone(), address, len, count: None })
     }
@@ -121,7 +124,8 @@ impl Pinned {
         // SAFETY: the device's context is current (`slow`); a place for the address.
         let result = unsafe { (slow.driver().functions.host_alloc)(&mut start, len.max(1), 0) };
         slow.check(result, "cuMemHostAlloc").map_err(|e| e.within(format_args!("{len} bytes")))?;
-        let start = NonNull::new(start.cast::<u8>()).ok_or_else(|| fail!(OutOfMemory, "cuMemHostAlloc gave NULL"))?;
+        let start =
+            NonNull::new(start.cast::<u8>()).ok_or_else(|| fail!(OutOfMemory, "cuMemHostAlloc gave NULL"))?;
         // SAFETY: `len` bytes that the driver has just given.
         unsafe { start.as_ptr().write_bytes(0, len) };
         Ok(Pinned { device: device.clone(), start, len })

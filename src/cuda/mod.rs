@@ -14,13 +14,13 @@
 //! runs on another device than the one it was made for. After a fork() the child is refused; what goes at the
 //! end of the process, or after a device is lost, goes without a word. `docs/cuda.md`.
 
-mod device;
-mod driver;
-mod image;
-mod lanes;
-mod layer;
-mod memory;
-mod module;
+pub mod device;
+pub mod driver;
+pub mod image;
+pub mod lanes;
+pub mod layer;
+pub mod memory;
+pub mod module;
 
 use std::ffi::CStr;
 
@@ -28,10 +28,8 @@ use crate::kernel::cuda::launch::Module;
 
 pub use driver::{Description, driver};
 pub use lanes::Lanes;
+pub use layer::{DeviceLayer, DevicePlan, DeviceRows, HostTarget, Room, StreamCall, StreamTarget, enqueue};
 pub use memory::ALIGNMENT;
-pub use layer::{
-    DeviceLayer, DevicePlan, DeviceRows, HostTarget, Room, StreamCall, StreamTarget, enqueue,
-};
 
 /// The names of all kernels, in a fixed order.
 pub fn kernels() -> impl Iterator<Item = &'static CStr> {

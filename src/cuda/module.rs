@@ -65,7 +65,7 @@ impl Modules {
 
     /// Gives everything back. The device's context is current.
     pub fn unload(self, driver: &Driver) {
-        for loaded in self.loaded.into_iter().filter_map(OnceLock::into_inner) {
+        for loaded in self.loaded.iter().filter_map(OnceLock::get) {
             // SAFETY: loaded in `load`; the device has no layers any more that could launch.
             unsafe { (driver.functions.module_unload)(loaded.handle) };
         }

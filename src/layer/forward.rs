@@ -365,7 +365,8 @@ fn lay_out(targets: &[Target<'_>], m: usize, slots: usize) -> Plan {
     let permuted = take(if both { in_features * 4 } else { 0 }) - slots_at;
     // A row of codes, its scales and its sums, before they are interleaved.
     let row_codes =
-        take(if mr > 1 && layer.around.rule.is_some() { code_bytes + scales + sums + totals } else { 0 }) - slots_at;
+        take(if mr > 1 && layer.around.rule.is_some() { code_bytes + scales + sums + totals } else { 0 })
+            - slots_at;
     let out = take(padded_rows * TILE * 4) - slots_at;
     let scratch_bytes = |t: &Target<'_>| (t.layer.kernel(rows).scratch)(&t.layer.packed, rows);
     let scratch = take(targets.iter().map(scratch_bytes).max().unwrap_or(0)) - slots_at;
