@@ -4,9 +4,14 @@
 //! cubin sm_XY     runs on its own major version from its minor version on
 //! cubin sm_XYa    runs on X.Y alone
 //! PTX   XY        is compiled by the driver, for X.Y and everything newer; XYa for X.Y alone
+//! file            the image's length (u32, little endian), then the image as raw DEFLATE
 //! ```
 
+use miniz_oxide::inflate::decompress_slice_iter_to_slice;
+
+use crate::error::{Result, fail};
 use crate::kernel::cuda::launch::Module;
+use crate::memory::filled;
 
 /// What a file of `kernels/prebuilt/` was compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,19 +24,28 @@ pub struct Target {
     pub binary: bool,
 }
 
-/// One compiled file.
-#[derive(Clone, Copy)]
-pub struct Image {
-    /// Its kernels.
-    pub module: Module,
-    /// What for.
-    pub target: Target,
-    /// The file; PTX ends with a NUL.
-    pub bytes: &'static [u8],
+/// One file: the name of its module, its target (capability, exact, binary), its bytes.
+pub type Image = (&'static str, u32, bool, bool, &'static [u8]);
+
+/// All of them: `cargo xtask kernels` writes the list.
+pub const IMAGES: &[Image] = include!("../../kernels/prebuilt/list.rs");
+
+/// What an image was compiled for.
+fn target(image: &Image) -> Target {
+    Target { arch: image.1, exact: image.2, binary: image.3 }
 }
 
-/// All of them.
-pub const IMAGES: &[Image] = &[];
+/// The image in a file. PTX ends with a NUL.
+pub fn unpacked(image: &Image) -> Result<Vec<u8>> {
+    let broken =
+        || fail!(Internal, "the kernels `{}` for {:?} in this library are broken", image.0, target(image));
+    let (length, deflated) = image.4.split_first_chunk::<4>().ok_or_else(broken)?;
+    let mut bytes = filled(u32::from_le_bytes(*length) as usize, 0u8, "kernels")?;
+    match decompress_slice_iter_to_slice(&mut bytes, std::iter::once(deflated), false, true) {
+        Ok(length) if length == bytes.len() && length > 0 => Ok(bytes),
+        _ => Err(broken()),
+    }
+}
 
 impl Target {
     /// Whether a device of that capability runs it.
@@ -58,13 +72,16 @@ pub fn first<T>(
 ) -> Option<T> {
     let mut limit = None;
     loop {
-        let fits = |i: &&Image| i.module == module && i.target.fits(arch) && !(ptx_only && i.target.binary);
-        let below = |i: &&Image| limit.is_none_or(|limit| i.target.rank() < limit);
-        let next = images.iter().filter(fits).filter(below).max_by_key(|i| i.target.rank())?;
+        let fits = |image: &&Image| {
+            let target = target(image);
+            image.0 == module.name() && target.fits(arch) && !(ptx_only && target.binary)
+        };
+        let below = |image: &&Image| limit.is_none_or(|limit| target(image).rank() < limit);
+        let next = images.iter().filter(fits).filter(below).max_by_key(|image| target(image).rank())?;
         if let Some(result) = attempt(next) {
             return Some(result);
         }
-        limit = Some(next.target.rank());
+        limit = Some(target(next).rank());
     }
 }
 
@@ -73,7 +90,24 @@ mod tests {
     use super::*;
 
     const fn image(arch: u32, exact: bool, binary: bool) -> Image {
-        Image { module: Module::W2, target: Target { arch, exact, binary }, bytes: &[] }
+        ("w2", arch, exact, binary, &[])
+    }
+
+    /// Every module has PTX that the oldest supported device takes, and every file can be read.
+    #[test]
+    fn every_module_runs_everywhere() {
+        for module in Module::ALL {
+            for arch in [75, 80, 86, 89, 90, 100, 120] {
+                assert!(
+                    first(IMAGES, module, arch, true, |i| unpacked(i).ok()).is_some(),
+                    "{module:?} on {arch}"
+                );
+            }
+        }
+        for image in IMAGES {
+            let bytes = unpacked(image).unwrap();
+            assert!(if image.3 { bytes.starts_with(b"\x7fELF") } else { bytes.ends_with(&[0]) });
+        }
     }
 
     #[test]
@@ -85,12 +119,12 @@ mod tests {
             image(80, false, true),
             image(90, false, true),
             image(90, true, true),
-            Image { module: Module::W4, ..image(86, false, true) },
+            ("w4", 86, false, true, &[]),
         ];
         let order = |arch: u32, ptx_only: bool| {
             let mut tried = vec![];
             let none = first(&images, Module::W2, arch, ptx_only, |i| {
-                tried.push((i.target.arch, i.target.exact, i.target.binary));
+                tried.push((i.1, i.2, i.3));
                 None::<()>
             });
             assert!(none.is_none());
@@ -106,6 +140,6 @@ mod tests {
         assert_eq!(order(90, true), [ptx90a, ptx80, ptx75]);
         assert_eq!(order(100, false), [ptx80, ptx75]);
         assert_eq!(order(120, false), [ptx80, ptx75]);
-        assert_eq!(first(&images, Module::W2, 90, false, |i| Some(i.target.arch)), Some(90));
+        assert_eq!(first(&images, Module::W2, 90, false, |i| Some(i.1)), Some(90));
     }
 }

@@ -7,8 +7,8 @@ use cudarc::driver::sys::{CUfunction, CUmodule};
 
 use super::device::Slow;
 use super::driver::Driver;
-use super::image::{IMAGES, first};
-use crate::error::{Error, Result, fail};
+use super::image::{IMAGES, first, unpacked};
+use crate::error::{Error, Result, Status, fail};
 use crate::kernel::cuda::launch::{Gpu, Module};
 use crate::memory::reserve;
 
@@ -102,9 +102,14 @@ fn image(slow: &Slow<'_>, module: Module) -> Result<CUmodule> {
     let (driver, arch) = (slow.driver(), slow.device().description().arch);
     let mut refused = None;
     let loaded = first(IMAGES, module, arch, driver.ptx_only(), |image| {
+        let bytes = match unpacked(image) {
+            Ok(bytes) => bytes,
+            Err(e) => return Some(Err(e)),
+        };
         let mut handle = std::ptr::null_mut();
-        // SAFETY: a cubin is an ELF file, which says itself how long it is; PTX ends with a NUL.
-        let result = unsafe { (driver.functions.module_load)(&mut handle, image.bytes.as_ptr().cast()) };
+        // SAFETY: a cubin is an ELF file, which says itself how long it is; PTX ends with a NUL. The driver
+        // keeps neither.
+        let result = unsafe { (driver.functions.module_load)(&mut handle, bytes.as_ptr().cast()) };
         if NOT_FOR_HERE.contains(&result) {
             refused = Some(result);
             return None;
@@ -115,7 +120,7 @@ fn image(slow: &Slow<'_>, module: Module) -> Result<CUmodule> {
         (Some(result), _) => result,
         (None, Some(result)) => Err(driver
             .failure(result, "cuModuleLoadData")
-            .with(crate::error::Status::UnsupportedDevice)
+            .with(Status::UnsupportedDevice)
             .within(format_args!("no kernels for device {} in its driver", slow.device().index()))),
         (None, None) => Err(fail!(
             UnsupportedDevice,
