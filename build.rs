@@ -47,4 +47,6 @@ fn build_info() {
     let rustc = first_line(&rustc, &["--version"]);
     println!("cargo::rustc-env=BITLINEAR_RUSTC={}", rustc.as_deref().unwrap_or("rustc"));
     println!("cargo::rustc-env=BITLINEAR_TARGET={}", std::env::var("TARGET").unwrap_or_default());
+    let cuda = std::env::var_os("CARGO_FEATURE_CUDA").is_some();
+    println!("cargo::rustc-env=BITLINEAR_FEATURES= cpu{}", if cuda { " cuda" } else { "" });
 }

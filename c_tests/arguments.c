@@ -69,7 +69,7 @@ static void diagnostics(void) {
   STRUCT(bl_device_info, device);
   size_t counted = 9;
   uint32_t index;
-  for (index = 1; index != 0; index <<= 1)
+  for (index = 64; index != 0; index <<= 1) /* 1 may be a GPU */
     EXPECT(bl_device_describe(NULL, index, &device, &error), BL_ERROR_NOT_FOUND, "device");
   CHECK(device.name == NULL);
   EXPECT(bl_profile(NULL, &entry, 1, &counted, 0, &error), BL_ERROR_INVALID_ARGUMENT, "BL_CONTEXT_PROFILE");
@@ -299,6 +299,40 @@ static void running(void) {
   CHECK(y[0] == 0.0f && y[64] == 7.0f);
 }
 
+/* Calls on a GPU with what is wrong whether or not there is one. */
+static void on_devices(void) {
+  static float x[512], y[64];
+  const bl_layer *layers[1];
+  bl_layer *copy = NULL;
+  void *ys[1];
+  int64_t strides[1] = {255};
+  STRUCT(bl_run_options, options);
+  STRUCT(bl_layer_options, more);
+  uint32_t bit;
+  layers[0] = layer, ys[0] = y;
+  CHECK(bl_layer_copy(layer, 1000, NULL, NULL, &copy, &error) != BL_OK && error.message[0] != 0 && copy == NULL);
+  more.device = 1000;
+  CHECK(bl_layer_open(model, WEIGHT, &more, &copy, &error) != BL_OK && error.message[0] != 0 && copy == NULL);
+  more.device = 0;
+  more.device_flags = 1;
+  EXPECT(bl_layer_open(model, WEIGHT, &more, &copy, &error), BL_ERROR_INVALID_ARGUMENT, "device_flags");
+#define ENQUEUE(count, m, xt, xs, yt, ystrides) \
+  bl_forward_device(layers, count, m, x, xt, xs, ys, yt, ystrides, NULL, NULL, &error)
+  EXPECT(ENQUEUE(0, 1, BL_TYPE_F32, 0, BL_TYPE_F32, NULL), BL_ERROR_INVALID_ARGUMENT, "0 layers");
+  EXPECT(ENQUEUE(17, 1, BL_TYPE_F32, 0, BL_TYPE_F32, NULL), BL_ERROR_INVALID_ARGUMENT, "17 layers");
+  EXPECT(ENQUEUE(1, -1, BL_TYPE_F32, 0, BL_TYPE_F32, NULL), BL_ERROR_INVALID_ARGUMENT, "m = ");
+  EXPECT(ENQUEUE(1, 1, BL_TYPE_I32, 0, BL_TYPE_F32, NULL), BL_ERROR_UNSUPPORTED, "x of type i32");
+  EXPECT(ENQUEUE(1, 1, BL_TYPE_F32, 0, BL_TYPE_I32, NULL), BL_ERROR_UNSUPPORTED, "y of type i32");
+  EXPECT(ENQUEUE(1, 1, BL_TYPE_F32, 2047, BL_TYPE_F32, NULL), BL_ERROR_INVALID_ARGUMENT, "row stride of x");
+  EXPECT(ENQUEUE(1, 1, BL_TYPE_F32, 0, BL_TYPE_F32, strides), BL_ERROR_INVALID_ARGUMENT, "CPU");
+  EXPECT(ENQUEUE(1, 2, BL_TYPE_F32, INT64_MAX - 3, BL_TYPE_F32, NULL), BL_ERROR_INVALID_ARGUMENT, "address space");
+  for (bit = BL_RUN_CHECK << 1; bit != 0; bit <<= 1) {
+    options.flags = bit;
+    EXPECT(bl_forward_device(layers, 1, 1, x, BL_TYPE_F32, 0, ys, BL_TYPE_F32, NULL, &options, NULL, &error),
+           BL_ERROR_INVALID_ARGUMENT, "flags");
+  }
+}
+
 static void running_many(void) {
   static const uint64_t counts[] = {0, 1u << 20, (uint64_t)-1};
   static float x[2 * 512], y[2][2 * 64];
@@ -511,6 +545,7 @@ int main(int count, char **words) {
   planning();
   running();
   running_many();
+  on_devices();
   making();
   saving();
   converting();

@@ -172,6 +172,32 @@ static void running_many(void) {
   CHECK(MANY(NULL, 1, NULL, NULL, NULL, NULL, NULL) == BL_ERROR_INVALID_ARGUMENT);
 }
 
+/* On a device: what is NULL is found before a device is looked for. */
+static void on_devices(void) {
+  static float x[512], y[64];
+  const bl_layer *layers[1], *hole[1];
+  void *ys[1];
+  size_t size = 0;
+  bl_layer *copy = NULL;
+  layers[0] = layer, hole[0] = NULL, ys[0] = y;
+  EXPECT(bl_layer_copy(NULL, 0, NULL, NULL, &copy, &error), BL_ERROR_INVALID_HANDLE, "NULL");
+  EXPECT(bl_layer_copy(layer, 0, NULL, NULL, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "`out`");
+  EXPECT(bl_layer_copy(layer, 0, y, NULL, &copy, &error), BL_ERROR_INVALID_ARGUMENT, "memory");
+  EXPECT(bl_layer_copy(layer, 0, NULL, &size, &copy, &error), BL_ERROR_INVALID_ARGUMENT, "memory");
+  EXPECT(bl_layer_copy(layer, 1, y, NULL, &copy, &error), BL_ERROR_INVALID_ARGUMENT, "memory_size is NULL");
+  CHECK(bl_layer_copy(NULL, 0, NULL, NULL, NULL, NULL) != BL_OK && copy == NULL);
+  GOOD(bl_layer_copy(layer, 0, NULL, NULL, &copy, &error)); /* the CPU is always there */
+  bl_free(copy);
+#define ENQUEUE(layers, m, x, ys, error) \
+  bl_forward_device(layers, 1, m, x, BL_TYPE_F32, 0, ys, BL_TYPE_F32, NULL, NULL, NULL, error)
+  EXPECT(ENQUEUE(NULL, 1, x, ys, &error), BL_ERROR_INVALID_ARGUMENT, "layers is NULL");
+  EXPECT(ENQUEUE(hole, 1, x, ys, &error), BL_ERROR_INVALID_HANDLE, "NULL");
+  EXPECT(ENQUEUE(layers, 1, x, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "ys is NULL");
+  EXPECT(ENQUEUE(layers, 1, NULL, ys, &error), BL_ERROR_INVALID_ARGUMENT, "CPU");
+  EXPECT(ENQUEUE(layers, 1, x, ys, &error), BL_ERROR_INVALID_ARGUMENT, "CPU");
+  CHECK(ENQUEUE(NULL, 1, NULL, NULL, NULL) == BL_ERROR_INVALID_ARGUMENT);
+}
+
 static void making(void) {
   static const float w[2 * 64] = {1.0f, -1.0f};
   bl_layer *made = NULL;
@@ -273,6 +299,7 @@ int main(int count, char **words) {
   layers();
   running();
   running_many();
+  on_devices();
   making();
   saving();
   converting();

@@ -16,6 +16,7 @@ static void calls(void) {
   bl_model *model = NULL, *none = NULL;
   bl_layer *layer = NULL, *nothing = NULL;
   STRUCT(bl_context_options, options);
+  STRUCT(bl_device_info, device);
   size_t i;
   options.threads = 2;
   GOOD(bl_context_create(&options, &context, &error));
@@ -25,6 +26,8 @@ static void calls(void) {
   for (i = 0; i < sizeof bad / sizeof *bad; i++) CHECK(bl_load(NULL, golden(bad[i]), NULL, &none, NULL) != BL_OK);
   CHECK(bl_forward(layer, -1, x, BL_TYPE_F32, 0, y, BL_TYPE_F32, 0, NULL, NULL) != BL_OK);
   CHECK(bl_layer_open(model, "none", NULL, &nothing, NULL) != BL_OK);
+  CHECK(bl_device_describe(context, 1, &device, NULL) == BL_OK || device.name == NULL);
+  CHECK(bl_layer_copy(layer, 1000, NULL, NULL, &nothing, NULL) != BL_OK); /* no such GPU, or no driver */
   bl_free(context), bl_free(context), bl_free(model), bl_free(layer);
 }
 

@@ -247,6 +247,14 @@ class layer : public handle<bl_layer> {
     return forward(matrix<const float>{x.data(), rows, in_}, matrix<float>{y.data(), rows, out_}, workspace);
   }
 
+  /// The same layer on a device, as bl_device_describe counts; 0 is the CPU.
+  result<layer> copy(std::uint32_t device) const noexcept {
+    bl_layer *raw = nullptr;
+    bl_error why{};
+    if (bl_layer_copy(get(), device, nullptr, nullptr, &raw, &why) != BL_OK) return why;
+    return adopt(raw);
+  }
+
   /// Dequantised weights: as many rows as `rows` has, from first_row on.
   template <class T>
   result<void> read(std::int64_t first_row, matrix<T> rows) const noexcept {

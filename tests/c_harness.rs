@@ -148,6 +148,7 @@ programs! {
     bad_files: Plain Sanitized Static Dlopen Cpp Valgrind;
     concurrent: Plain Sanitized Static Dlopen Cpp;
     contexts: Plain Sanitized Static Dlopen Cpp;
+    cuda: Plain Sanitized Static Dlopen Cpp Valgrind;
     environment: Plain Sanitized Static Dlopen Cpp;
     faults: Plain Sanitized Cpp;
     float_mode: Plain Sanitized Static Dlopen Cpp;

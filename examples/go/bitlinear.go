@@ -135,6 +135,24 @@ func (m *Model) Open(tensor string) (*Layer, error) {
 	if err := failure(C.bl_layer_open((*C.bl_model)(m.pointer()), name, nil, &raw, &why), &why); err != nil {
 		return nil, err
 	}
+	return adopt(raw)
+}
+
+// Copy is the same layer on a device, as bl_device_describe counts; 0 is the CPU.
+func (l *Layer) Copy(device uint32) (*Layer, error) {
+	defer runtime.KeepAlive(l)
+	var raw *C.bl_layer
+	var why C.bl_error
+	status := C.bl_layer_copy((*C.bl_layer)(l.pointer()), C.uint32_t(device), nil, nil, &raw, &why)
+	if err := failure(status, &why); err != nil {
+		return nil, err
+	}
+	return adopt(raw)
+}
+
+// adopt owns a layer that C made.
+func adopt(raw *C.bl_layer) (*Layer, error) {
+	var why C.bl_error
 	layer := &Layer{handle: handle{unsafe.Pointer(raw)}}
 	runtime.SetFinalizer(layer, func(l *Layer) { l.Free() })
 	var info C.bl_layer_info

@@ -62,6 +62,31 @@ func TestForward(t *testing.T) {
 	}
 }
 
+func TestCopy(t *testing.T) {
+	layer := open(t, nil)
+	defer layer.Free()
+	other, err := layer.Copy(0)
+	if err != nil || other.In != layer.In || other.Out != layer.Out {
+		t.Fatal(other, err)
+	}
+	defer other.Free()
+	want, got := make([]float32, layer.Out), make([]float32, layer.Out)
+	if err := layer.Forward(ones(layer.In), want); err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Forward(ones(layer.In), got); err != nil {
+		t.Fatal(err)
+	}
+	for i := range want {
+		if want[i] != got[i] {
+			t.Fatalf("y[%d] differs in a copy", i)
+		}
+	}
+	if _, err := layer.Copy(1000); err == nil {
+		t.Fatal("a copy to no device")
+	}
+}
+
 func TestTensors(t *testing.T) {
 	path := os.Getenv("BITLINEAR_MODEL")
 	model, err := Load(nil, path)

@@ -51,6 +51,27 @@ class _LayerOptions(_Sized):
         ("activation", ctypes.c_uint32),
         ("flags", ctypes.c_uint32),
         ("bias", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("scale_count", ctypes.c_int64),
+        ("group_size", ctypes.c_int64),
+        ("slice", ctypes.c_int64),
+        ("in_features", ctypes.c_int64),
+        ("out_features", ctypes.c_int64),
+        ("norm", ctypes.c_uint32),
+        ("norm_epsilon", ctypes.c_float),
+        ("norm_weight", ctypes.c_void_p),
+        ("norm_bias", ctypes.c_void_p),
+        ("rotation_block", ctypes.c_uint32),
+        ("epilogue", ctypes.c_uint32),
+        ("rotation_signs", ctypes.c_void_p),
+        ("epilogue_threshold", ctypes.c_float),
+        ("activation_scale", ctypes.c_float),
+        ("shard", ctypes.c_uint32),
+        ("shard_rank", ctypes.c_uint32),
+        ("shard_count", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+        ("device", ctypes.c_uint32),
+        ("device_flags", ctypes.c_uint32),
     ]
 
 
@@ -60,6 +81,18 @@ class _LayerInfo(_Sized):
         ("type", ctypes.c_uint32),
         ("in_features", ctypes.c_int64),
         ("out_features", ctypes.c_int64),
+    ]
+
+
+class _DeviceInfo(_Sized):
+    _fields_ = [
+        ("struct_size", ctypes.c_uint32),
+        ("kind", ctypes.c_uint32),
+        ("memory_total", ctypes.c_uint64),
+        ("memory_free", ctypes.c_uint64),
+        ("compute_units", ctypes.c_uint32),
+        ("arch", ctypes.c_uint32),
+        ("name", ctypes.c_char_p),
     ]
 
 
@@ -99,6 +132,8 @@ def _open():
         "bl_load_memory": [pointer, pointer, size, pointer, pointer, pointer],
         "bl_model_describe": [pointer, pointer, pointer],
         "bl_model_tensor": [pointer, ctypes.c_char_p, i64, pointer, pointer],
+        "bl_device_describe": [pointer, u32, pointer, pointer],
+        "bl_layer_copy": [pointer, u32, pointer, pointer, pointer, pointer],
         "bl_layer_open": [pointer, ctypes.c_char_p, pointer, pointer, pointer],
         "bl_layer_describe": [pointer, pointer, pointer],
         "bl_layer_read": [pointer, i64, i64, pointer, u32, i64, pointer],
@@ -130,6 +165,18 @@ def _described(kind, name, *arguments):
     info = kind()
     _call(name, *arguments, ctypes.byref(info))
     return info
+
+
+def devices():
+    """Names of the devices: 0 is the CPU, the others are GPUs."""
+    names = []
+    while True:
+        try:
+            info = _DeviceInfo()
+            _call("bl_device_describe", None, len(names), ctypes.byref(info))
+        except Error:
+            return names
+        names.append(info.name.decode())
 
 
 class _Handle:
@@ -176,15 +223,15 @@ class Model(_Handle):
         infos = [_described(_TensorInfo, "bl_model_tensor", self._raw, None, i) for i in range(count)]
         return {info.name.decode(): tuple(info.shape[: info.dims]) for info in infos}
 
-    def layer(self, tensor, bias=None, activation=0):
-        return Layer(self, tensor, bias, activation)
+    def layer(self, tensor, bias=None, activation=0, device=0):
+        return Layer(self, tensor, bias, activation, device)
 
 
 class Layer(_Handle):
     """y = x W^T + b. Needs its model no longer."""
 
-    def __init__(self, model, tensor, bias=None, activation=0):
-        options = _LayerOptions(activation=activation)
+    def __init__(self, model, tensor, bias=None, activation=0, device=0):
+        options = _LayerOptions(activation=activation, device=device)
         if bias is not None:
             bias = np.ascontiguousarray(bias, dtype=np.float32)
             shape = model.tensors().get(tensor)
@@ -192,8 +239,18 @@ class Layer(_Handle):
                 raise ValueError(f"bias {bias.shape} for out_features {shape[0]}")
             options.bias = bias.ctypes.data
         self._make("bl_layer_open", model._raw, tensor.encode(), ctypes.byref(options))
+        self._look()
+
+    def _look(self):
         info = _described(_LayerInfo, "bl_layer_describe", self._raw)
         self.in_features, self.out_features = info.in_features, info.out_features
+
+    def copy(self, device):
+        """The same layer on a device; 0 is the CPU."""
+        other = Layer.__new__(Layer)
+        other._make("bl_layer_copy", self._raw, device, None, None)
+        other._look()
+        return other
 
     def kernel(self, m=1):
         return _described(_PlanInfo, "bl_plan", self._raw, BL_OP_FORWARD, m, 1).kernel.decode()

@@ -64,6 +64,19 @@ for wrong in (
     else:
         raise AssertionError("not refused")
 
+assert len(bitlinear.devices()) >= 1
+assert (layer.copy(0)(x) == y).all()
+for device in range(1, len(bitlinear.devices())):  # the same bits on every GPU
+    assert (bitlinear.Model(path).layer(tensor, device=device)(x) == y).all()
+    assert (layer.copy(device)(x) == y).all()
+for wrong in (lambda: layer.copy(1000), lambda: bitlinear.Model(path).layer(tensor, device=1000)):
+    try:
+        wrong()
+    except bitlinear.Error as error:
+        assert len(str(error)) > 10
+    else:
+        raise AssertionError("not refused")
+
 
 def work():
     for _ in range(50):

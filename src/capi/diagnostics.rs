@@ -40,7 +40,8 @@ pub extern "C" fn bl_build_info() -> *const c_char {
         env!("BITLINEAR_RUSTC"),
         " ",
         env!("BITLINEAR_TARGET"),
-        " cpu\0"
+        env!("BITLINEAR_FEATURES"),
+        "\0"
     )
     .as_ptr()
     .cast()

@@ -134,7 +134,7 @@ pub unsafe extern "C" fn bl_forward(
                 }
                 Body::Device(on_device) => {
                     no_workspace(&run)?;
-                    run_on_device(&layer.context, &[HostTarget { layer: on_device, y }], m, x)
+                    run_on_device(&layer.context, &[HostTarget::new(on_device, y)], m, x)
                 }
             }
         })
@@ -169,13 +169,13 @@ fn no_workspace(run: &bl_run_options) -> Result<()> {
 /// Runs a call on a device and counts it, where the context counts.
 fn run_on_device(context: &Context, targets: &[HostTarget<'_>], m: usize, x: MatrixRef) -> Result<()> {
     let Some(profile) = &context.profile else {
-        return DeviceLayer::forward(targets, m, x, None);
+        return DeviceLayer::forward(targets, m, x, &[], None);
     };
     let begin = Instant::now();
     let plans = |i: usize| targets[i].layer.plan(m);
     // A launch is of several layers where their kernel is the same: what they read is told with the call.
     let counted = |kernel, nanoseconds| profile.add_device_kernel(kernel, nanoseconds);
-    DeviceLayer::forward(targets, m, x, Some(&counted))?;
+    DeviceLayer::forward(targets, m, x, &[], Some(&counted))?;
     let (mut bytes, mut operations) = (0, 0);
     for i in 0..targets.len() {
         let plan = plans(i)?;
@@ -325,9 +325,9 @@ pub unsafe extern "C" fn bl_forward_many(
                 }
                 Body::Device(on_device) => {
                     no_workspace(&run)?;
-                    let mut targets = [HostTarget { layer: on_device, y: empty }; LAYERS_MAX];
+                    let mut targets = [HostTarget::new(on_device, empty); LAYERS_MAX];
                     for (target, (layer, y)) in targets.iter_mut().zip(&each[..count]) {
-                        *target = HostTarget { layer: device_layer(layer)?, y: *y };
+                        *target = HostTarget::new(device_layer(layer)?, *y);
                     }
                     run_on_device(&first.context, &targets[..count], m, x)
                 }

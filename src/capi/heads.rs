@@ -60,6 +60,11 @@ pub struct bl_heads_options {
     pub scale: f32,
     /// Must be 0.
     pub reserved: u32,
+    /// Where bl_heads_forward runs, a number of bl_device_describe: 0, the CPU, or a GPU, with x and y in host
+    /// memory all the same. The weights are kept on the CPU too: gradients are computed there.
+    pub device: u32,
+    /// Must be 0.
+    pub device_flags: u32,
 }
 
 /// The shape of a call, and what it does beside the product.
@@ -142,6 +147,9 @@ pub struct bl_heads_info {
     /// Most bytes of codes of x, and of y, of one call.
     pub peak_code_bytes: u64,
     pub peak_output_bytes: u64,
+    /// Where bl_heads_forward runs.
+    pub device: u32,
+    pub reserved: u32,
 }
 
 /// `bl_heads_options.flags`: x has one scale, not one for each token.
@@ -260,6 +268,13 @@ pub unsafe extern "C" fn bl_heads_create(
             if options.flags & !(BL_HEADS_PER_TENSOR | BL_HEADS_PACKED) != 0 || options.reserved != 0 {
                 return Err(fail!(InvalidArgument, "heads flags {:#x} are unknown", options.flags));
             }
+            if options.device_flags != 0 {
+                return Err(fail!(
+                    InvalidArgument,
+                    "bl_heads_options.device_flags is {}",
+                    options.device_flags
+                ));
+            }
             let shape = Shape {
                 kind,
                 heads: size(options.heads, "heads")?,
@@ -287,7 +302,10 @@ pub unsafe extern "C" fn bl_heads_create(
                 }
                 Weights::Masters(floats(weights.cast(), (weight_bytes / 4) as i64, "weights")?)
             };
-            let projection = Projection::new(shape, format, input, source, &context.machine())?;
+            let mut projection = Projection::new(shape, format, input, source, &context.machine())?;
+            if options.device != 0 {
+                projection.put_on(&context.lanes(options.device)?)?;
+            }
             let counted = projection.bytes() as u64;
             context.usage.handles.fetch_add(1, Ordering::Relaxed);
             context.usage.packed.fetch_add(counted, Ordering::Relaxed);
@@ -520,6 +538,8 @@ pub unsafe extern "C" fn bl_heads_describe(
                 scale_hits: take(&profile.calibrated_scales),
                 peak_code_bytes: take(&profile.code_bytes),
                 peak_output_bytes: take(&profile.output_bytes),
+                device: projection.device(),
+                reserved: 0,
             });
             Ok(())
         })

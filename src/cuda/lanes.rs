@@ -35,6 +35,7 @@ impl Lanes {
     /// That device, made where the process has not used it yet.
     pub fn new(index: u32) -> Result<Lanes> {
         let device = Device::of(index)?;
+        device.enter()?; // one that is lost is not held any longer than by what is on it
         Ok(Lanes { device, count: Arc::new(AtomicU64::new(0)), resting: Mutex::default() })
     }
 

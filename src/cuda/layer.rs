@@ -17,6 +17,7 @@ use super::lanes::Lanes;
 use super::memory::{ALIGNMENT, DeviceMemory, Pinned, Stream};
 use crate::activation::Width;
 use crate::codec::Matrix;
+use crate::epilogue::Epilogue;
 use crate::error::{Result, fail};
 use crate::kernel::cuda::launch::{
     self, Gpu, Input, Launch, Module, Norm, Placed, Rotation, RowScales, Target,
@@ -110,12 +111,31 @@ pub struct DevicePlan {
 pub struct HostTarget<'a> {
     /// The layer.
     pub layer: &'a DeviceLayer,
-    /// `m` rows.
+    /// `m` rows of `outputs`.
     pub y: MatrixMut,
+    /// Columns of x: the layer's, or (one scale a row only) a prefix of them. The same for all of a call.
+    pub columns: usize,
+    /// How many of its outputs are computed: the first ones.
+    pub outputs: usize,
+    /// What is done to them; the layer's own, or the call's.
+    pub epilogue: Epilogue,
+}
+
+impl<'a> HostTarget<'a> {
+    /// All of a layer, as it was made.
+    pub fn new(layer: &'a DeviceLayer, y: MatrixMut) -> HostTarget<'a> {
+        let (columns, outputs) = (layer.in_features(), layer.out_features());
+        HostTarget { layer, y, columns, outputs, epilogue: layer.around.epilogue }
+    }
 }
 
 /// Called after each launch of a call that is counted: its kernel, and the nanoseconds that it took.
 pub type Counted<'a> = &'a dyn Fn(&'static CStr, u64);
+
+/// The names of all kernels, in a fixed order.
+pub fn kernels() -> impl Iterator<Item = &'static CStr> {
+    Module::ALL.into_iter().flat_map(|module| module.functions().iter().copied())
+}
 
 impl DeviceLayer {
     /// Bytes of device memory that a layer of a matrix needs.
@@ -358,25 +378,32 @@ impl DeviceLayer {
     }
 
     /// `y = epilogue((R norm(x) Wᵀ) s + b)` for several layers of one device, from and to host memory.
-    /// Comes back when y is there. `counted` waits after every launch.
+    /// Comes back when y is there. `scales`: for integer activations of one scale a row, in place of those
+    /// that the rule finds; none, one for all rows, or one for each; 0 for rows of zeros. `counted` waits
+    /// after every launch.
     pub fn forward(
         targets: &[HostTarget<'_>],
         m: usize,
         x: MatrixRef,
+        scales: &[f32],
         counted: Option<Counted<'_>>,
     ) -> Result<()> {
         let first = targets[0].layer;
-        let (lanes, in_features) = (&first.lanes, first.in_features());
-        let outputs: usize = targets.iter().map(|t| t.layer.out_features()).sum();
+        let (lanes, in_features) = (&first.lanes, targets[0].columns);
+        let outputs: usize = targets.iter().map(|t| t.outputs).sum();
         let rows = (BATCH_BYTES / (4 * (in_features + outputs))).clamp(1, m.max(1));
         // Everything in f32: what comes from and goes to other types is exact, or rounded as on the CPU.
         let slow = lanes.device.enter_slowly()?;
         let up = |bytes: usize| bytes.next_multiple_of(ALIGNMENT);
-        let x_bytes = up(4 * rows * in_features);
-        let y_bytes: usize = targets.iter().map(|t| up(4 * rows * t.layer.out_features())).sum();
+        // x, and behind it the scales.
+        let x_only = up(4 * rows * in_features);
+        let x_bytes = x_only + up(4 * scales.len().min(rows));
+        let y_bytes: usize = targets.iter().map(|t| up(4 * rows * t.outputs)).sum();
         let plain = |i: usize, y: u64| {
-            let (layer, before) = (targets[i].layer, i.checked_sub(1).map(|i| targets[i].layer));
-            layer.target(before, y, Float::F32, 4 * layer.out_features(), false)
+            let HostTarget { layer, columns, outputs, epilogue, .. } = targets[i];
+            let before = i.checked_sub(1).map(|i| targets[i].layer);
+            let whole = layer.target(before, y, Float::F32, 4 * outputs, false);
+            Target { columns, outputs, epilogue, ..whole }
         };
         let mut planned = [plain(0, 0); LAYERS_MAX];
         for (i, target) in planned.iter_mut().enumerate().take(targets.len()) {
@@ -394,6 +421,13 @@ impl DeviceLayer {
                     x.read_row(at + i, row);
                 }
                 device.write(&slow, 0, staged, stream.handle())?;
+                let scales = if scales.len() > 1 { &scales[at..at + rows] } else { scales };
+                let staged = &mut host[x_only..][..4 * scales.len()];
+                for (place, scale) in staged.as_chunks_mut().0.iter_mut().zip(scales) {
+                    *place = scale.to_le_bytes();
+                }
+                device.write(&slow, x_only, staged, stream.handle())?;
+                let scales_there = device.address() + x_only as u64;
                 let mut y = device.address() + x_bytes as u64;
                 for (i, target) in planned.iter_mut().enumerate().take(targets.len()) {
                     *target = plain(i, y);
@@ -405,7 +439,11 @@ impl DeviceLayer {
                     x_type: Float::F32,
                     x_stride: 4 * in_features,
                     gather: None,
-                    scales: RowScales::Own,
+                    scales: match scales.len() {
+                        0 => RowScales::Own,
+                        1 => RowScales::One(scales_there),
+                        _ => RowScales::Each(scales_there),
+                    },
                 };
                 let space = device.address() + (x_bytes + y_bytes) as u64;
                 if counted.is_some() {
@@ -427,7 +465,7 @@ impl DeviceLayer {
                 stream.wait(&slow)?;
                 let mut from = 0;
                 for target in targets {
-                    let outputs = target.layer.out_features();
+                    let outputs = target.outputs;
                     // SAFETY: as above.
                     let values = unsafe { host[from..][..4 * rows * outputs].align_to::<f32>().1 };
                     for (i, row) in values.chunks_exact(outputs).enumerate() {

@@ -14,24 +14,31 @@
 //! runs on another device than the one it was made for. After a fork() the child is refused; what goes at the
 //! end of the process, or after a device is lost, goes without a word. `docs/cuda.md`.
 
+#[cfg(not(feature = "cuda"))]
+mod absent;
+#[cfg(feature = "cuda")]
 pub mod device;
+#[cfg(feature = "cuda")]
 pub mod driver;
+#[cfg(feature = "cuda")]
 pub mod image;
+#[cfg(feature = "cuda")]
 pub mod lanes;
+#[cfg(feature = "cuda")]
 pub mod layer;
+#[cfg(feature = "cuda")]
 pub mod memory;
+#[cfg(feature = "cuda")]
 pub mod module;
 
-use std::ffi::CStr;
-
-use crate::kernel::cuda::launch::Module;
-
-pub use driver::{Description, driver};
-pub use lanes::Lanes;
-pub use layer::{DeviceLayer, DevicePlan, DeviceRows, HostTarget, Room, StreamCall, StreamTarget, enqueue};
-pub use memory::ALIGNMENT;
-
-/// The names of all kernels, in a fixed order.
-pub fn kernels() -> impl Iterator<Item = &'static CStr> {
-    Module::ALL.into_iter().flat_map(|module| module.functions().iter().copied())
-}
+#[cfg(not(feature = "cuda"))]
+pub use absent::*;
+#[cfg(feature = "cuda")]
+pub use {
+    driver::{Description, driver},
+    lanes::Lanes,
+    layer::{
+        DeviceLayer, DevicePlan, DeviceRows, HostTarget, Room, StreamCall, StreamTarget, enqueue, kernels,
+    },
+    memory::ALIGNMENT,
+};

@@ -20,6 +20,7 @@ use std::time::Instant;
 
 use crate::activation::{Span, Width};
 use crate::codes::{Coder, Format, Tensor, check_finite};
+use crate::cuda::{DeviceLayer, HostTarget, Lanes, Room};
 use crate::epilogue::Epilogue;
 use crate::error::{Result, fail};
 use crate::layer::{self, Activation, Extra, Linear, Options, Stage, Stages, Target};
@@ -145,12 +146,20 @@ pub struct Projection {
     isa: crate::cpu::Isa,
     /// Of a low-rank projection, one for each head; of a tail, one.
     linears: Vec<Arc<Linear>>,
+    /// Copies of them on a device, where forward calls run there.
+    device: Option<OnDevice>,
     /// The prefix of a tail that was used last.
     prefix: Mutex<Option<(usize, Arc<Linear>)>>,
     /// Bits of a scale that calls use in place of x's own; 0: none.
     calibrated: AtomicU32,
     /// What it has done.
     pub profile: Profile,
+}
+
+/// The weights of a projection on a device, beside those on the CPU, which gradients need.
+struct OnDevice {
+    lanes: Arc<Lanes>,
+    layers: Vec<DeviceLayer>,
 }
 
 /// Where the weights of a projection come from.
@@ -179,6 +188,7 @@ impl Projection {
             scale: 0.0,
             isa: machine.isa,
             linears: Vec::new(),
+            device: None,
             prefix: Mutex::new(None),
             calibrated: AtomicU32::new(0),
             profile: Profile::default(),
@@ -207,11 +217,38 @@ impl Projection {
             let linear = Linear::new(&view, &options, self.isa, machine.heap, &mut |_| {})?;
             linears.push(Arc::new(linear));
         }
+        if let Some(OnDevice { lanes, .. }) = &self.device {
+            self.device = Some(self.copies(&linears, lanes)?);
+        }
         self.linears = linears;
         self.scale = codes.scale;
         *self.prefix.get_mut().unwrap_or_else(|e| e.into_inner()) = None;
         add_time(&self.profile.pack, begin);
         Ok(())
+    }
+
+    /// Makes forward calls run on a device from now on.
+    pub fn put_on(&mut self, lanes: &Arc<Lanes>) -> Result<()> {
+        self.device = Some(self.copies(&self.linears, lanes)?);
+        Ok(())
+    }
+
+    fn copies(&self, linears: &[Arc<Linear>], lanes: &Arc<Lanes>) -> Result<OnDevice> {
+        let options = Options { activation: self.activation(), ..Options::default() };
+        let mut layers = Vec::new();
+        reserve(&mut layers, linears.len(), "heads")?;
+        for linear in linears {
+            // SAFETY: the memory is our own.
+            let layer =
+                unsafe { DeviceLayer::new(linear.packed(), &options, lanes, Room::Own, &mut |_| {})? };
+            layers.push(layer);
+        }
+        Ok(OnDevice { lanes: lanes.clone(), layers })
+    }
+
+    /// The device that forward calls run on; 0: the CPU.
+    pub fn device(&self) -> u32 {
+        self.device.as_ref().map_or(0, |on| on.lanes.device.index())
     }
 
     fn activation(&self) -> Activation {
@@ -467,8 +504,19 @@ impl Projection {
             let extra = Extra { scales: of_rows(first), stages };
             layer::forward_with(targets, time, x, extra, None, machine.heap, machine.executor)
         };
-        match kind {
-            Kind::Tail => {
+        let call_there = |targets: &[HostTarget<'_>], x: MatrixRef, first: usize| {
+            DeviceLayer::forward(targets, time, x, of_rows(first), None)
+        };
+        match (kind, &self.device) {
+            (Kind::Tail, Some(OnDevice { layers, .. })) => {
+                let columns = self.shape.gather(l, 0).columns();
+                for (sequence, y) in y.chunks_exact_mut(time * features).enumerate() {
+                    let whole = HostTarget::new(&layers[0], MatrixMut::of(y, features));
+                    let target = HostTarget { columns, epilogue, ..whole };
+                    call_there(&[target], self.tokens(batch, x, sequence), sequence * time)?;
+                }
+            }
+            (Kind::Tail, None) => {
                 let linear = self.tail(l)?;
                 for (sequence, y) in y.chunks_exact_mut(time * features).enumerate() {
                     let y = MatrixMut::of(y, features);
@@ -476,21 +524,40 @@ impl Projection {
                     call(&[target], self.tokens(batch, x, sequence), sequence * time)?;
                 }
             }
-            Kind::Lowrank => {
+            (Kind::Lowrank, on) => {
+                // Heads that share x share its codes too.
+                let together = (heads / input_heads).min(LAYERS_MAX);
+                let of_head = |sequence: usize, i: usize| {
+                    let head = if input_heads == 1 { 0 } else { i };
+                    let first = (sequence * input_heads + head) * time;
+                    (MatrixRef::of(&x[first * features..][..time * features], features), first)
+                };
                 for sequence in 0..sequences {
                     let y = &mut y[sequence * heads * time * l..][..heads * time * l];
+                    let ys = y.chunks_exact_mut(time * l).map(|y| MatrixMut::of(y, l));
+                    if let Some(OnDevice { layers, .. }) = on {
+                        let mut targets = Vec::new();
+                        reserve(&mut targets, heads, "heads")?;
+                        targets.extend(layers.iter().zip(ys).map(|(layer, y)| HostTarget {
+                            outputs: l,
+                            epilogue,
+                            ..HostTarget::new(layer, y)
+                        }));
+                        for (i, targets) in targets.chunks(together).enumerate() {
+                            let (x, first) = of_head(sequence, i);
+                            call_there(targets, x, first)?;
+                        }
+                        continue;
+                    }
                     let mut targets = Vec::new();
                     reserve(&mut targets, heads, "heads")?;
-                    for (linear, y) in self.linears.iter().zip(y.chunks_exact_mut(time * l)) {
-                        let y = MatrixMut::of(y, l);
-                        targets.push(Target { outputs: l, epilogue, ..Target::new(linear, y) });
-                    }
-                    // Heads that share x share its codes too.
-                    let together = (heads / input_heads).min(LAYERS_MAX);
+                    targets.extend(self.linears.iter().zip(ys).map(|(linear, y)| Target {
+                        outputs: l,
+                        epilogue,
+                        ..Target::new(linear, y)
+                    }));
                     for (i, targets) in targets.chunks(together).enumerate() {
-                        let head = if input_heads == 1 { 0 } else { i };
-                        let first = (sequence * input_heads + head) * time;
-                        let x = MatrixRef::of(&x[first * features..][..time * features], features);
+                        let (x, first) = of_head(sequence, i);
                         call(targets, x, first)?;
                     }
                 }

@@ -83,6 +83,11 @@ static void forwards(const char *file, const char *tensor) {
   std::vector<float> w(2 * in);
   CHECK(layer.read(62, bl::matrix<float>{w.data(), 2, 512}));
 
+  // To a device and back; there is no GPU with that number.
+  auto copied = layer.copy(0);
+  CHECK(copied && copied->in_features() == 512 && copied->forward(x, z) && y == z);
+  CHECK(!layer.copy(1000) && !bl::layer{}.copy(0));
+
   // Shapes that do not fit are refused before C sees them: a sanitizer would see a write too far.
   std::vector<float> small(out - 1);
   CHECK(layer.forward(bl::span<const float>(x.data(), in), small).status() == BL_ERROR_INVALID_ARGUMENT);
