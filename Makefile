@@ -23,11 +23,15 @@ library:
 	$(CARGO) rustc --quiet --release --lib --features reserve --crate-type cdylib,staticlib
 	@ln -sf libbitlinear.so $(RELEASE)/libbitlinear.so.0
 
-examples: library $(EXAMPLES)/digits $(EXAMPLES)/one_layer $(EXAMPLES)/llm $(EXAMPLES)/embed
+examples: library $(EXAMPLES)/digits $(EXAMPLES)/gpu_layer $(EXAMPLES)/one_layer $(EXAMPLES)/llm $(EXAMPLES)/embed
 
 $(EXAMPLES)/one_layer: examples/c/one_layer.c include/bitlinear.h $(LIB)
 	@mkdir -p $(EXAMPLES)
 	$(CC) -std=c99 -O2 -Wall -Wextra -Wpedantic -Iinclude $< -o $@ -L$(RELEASE) -lbitlinear -Wl,-rpath,'$$ORIGIN/../release'
+
+$(EXAMPLES)/gpu_layer: examples/c/gpu_layer.c include/bitlinear.h $(LIB)
+	@mkdir -p $(EXAMPLES)
+	$(CC) -std=c99 -O2 -Wall -Wextra -Wno-missing-field-initializers -Iinclude $< -o $@ -L$(RELEASE) -lbitlinear -ldl -Wl,-rpath,'$$ORIGIN/../release'
 
 $(EXAMPLES)/digits: examples/c/digits/digits.c include/bitlinear.h $(LIB)
 	@mkdir -p $(EXAMPLES)

@@ -25,6 +25,7 @@ macro_rules! never {
     ($($(#[$doc:meta])* $name:ident { $($field:ident: $ty:ty,)* })*) => {$(
         $(#[$doc])*
         pub struct $name {
+            #[allow(dead_code)] // of some it is never read
             never: Infallible,
             $(
                 /// As in a build with CUDA.

@@ -238,10 +238,9 @@ impl Projection {
         let mut layers = Vec::new();
         reserve(&mut layers, linears.len(), "heads")?;
         for linear in linears {
+            let (packed, seen) = (linear.packed(), &mut |_| {});
             // SAFETY: the memory is our own.
-            let layer =
-                unsafe { DeviceLayer::new(linear.packed(), &options, lanes, Room::Own, &mut |_| {})? };
-            layers.push(layer);
+            layers.push(unsafe { DeviceLayer::new(packed, &options, lanes, Room::Own, seen)? });
         }
         Ok(OnDevice { lanes: lanes.clone(), layers })
     }
