@@ -66,7 +66,6 @@ functions! {
     free = "cuMemFree_v2" (u64);
     to_device = "cuMemcpyHtoD_v2" (u64, *const c_void, usize);
     to_host = "cuMemcpyDtoH_v2" (*mut c_void, u64, usize);
-    to_device_later = "cuMemcpyHtoDAsync_v2" (u64, *const c_void, usize, *mut c_void);
     stream = "cuStreamCreate" (*mut *mut c_void, c_uint);
     stream_destroy = "cuStreamDestroy_v2" (*mut c_void);
     stream_wait = "cuStreamSynchronize" (*mut c_void);

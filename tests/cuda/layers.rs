@@ -110,7 +110,8 @@ fn formats_of_bytes_give_the_bits_of_the_cpu() {
             for (i, chunk) in weights.chunks_exact_mut(bytes).enumerate() {
                 let random = values(bytes, i as u32 + 1);
                 chunk.iter_mut().zip(&random).for_each(|(byte, v)| *byte = (v * 1e5) as i32 as u8);
-                scale(chunk, at, chunk[bytes / 2]);
+                let n = chunk[bytes / 2];
+                scale(chunk, at, n);
             }
             let (rows, columns) = (rows as i64, (blocks * block) as i64);
             for activation in ACTIVATIONS {
