@@ -24,7 +24,7 @@ use bitlinear::types::Type;
 /// f32 rows in memory.
 struct Rows<'a>(&'a [f32], usize);
 
-impl bitlinear::codec::Matrix for Rows<'_> {
+impl bitlinear::layout::Matrix for Rows<'_> {
     fn layout(&self) -> Layout {
         Layout::Dense(Float::F32)
     }
@@ -300,7 +300,7 @@ fn updates(isa: Isa) {
         let times = race(&mut [(
             "update",
             Box::new(|| {
-                let rounded: Box<dyn bitlinear::codec::Matrix> = match ty {
+                let rounded: Box<dyn bitlinear::layout::Matrix> = match ty {
                     Type::F32 => Box::new(Rows(&w, columns)),
                     ty => bitlinear::quantize::round(&source, ty, 0).expect("a rounded matrix"),
                 };

@@ -11,12 +11,11 @@
 
 use std::time::Instant;
 
-use bitlinear::codec::Matrix;
 use bitlinear::cpu::{self, Isa};
 use bitlinear::error::Result;
 use bitlinear::exec::Executor;
 use bitlinear::layer::{Linear, Options};
-use bitlinear::layout::{Coded, Float, Layout, Offset, Row, ScaleType, Scales, Values};
+use bitlinear::layout::{Coded, Float, Layout, Matrix, Offset, Row, ScaleType, Scales, Values};
 use bitlinear::matrix::{MatrixMut, MatrixRef};
 use bitlinear::memory::{Buffer, Heap};
 

@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use bitlinear::codec::Matrix;
 use bitlinear::container::{Files, Kind};
 use bitlinear::error::{Result, Status};
-use bitlinear::layout::Row;
+use bitlinear::layout::{Matrix, Row};
 use bitlinear::memory::Heap;
 use bitlinear::model::{Layers, Request};
 use clap::Args;

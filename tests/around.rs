@@ -359,7 +359,7 @@ fn a_fixed_scale_is_used_for_every_segment() {
 /// A matrix whose rows hold their columns in another order than x does (as GPTQ's desc_act).
 struct Permuted(RowMatrix, Vec<u32>);
 
-impl codec::Matrix for Permuted {
+impl bitlinear::layout::Matrix for Permuted {
     fn layout(&self) -> Layout {
         self.0.layout
     }

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use bitlinear::codec::Matrix;
 use bitlinear::container::{Access, Files, Kind, Source, packed};
 use bitlinear::cpu::Isa;
 use bitlinear::epilogue::Epilogue;
@@ -12,7 +11,7 @@ use bitlinear::error::{Result, Status};
 use bitlinear::exec::Executor;
 use bitlinear::layer::{Activation, Linear, Options};
 use bitlinear::layout::packed::RowMatrix;
-use bitlinear::layout::{Coded, Float, Layout, Offset, Packed, Row, ScaleType, Scales, Values};
+use bitlinear::layout::{Coded, Float, Layout, Matrix, Offset, Packed, Row, ScaleType, Scales, Values};
 use bitlinear::matrix::{MatrixMut, MatrixRef};
 use bitlinear::memory::{Block, Heap};
 use bitlinear::model;

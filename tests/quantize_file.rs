@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use bitlinear::codec::{self, Matrix};
+use bitlinear::codec;
 use bitlinear::container::{Access, Files, Kind, Value};
 use bitlinear::cpu::Isa;
 use bitlinear::error::{Result, Status};
 use bitlinear::exec::Executor;
 use bitlinear::export::{Layers as Which, Options, Progress, Report, Target, export};
-use bitlinear::layout::Row;
+use bitlinear::layout::{Matrix, Row};
 use bitlinear::model::{Layers, Request};
 use bitlinear::quantize::{Calibration, Kind as Rule};
 use bitlinear::types::Type;

@@ -134,7 +134,7 @@ fn run_counted(
     context: &Context,
     targets: &[Target<'_>],
     m: usize,
-    x: MatrixRef,
+    x: MatrixRef<'_>,
     workspace: Option<&mut [u8]>,
 ) -> Result<()> {
     let counted = context.profile.as_ref().map(|profile| (profile, Stages::default(), Instant::now()));
@@ -211,8 +211,8 @@ pub unsafe extern "C" fn bl_forward_many(
                 return Err(fail!(InvalidArgument, "run flags {:#x} are unknown", run.flags));
             }
             // A fixed array: a call allocates nothing where it has a workspace.
-            let empty = MatrixMut::of(&mut [], 0);
-            let mut targets = [Target::new(&first.linear, empty); LAYERS_MAX];
+            let mut targets: [_; LAYERS_MAX] =
+                std::array::from_fn(|_| Target::new(&first.linear, MatrixMut::of(&mut [], 0)));
             for (i, target) in targets[..count].iter_mut().enumerate() {
                 let layer: &Layer = handle::get(layers.add(i).read())?;
                 let linear = &layer.linear;

@@ -15,10 +15,10 @@
 
 use super::bits::unpack_nibble_stream;
 use super::blocks::{abs_max, check_finite};
+use super::check_index;
 use super::stored::{Floats, check_bytes, check_len, check_multiple, check_shape};
-use super::{Matrix, check_index};
 use crate::error::{Result, fail};
-use crate::layout::{Coded, Layout, Offset, Row, Scales, Values};
+use crate::layout::{Coded, Layout, Matrix, Offset, Row, Scales, Values};
 use crate::types::Type;
 
 /// Most bases of a ternary matrix.

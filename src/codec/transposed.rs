@@ -4,9 +4,9 @@
 
 use half::{bf16, f16};
 
-use super::{Matrix, check_index, stored};
+use super::{check_index, stored};
 use crate::error::{Result, fail};
-use crate::layout::{Float, Layout, Row};
+use crate::layout::{Float, Layout, Matrix, Row};
 use crate::types::Type;
 
 /// A float matrix whose columns are the rows of W.

@@ -20,13 +20,12 @@ use std::sync::Mutex;
 pub use choose::{Layers, Target, is_expert, is_protected};
 pub use source::{Plain, signs};
 
-use crate::codec::Matrix;
 use crate::container::{Files, Kind, Quoted, SafetensorsHeader, Temporary, Tensor, Value, gguf};
 use crate::cpu::Isa;
 use crate::error::{Error, Result, fail};
 use crate::exec::Executor;
 use crate::layer::{Linear, Options as LayerOptions};
-use crate::layout::{Float, Layout};
+use crate::layout::{Float, Layout, Matrix};
 use crate::memory::{Heap, filled, reserve};
 use crate::model::{self, Plan, Request, Role};
 use crate::quantize::{Calibration, Method, Moments, PANEL_ROWS, RoundedRows, Rounding};

@@ -338,7 +338,7 @@ impl Projection {
     }
 
     /// The tokens of a tail's sequence.
-    fn tokens(&self, batch: &Batch, x: &[f32], sequence: usize) -> MatrixRef {
+    fn tokens<'x>(&self, batch: &Batch, x: &'x [f32], sequence: usize) -> MatrixRef<'x> {
         let Batch { time, latent, .. } = *batch;
         let per_sequence = self.shape.heads * time * latent;
         let x = &x[sequence * per_sequence..][..per_sequence];
@@ -463,7 +463,7 @@ impl Projection {
             0 | 1 => scales,
             _ => &scales[first..first + time],
         };
-        let call = |targets: &[Target<'_>], x: MatrixRef, first: usize| {
+        let call = |targets: &[Target<'_>], x: MatrixRef<'_>, first: usize| {
             let extra = Extra { scales: of_rows(first), stages };
             layer::forward_with(targets, time, x, extra, None, machine.heap, machine.executor)
         };

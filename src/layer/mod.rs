@@ -15,13 +15,12 @@ pub use options::{Activation, Options, Settings};
 pub use stages::{Stage, Stages};
 
 use crate::activation::{Kind, RowCodes, Rule, Shape, WeightSums, Width};
-use crate::codec::Matrix;
 use crate::cpu::Isa;
 use crate::epilogue::Epilogue;
 use crate::error::{Result, fail};
 use crate::exec::Executor;
 use crate::kernel::{self, Choice, Kernel};
-use crate::layout::{Layout, Packed, QUAD, Row};
+use crate::layout::{Layout, Matrix, Packed, QUAD, Row};
 use crate::matrix::{MatrixMut, MatrixRef};
 use crate::memory::{Heap, copied, filled};
 use crate::norm::Norm;
@@ -328,8 +327,8 @@ impl Linear {
     pub fn forward(
         &self,
         m: usize,
-        x: MatrixRef,
-        y: MatrixMut,
+        x: MatrixRef<'_>,
+        y: MatrixMut<'_>,
         workspace: Option<&mut [u8]>,
         heap: &Heap,
         executor: &Executor,

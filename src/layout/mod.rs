@@ -15,6 +15,23 @@ pub use packed::Packed;
 pub use row::Row;
 pub use shard::{Part, Shard};
 
+/// A matrix of weights, readable row by row from several threads: what the packer takes. Codecs implement it.
+pub trait Matrix: Sync {
+    /// The compute layout it decodes into.
+    fn layout(&self) -> Layout;
+    /// Rows.
+    fn out_features(&self) -> usize;
+    /// Columns.
+    fn in_features(&self) -> usize;
+    /// Decodes row `index` into `row`, which was made for this layout and number of columns.
+    fn read_row(&self, index: usize, row: &mut Row) -> Result<()>;
+    /// Where the stored format orders columns by group (GPTQ's `desc_act`): the column of x that each
+    /// column of a [`Row`] belongs to. A permutation of `0..in_features`; `None` is the identity.
+    fn permutation(&self) -> Option<&[u32]> {
+        None
+    }
+}
+
 /// Rows of W in a panel: one vector lane each.
 pub const PANEL: usize = 16;
 /// Panels of a full tile, whose cache lines follow one another.

@@ -31,9 +31,8 @@ use std::sync::Arc;
 use half::{bf16, f16};
 
 use super::{
-    Coded, Float, Layout, Offset, PANEL, QUAD, Row, SUPER_BLOCK, ScaleType, Scales, TILE, TILE_PANELS,
+    Coded, Float, Layout, Matrix, Offset, PANEL, QUAD, Row, SUPER_BLOCK, ScaleType, Scales, TILE, TILE_PANELS,
 };
-use crate::codec::Matrix;
 use crate::error::{Result, fail};
 use crate::limits::FEATURES_MAX;
 use crate::memory::{Block, Heap, filled, reserve};

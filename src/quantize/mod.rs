@@ -36,11 +36,10 @@ pub use rounding::{Kind, Method, PANEL_ROWS, Rounded as RoundedRows, Rounding};
 
 use std::sync::Mutex;
 
-use crate::codec::Matrix;
 use crate::cpu::Isa;
 use crate::error::{Result, fail};
 use crate::kernel::{self, Portable};
-use crate::layout::{Layout, Row};
+use crate::layout::{Layout, Matrix, Row};
 use crate::memory::filled;
 use crate::types::Type;
 

@@ -8,11 +8,11 @@ use super::fit::Fit;
 use super::moments::{Factor, Moments};
 use super::search::{LANES, Lane};
 use super::{Rule, check_finite, rule_of};
-use crate::codec::{self, Matrix};
+use crate::codec;
 use crate::cpu::Isa;
 use crate::error::{Result, fail};
 use crate::exec::Executor;
-use crate::layout::{Coded, Layout, Row, ScaleType, Scales, Values};
+use crate::layout::{Coded, Layout, Matrix, Row, ScaleType, Scales, Values};
 use crate::memory::{filled, reserve};
 use crate::types::Type;
 
