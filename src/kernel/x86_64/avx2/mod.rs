@@ -16,9 +16,7 @@ mod gemm {
 pub(super) mod gemv {
     crate::kernel::narrow::gemv!("avx2,fma,f16c");
 }
-mod multiply {
-    crate::kernel::narrow::multiply!("avx2,fma,f16c");
-}
+mod multiply;
 
 /// Products of bytes in pairs, summed in 16 bits.
 pub(super) mod step {
