@@ -41,9 +41,11 @@ $(EXAMPLES)/embed: examples/c/embed/embed.c include/bitlinear.h $(LIB)
 	@mkdir -p $(EXAMPLES)
 	$(CC) -std=c11 -Wall -Wextra -Wpedantic -ffp-contract=off $(CFLAGS) -Iinclude $< -o $@ -L$(RELEASE) -lbitlinear -lm -Wl,-rpath,'$$ORIGIN/../release'
 
-# The command-line tool `bitlinear`.
+# The command-line tool `bitlinear`, in $(RELEASE). Built in a folder of its own: cargo would put a library without
+# the feature `reserve` where the real one lies.
 tool:
-	$(CARGO) build --release --features cli --bin bitlinear
+	$(CARGO) build --release --features cli --bin bitlinear --target-dir target/tool
+	@mkdir -p $(RELEASE) && ln -f target/tool/release/bitlinear $(RELEASE)/bitlinear
 
 demo: build
 	@PROMPT='$(PROMPT)' LENGTH='$(LENGTH)' PYTHON='$(PYTHON)' sh examples/demo.sh

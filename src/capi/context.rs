@@ -5,13 +5,13 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
 use super::boundary::guard;
+use super::calibration::Gathered;
 use super::handle::{self, Kind};
 use super::heads::Heads;
 use super::layer::Layer;
 use super::model::Model;
 use super::options;
 use super::profile::Profile;
-use super::quantize::Gathered;
 use super::state::State;
 use super::types::*;
 use crate::cpu::Isa;

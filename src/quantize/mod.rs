@@ -32,7 +32,7 @@ mod ternary;
 
 pub use calibration::Calibration;
 pub use moments::{BLOCK as MOMENTS_BLOCK, Moments};
-pub use rounding::{Kind, Method, PANEL_ROWS, Rounded as RoundedRows, Rounding};
+pub use rounding::{DAMPING, Kind, Method, PANEL_ROWS, Rounded as RoundedRows, Rounding};
 
 use std::sync::Mutex;
 
