@@ -4,7 +4,8 @@
 //! contains it. `BITLINEAR_BENCH_SECONDS` is the time for a cell (default 0.15), `BITLINEAR_ISA` narrows
 //! the instruction set, `BITLINEAR_BENCH_SHAPES=2560x2560,...` chooses shapes (out x in).
 //!
-//! Limits come first: sequential reading of 512 MiB, `vpdpbusd` and `vfmadd` in registers. Cells of few
+//! Limits come first: sequential reading of 512 MiB, the CPU's best exact int8 multiply-add (`vpdpbusd`, else
+//! `vpmaddubsw` with `vpmaddwd`) and `vfmadd` in registers. Cells of few
 //! rows of x (m <= 32) take their weights from DRAM, a ring of more than 4 times the last-level cache;
 //! larger m use one matrix. Every figure is the minimum of many repeats, on one thread; machines are
 //! noisy, so only ratios inside one run mean something.
@@ -140,70 +141,52 @@ struct Limits {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod peak {
-    use core::arch::x86_64::*;
-
-    #[target_feature(enable = "avx512f,avx512vnni")]
-    pub(crate) fn vnni(steps: usize) -> i32 {
-        let (a, b) = (_mm512_set1_epi8(3), _mm512_set1_epi8(5));
-        let mut acc = [_mm512_setzero_si512(); 16];
-        for _ in 0..steps {
-            for acc in &mut acc {
-                *acc = _mm512_dpbusd_epi32(*acc, a, b);
-            }
-        }
-        acc.iter().fold(0, |s, v| s.wrapping_add(_mm512_reduce_add_epi32(*v)))
-    }
-
-    #[target_feature(enable = "avx512f")]
-    pub(crate) fn fma(steps: usize) -> f32 {
-        let (a, b) = (_mm512_set1_ps(1.000_001), _mm512_set1_ps(1e-9));
-        let mut acc = [_mm512_set1_ps(1.0); 16];
-        for _ in 0..steps {
-            for acc in &mut acc {
-                *acc = _mm512_fmadd_ps(*acc, a, b);
-            }
-        }
-        acc.iter().fold(0.0, |s, v| s + _mm512_reduce_add_ps(*v))
-    }
-
-    #[target_feature(enable = "avx512f")]
-    pub(crate) fn sum(bytes: &[u8]) -> i64 {
-        let mut acc = [_mm512_setzero_si512(); 8];
-        for lines in bytes.as_chunks::<512>().0 {
-            for (acc, line) in acc.iter_mut().zip(lines.as_chunks::<64>().0) {
-                // SAFETY: `line` is 64 bytes.
-                *acc = _mm512_add_epi64(*acc, unsafe { _mm512_loadu_si512(line.as_ptr().cast()) });
-            }
-        }
-        acc.iter().fold(0, |s, v| s.wrapping_add(_mm512_reduce_add_epi64(*v)))
-    }
-}
+#[path = "common/peak.rs"]
+mod peak;
 
 #[cfg(target_arch = "x86_64")]
 fn limits(budget: f64) -> Option<Limits> {
-    if !Isa::Avx512Vnni.detected() {
+    if !Isa::Avx2.detected() {
         return None;
     }
     let mut memory = Buffer::zeroed(512 << 20, "bench").ok()?;
     memory.bytes_mut().fill(1);
     const STEPS: usize = 100_000;
-    // SAFETY: the instruction set was detected above.
-    let (read, integer, float) = unsafe {
-        (
-            shortest(budget * 10.0, || {
-                std::hint::black_box(peak::sum(memory.bytes()));
-            }),
-            shortest(budget, || {
-                std::hint::black_box(peak::vnni(std::hint::black_box(STEPS)));
-            }),
-            shortest(budget, || {
-                std::hint::black_box(peak::fma(std::hint::black_box(STEPS)));
-            }),
-        )
+    use std::hint::black_box;
+    // SAFETY (all below): the instruction set was detected.
+    let read = shortest(budget * 10.0, || {
+        black_box(unsafe { peak::sum(memory.bytes()) });
+    });
+    let (macs, seconds) = if Isa::Avx512Vnni.detected() {
+        let work = || {
+            black_box(unsafe { peak::vnni512(black_box(STEPS)) });
+        };
+        (peak::VNNI512, shortest(budget, work))
+    } else if Isa::AvxVnni.detected() {
+        let work = || {
+            black_box(unsafe { peak::vnni256(black_box(STEPS)) });
+        };
+        (peak::VNNI256, shortest(budget, work))
+    } else {
+        let work = || {
+            black_box(unsafe { peak::madd(black_box(STEPS)) });
+        };
+        (peak::MADD, shortest(budget, work))
     };
-    let lanes = (STEPS * 16 * 16) as f64;
-    Some(Limits { read: (512 << 20) as f64 / read, integer: lanes * 4.0 / integer, float: lanes / float })
+    let integer = (STEPS * macs) as f64 / seconds;
+    let (macs, seconds) = if Isa::Avx512Vnni.detected() {
+        let work = || {
+            black_box(unsafe { peak::fma512(black_box(STEPS)) });
+        };
+        (peak::FMA512, shortest(budget, work))
+    } else {
+        let work = || {
+            black_box(unsafe { peak::fma256(black_box(STEPS)) });
+        };
+        (peak::FMA256, shortest(budget, work))
+    };
+    let float = (STEPS * macs) as f64 / seconds;
+    Some(Limits { read: (512 << 20) as f64 / read, integer, float })
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -233,7 +216,7 @@ fn main() {
             l.integer / 1e9,
             l.float / 1e9
         ),
-        None => println!("limits: not measured (this bench reads them with AVX-512 VNNI)"),
+        None => println!("limits: not measured (this bench knows no loops for this CPU)"),
     }
     println!(
         "m <= 32: weights from DRAM; of read: stored bytes over read bandwidth; of peak: of the multiply-add peak"

@@ -1,0 +1,186 @@
+//! What this machine can do: the denominators of the report.
+//!
+//! Reading is a sum over 256 MiB a thread; multiply-adds run in registers, sixteen (AVX2: twelve)
+//! accumulators deep. Every figure is the best of many tries, and `measure` takes them again at the
+//! beginning of every run: neighbours on the same memory change them.
+
+use std::hint::{black_box, spin_loop};
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+/// Limits for a number of threads.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Limits {
+    pub threads: usize,
+    /// Bytes a second from DRAM.
+    pub read: f64,
+    /// int8 multiply-adds a second of the best exact instruction sequence that this CPU has.
+    pub integer: f64,
+    /// Which that is.
+    pub integer_by: String,
+    /// int8 multiply-adds a second where 16-bit sums are enough (AVX2: vpmaddubsw, vpaddw).
+    pub integer_16: f64,
+    /// f32 multiply-adds a second.
+    pub float: f64,
+    /// Seconds for a word to another spinning thread and back; 0 for one thread.
+    pub ping: f64,
+    /// Seconds from waking a sleeping thread to its first word; 0 for one thread.
+    pub wake: f64,
+}
+
+const BYTES: usize = 256 << 20;
+const STEPS: usize = 20_000;
+
+/// The loops.
+#[cfg(target_arch = "x86_64")]
+#[path = "../../common/peak.rs"]
+mod kernels;
+
+/// Multiply-adds a second of `work`, `macs` of them a step, on each of the threads at once.
+fn rate(threads: usize, macs: usize, work: impl Fn(usize) + Sync) -> f64 {
+    let seconds = together(threads, 25, |_| work(STEPS));
+    (threads * STEPS * macs) as f64 / seconds
+}
+
+/// The shortest time in which all threads do `work` at once.
+fn together(threads: usize, tries: usize, work: impl Fn(usize) + Sync) -> f64 {
+    let barrier = Barrier::new(threads);
+    let zero = Instant::now();
+    let times: Vec<Vec<(Duration, Duration)>> = std::thread::scope(|scope| {
+        let run = |i: usize| {
+            let (barrier, work) = (&barrier, &work);
+            move || {
+                let mut times = Vec::new();
+                for _ in 0..tries {
+                    barrier.wait();
+                    let start = zero.elapsed();
+                    work(i);
+                    times.push((start, zero.elapsed()));
+                }
+                times
+            }
+        };
+        let others: Vec<_> = (1..threads).map(|i| scope.spawn(run(i))).collect();
+        let own = run(0)();
+        std::iter::once(own).chain(others.into_iter().map(|o| o.join().expect("a thread"))).collect()
+    });
+    let length = |i: usize| {
+        let start = times.iter().map(|t| t[i].0).min().expect("a thread");
+        let end = times.iter().map(|t| t[i].1).max().expect("a thread");
+        (end - start).as_secs_f64()
+    };
+    (0..tries).map(length).fold(f64::MAX, f64::min)
+}
+
+/// A word to a thread that spins and one that sleeps, and back.
+fn hand_off() -> (f64, f64) {
+    const ROUNDS: usize = 2000;
+    let word = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            for i in 0..ROUNDS {
+                while word.load(Ordering::Acquire) != 2 * i + 1 {
+                    spin_loop();
+                }
+                word.store(2 * i + 2, Ordering::Release);
+            }
+            for i in ROUNDS..ROUNDS + 200 {
+                while word.load(Ordering::Acquire) != 2 * i + 1 {
+                    std::thread::park();
+                }
+                word.store(2 * i + 2, Ordering::Release);
+            }
+        });
+        let round = |i: usize, wake: bool| {
+            let start = Instant::now();
+            word.store(2 * i + 1, Ordering::Release);
+            if wake {
+                other.thread().unpark();
+            }
+            while word.load(Ordering::Acquire) != 2 * i + 2 {
+                spin_loop();
+            }
+            start.elapsed().as_secs_f64()
+        };
+        let ping = (0..ROUNDS).map(|i| round(i, false)).fold(f64::MAX, f64::min);
+        let wake = (ROUNDS..ROUNDS + 200)
+            .map(|i| {
+                std::thread::sleep(Duration::from_micros(200));
+                round(i, true)
+            })
+            .fold(f64::MAX, f64::min);
+        (ping, wake)
+    })
+}
+
+/// Zeroed memory on huge pages where the system gives them, as bitlinear asks for its weights.
+fn memory() -> Vec<u8> {
+    let mut bytes = vec![0u8; BYTES];
+    // SAFETY: advice on memory that is ours; a refusal does not matter.
+    unsafe {
+        let address = bytes.as_mut_ptr() as usize & !4095;
+        libc::madvise(address as *mut libc::c_void, BYTES, libc::MADV_HUGEPAGE);
+    }
+    bytes.fill(1);
+    bytes
+}
+
+/// Measures them; None where this program knows no instruction for it.
+#[cfg(target_arch = "x86_64")]
+pub fn measure(threads: usize) -> Option<Limits> {
+    if !is_x86_feature_detected!("avx2") || !is_x86_feature_detected!("fma") {
+        return None;
+    }
+    let parts: Vec<Vec<u8>> = (0..threads).map(|_| memory()).collect();
+    // SAFETY (all below): the features were asked for.
+    let read = together(threads, 12, |i| {
+        black_box(unsafe { kernels::sum(&parts[i]) });
+    });
+    let madd = rate(threads, kernels::MADD, |n| {
+        black_box(unsafe { kernels::madd(black_box(n)) });
+    });
+    let madd16 = rate(threads, kernels::MADD, |n| {
+        black_box(unsafe { kernels::madd16(black_box(n)) });
+    });
+    let mut integer = (madd, "vpmaddubsw + vpmaddwd + vpaddd, 256 bits");
+    if is_x86_feature_detected!("avxvnni") {
+        let vnni = rate(threads, kernels::VNNI256, |n| {
+            black_box(unsafe { kernels::vnni256(black_box(n)) });
+        });
+        integer = (vnni, "vpdpbusd, 256 bits");
+    }
+    let mut float = rate(threads, kernels::FMA256, |n| {
+        black_box(unsafe { kernels::fma256(black_box(n)) });
+    });
+    if is_x86_feature_detected!("avx512f") {
+        float = float.max(rate(threads, kernels::FMA512, |n| {
+            black_box(unsafe { kernels::fma512(black_box(n)) });
+        }));
+    }
+    if is_x86_feature_detected!("avx512vnni") {
+        let vnni = rate(threads, kernels::VNNI512, |n| {
+            black_box(unsafe { kernels::vnni512(black_box(n)) });
+        });
+        integer = (vnni, "vpdpbusd, 512 bits");
+    }
+    let (ping, wake) = if threads > 1 { hand_off() } else { (0.0, 0.0) };
+    Some(Limits {
+        threads,
+        read: (threads * BYTES) as f64 / read,
+        integer: integer.0,
+        integer_by: integer.1.into(),
+        integer_16: madd16,
+        float,
+        ping,
+        wake,
+    })
+}
+
+/// Measures them; None where this program knows no instruction for it.
+#[cfg(not(target_arch = "x86_64"))]
+pub fn measure(_: usize) -> Option<Limits> {
+    None
+}
