@@ -17,7 +17,7 @@ use bitlinear::rotation::{self, Rotation};
 use bitlinear::types::Type;
 
 use super::common::gguf_writer::{File, Kv};
-use super::{Random, encode, floats, vectors};
+use super::{FLOATS, Options, Random, decode, encode, floats, front, vectors};
 
 struct Handle<T>(*mut T);
 
