@@ -1,8 +1,7 @@
 //! Made-up layers for the benches.
 
-use bitlinear::codec::Matrix;
 use bitlinear::error::Result;
-use bitlinear::layout::{Coded, Float, Layout, Offset, Row, ScaleType, Scales, Values};
+use bitlinear::layout::{Coded, Float, Layout, Matrix, Offset, Row, ScaleType, Scales, Values};
 
 /// A matrix of pseudo-random codes, made row by row.
 pub struct Synthetic {
