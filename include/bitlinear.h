@@ -413,10 +413,12 @@ typedef struct {
   /**
    * A kernel, named as bl_plan does: the products alone. Or a stage: "norm", "rotation", "quantize" (x
    * into codes and scales, or into floats in packed order), "epilogue" (scale, bias, epilogue and the
-   * way into y). Or "call": bl_forward and bl_forward_many from beginning to end. Static.
+   * way into y). Or "scale_misses" and "scale_hits": integer activations that found scales in x, and those
+   * with the one of bl_layer_options.activation_scale or bl_layer_calibrate; only counted. Or "call":
+   * bl_forward and bl_forward_many from beginning to end. Static.
    */
   const char *kernel;
-  /** Layers that ran in it; of stages and "call" the calls. */
+  /** Layers that ran in it, or had such scales; of stages and "call" the calls. */
   uint64_t calls;
   /** Of kernels and stages summed over the threads; of "call" what passed on the clock. */
   uint64_t nanoseconds;
@@ -739,7 +741,8 @@ BL_NOEXCEPT;
 
 /**
  * Copies the counters of a context made with BL_CONTEXT_PROFILE: one entry for each kernel that ran and
- * for each stage around the kernels, and last one for whole calls (see bl_profile_entry). Counting costs
+ * for each stage around the kernels, and last one for whole calls; between them, where layers made integers
+ * of x, how many found scales in it and how many used a fixed one (see bl_profile_entry). Counting costs
  * two readings of the clock for each tile of 64 outputs.
  * *count is how many there are. With entries NULL and capacity 0 only the count is told; a capacity
  * that is too small is BL_ERROR_BUFFER_TOO_SMALL. reset != 0 zeroes them after the copy.

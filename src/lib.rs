@@ -27,6 +27,7 @@ pub mod activation;
 pub mod codes;
 pub mod epilogue;
 pub mod math;
+pub mod nearest;
 pub mod norm;
 pub mod rotation;
 

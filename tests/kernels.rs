@@ -5,7 +5,7 @@
 //! usual shapes, for emulators, and BITLINEAR_TEST_FIRST which of them. `BITLINEAR_TEST_RECORD=FILE` writes a hash of each result of the scalar
 //! kernels; with `BITLINEAR_TEST_RECORDED=FILE` the others are compared with those, so that an emulator of
 //! another architecture need not run the scalar ones; BITLINEAR_TEST_ONLY takes one instruction set, all of
-//! whose kernels must then have run.
+//! whose kernels must then have run. BITLINEAR_TEST_BEST says which one must be found to be the best.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -440,6 +440,9 @@ fn number(variable: &str) -> Option<usize> {
 /// No layout falls back to another instruction set, which equal results would not show.
 #[test]
 fn every_instruction_set_has_its_kernels() {
+    if let Ok(best) = std::env::var("BITLINEAR_TEST_BEST") {
+        assert_eq!(Isa::best().name(), best, "the best instruction set of this CPU");
+    }
     let mut random = Random(88_172_645_463_325_252);
     for (name, layout) in layouts() {
         let weights = matrix(layout, 3, 512, &mut random);

@@ -2,13 +2,13 @@
 # The AVX-512 VNNI and AVX-VNNI kernels on any x86-64 machine: tests/kernels.rs on Bochs' Sapphire Rapids, compared
 # with hashes that the scalar kernels gave here. Every kernel that a layer can use must have run.
 #
-#   BITLINEAR_X86_EVERY=36   one in so many of the shapes that cover every pair of sizes, others for each of
-#                            the two instruction sets
+#   BITLINEAR_X86_EVERY=44   one in so many (an even number) of the shapes that cover every pair of sizes, others
+#                            for each of the two instruction sets
 set -eu
 cd "$(dirname "$0")/.."
 CARGO=${CARGO:-cargo}
 PYTHON=${PYTHON:-python3}
-every=${BITLINEAR_X86_EVERY:-36}
+every=${BITLINEAR_X86_EVERY:-44}
 
 not_run() {
   echo "x86_emulated: NOT RUN: $1"
@@ -33,8 +33,9 @@ library=$target_folder/tmp/emulate.so
 ${CC:-cc} -O2 -Wall -Wextra -shared -fPIC tests/x86/emulate.c -o "$library" -ldl
 
 pairs="every_kernel_equals_the_scalar_one_in_every_pair_of_sizes"
-record=$BITLINEAR_SCALAR_HASHES
+record=$BITLINEAR_SCALAR_HASHES # of tests/sweep.sh, all of them
 if ! [ -s "$record" ]; then
+  record=$target_folder/tmp/scalar-hashes-x86.txt
   BITLINEAR_TEST_RECORD=$record BITLINEAR_TEST_EVERY=$((every / 2)) \
     $CARGO test --quiet --profile sweep --test kernels -- --ignored "$pairs"
 fi
@@ -50,6 +51,11 @@ run() { # INSTRUCTION-SET FIRST TEST...
 both() { # INSTRUCTION-SET FIRST
   run "$1" "$2" --ignored "$pairs" && run "$1" "$2" rows_of_several_blocks
 }
+found() { # MODEL BEST: what the processor has is found, and used for every layout
+  BITLINEAR_TEST_BEST=$2 "$python" tests/x86/emulate.py "$library" "$1" "$program" every_instruction_set
+}
+found sapphire_rapids avx512vnni
+found arrow_lake avxvnni
 start=$(date +%s)
 both avxvnni $((every / 2)) >"$target_folder/tmp/avxvnni.txt" 2>&1 &
 other=$!

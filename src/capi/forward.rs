@@ -154,6 +154,9 @@ fn run_counted(
         let (mut bytes, mut operations) = (0, 0);
         for (i, plan) in plans().enumerate() {
             profile.add_kernel(plan.kernel, stages.of_product(i), plan.bytes_read, plan.operations);
+            if let Some(rule) = targets[i].layer.rule() {
+                profile.add_scales(rule.fixed_scale.is_some());
+            }
             bytes += plan.bytes_read;
             operations += plan.operations;
         }

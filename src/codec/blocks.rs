@@ -6,6 +6,7 @@ use super::Codec;
 use super::stored::check_len;
 use crate::error::{Result, fail};
 use crate::layout::{Layout, Row, SUPER_BLOCK};
+use crate::nearest;
 use crate::types::Type;
 
 /// Encodes whole blocks of finite weights; fails where a scale does not fit the format.
@@ -77,6 +78,9 @@ impl Codec for Blocks {
 
 /// Refuses weights that no scale can stand for: the tools of the formats write rubbish for them.
 pub(super) fn check_finite(weights: &[f32]) -> Result<()> {
+    if nearest::all_finite(weights) {
+        return Ok(());
+    }
     match weights.iter().position(|w| !w.is_finite()) {
         None => Ok(()),
         Some(k) => Err(fail!(InvalidArgument, "weight {k} is {}", weights[k])),
@@ -114,9 +118,9 @@ pub(super) fn put_exact_half(bytes: &mut [u8], at: usize, value: f32) -> Result<
     Ok(())
 }
 
-/// Largest magnitude.
+/// Largest magnitude of finite weights.
 pub(super) fn abs_max(weights: &[f32]) -> f32 {
-    weights.iter().fold(0.0, |a, w| a.max(w.abs()))
+    f32::from_bits(nearest::largest_bits(weights))
 }
 
 /// The ternary code `q + 1` of `w` under the inverse scale `id`: halves are rounded away from zero.

@@ -10,7 +10,7 @@
 //! reads.
 
 use crate::error::{Result, fail};
-use crate::layout::{Layout, Matrix, Row};
+use crate::layout::{Layout, Row};
 use crate::types::Type;
 
 pub mod bitnet_hf;
@@ -32,6 +32,7 @@ pub mod ruvllm;
 mod stored;
 pub mod transposed;
 
+pub use crate::layout::Matrix; // what codecs make
 pub use bitnet_hf::BitnetHf;
 pub use ggml_tables as tables;
 pub use int4_rows::CompressedTensors;

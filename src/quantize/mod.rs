@@ -175,6 +175,9 @@ fn flat_mean(source: &dyn Matrix, target: Type) -> Result<f32> {
 
 /// The first weight that is not finite, as an error.
 fn check_finite(index: usize, weights: &[f32], target: Type) -> Result<()> {
+    if crate::nearest::all_finite(weights) {
+        return Ok(());
+    }
     match weights.iter().position(|w| !w.is_finite()) {
         None => Ok(()),
         Some(k) => Err(fail!(

@@ -85,7 +85,8 @@ static _Noreturn void die(const char *format, ...) {
   _exit(125);
 }
 
-// What the wheel was built against and glibc before 2.38 has not.
+#if !__GLIBC_PREREQ(2, 38)
+// What the package was built against.
 unsigned long long __isoc23_strtoull(const char *s, char **end, int base) { return strtoull(s, end, base); }
 int __isoc23_sscanf(const char *s, const char *format, ...) {
   va_list list;
@@ -94,6 +95,7 @@ int __isoc23_sscanf(const char *s, const char *format, ...) {
   va_end(list);
   return n;
 }
+#endif
 
 // bochscpu always makes this model. Found before its own, it makes the wanted one.
 void *_Z23create_corei3_cnl_cpuidP8BX_CPU_C(void *bochs_cpu) { return model(bochs_cpu); }
