@@ -142,6 +142,7 @@ struct Limits {
 
 #[cfg(target_arch = "x86_64")]
 #[path = "common/peak.rs"]
+#[allow(dead_code)] // the bench of peers measures peaks that this one does not
 mod peak;
 
 #[cfg(target_arch = "x86_64")]
