@@ -154,22 +154,25 @@ fn limits(budget: f64) -> Option<Limits> {
     memory.bytes_mut().fill(1);
     const STEPS: usize = 100_000;
     use std::hint::black_box;
-    // SAFETY (all below): the instruction set was detected.
     let read = shortest(budget * 10.0, || {
+        // SAFETY: AVX2 was detected above.
         black_box(unsafe { peak::sum(memory.bytes()) });
     });
     let (macs, seconds) = if Isa::Avx512Vnni.detected() {
         let work = || {
+            // SAFETY: detected by the condition.
             black_box(unsafe { peak::vnni512(black_box(STEPS)) });
         };
         (peak::VNNI512, shortest(budget, work))
     } else if Isa::AvxVnni.detected() {
         let work = || {
+            // SAFETY: detected by the condition.
             black_box(unsafe { peak::vnni256(black_box(STEPS)) });
         };
         (peak::VNNI256, shortest(budget, work))
     } else {
         let work = || {
+            // SAFETY: AVX2 was detected above.
             black_box(unsafe { peak::madd(black_box(STEPS)) });
         };
         (peak::MADD, shortest(budget, work))
@@ -177,11 +180,13 @@ fn limits(budget: f64) -> Option<Limits> {
     let integer = (STEPS * macs) as f64 / seconds;
     let (macs, seconds) = if Isa::Avx512Vnni.detected() {
         let work = || {
+            // SAFETY: detected by the condition.
             black_box(unsafe { peak::fma512(black_box(STEPS)) });
         };
         (peak::FMA512, shortest(budget, work))
     } else {
         let work = || {
+            // SAFETY: AVX2 was detected above.
             black_box(unsafe { peak::fma256(black_box(STEPS)) });
         };
         (peak::FMA256, shortest(budget, work))

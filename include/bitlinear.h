@@ -1323,7 +1323,9 @@ typedef struct {
   uint32_t struct_size;
   /**
    * The kind of file to write, as bl_model_info.container numbers them: 1 safetensors, 2 GGUF,
-   * 3 bitlinear's packed file. 0: that of the source.
+   * 3 bitlinear's packed file, 4 burn_dragon's artifact: the float arrays decoder_x, decoder_y and
+   * encoder of the source, by BL_QUANTIZE_FIXED rules, to binary, ternary2 or int8. 0: that of the
+   * source.
    */
   uint32_t container;
   /** What the chosen layers become. BL_TYPE_AUTO: ternary. */
@@ -1374,7 +1376,7 @@ typedef struct {
   const bl_calibration *calibration;
   /**
    * With BL_QUANTIZE_COMPENSATE: part of the mean square of the inputs that is added to each
-   * column's. 0: 0.1.
+   * column's. 0: 0.03.
    */
   float damping;
   /** Must be 0. */
@@ -1805,7 +1807,7 @@ typedef struct {
 
 /**
  * Writes a model with some of its layers quantised: GGUF (metadata kept), safetensors (cortex ternary
- * and int4, Hugging Face BitNet, floats) or a packed file of its layers. Layers go through one after
+ * and int4, Hugging Face BitNet, floats), a packed file of its layers or burn_dragon's artifact. Layers go through one after
  * another on the context's threads. Only floats are quantised, unless BL_QUANTIZE_AGAIN says otherwise.
  * A weight that is not finite is an error that names it. A file of that name stays whole until the new
  * one is; a failure leaves it, and nothing else. report may be NULL. docs/quantize.md says which type
