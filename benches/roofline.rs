@@ -136,63 +136,29 @@ struct Limits {
     read: f64,
     /// int8 multiply-adds a second.
     integer: f64,
+    /// By which instructions.
+    by: &'static str,
     /// f32 multiply-adds a second.
     float: f64,
 }
 
 #[cfg(target_arch = "x86_64")]
 #[path = "common/peak.rs"]
-#[allow(dead_code)] // the bench of peers measures peaks that this one does not
 mod peak;
 
 #[cfg(target_arch = "x86_64")]
 fn limits(budget: f64) -> Option<Limits> {
-    if !Isa::Avx2.detected() {
-        return None;
-    }
+    const STEPS: usize = 100_000;
+    let (read, integer, float) = (peak::read()?, peak::integer()?, peak::float()?);
     let mut memory = Buffer::zeroed(512 << 20, "bench").ok()?;
     memory.bytes_mut().fill(1);
-    const STEPS: usize = 100_000;
-    use std::hint::black_box;
-    let read = shortest(budget * 10.0, || {
-        // SAFETY: AVX2 was detected above.
-        black_box(unsafe { peak::sum(memory.bytes()) });
-    });
-    let (macs, seconds) = if Isa::Avx512Vnni.detected() {
-        let work = || {
-            // SAFETY: detected by the condition.
-            black_box(unsafe { peak::vnni512(black_box(STEPS)) });
-        };
-        (peak::VNNI512, shortest(budget, work))
-    } else if Isa::AvxVnni.detected() {
-        let work = || {
-            // SAFETY: detected by the condition.
-            black_box(unsafe { peak::vnni256(black_box(STEPS)) });
-        };
-        (peak::VNNI256, shortest(budget, work))
-    } else {
-        let work = || {
-            // SAFETY: AVX2 was detected above.
-            black_box(unsafe { peak::madd(black_box(STEPS)) });
-        };
-        (peak::MADD, shortest(budget, work))
-    };
-    let integer = (STEPS * macs) as f64 / seconds;
-    let (macs, seconds) = if Isa::Avx512Vnni.detected() {
-        let work = || {
-            // SAFETY: detected by the condition.
-            black_box(unsafe { peak::fma512(black_box(STEPS)) });
-        };
-        (peak::FMA512, shortest(budget, work))
-    } else {
-        let work = || {
-            // SAFETY: AVX2 was detected above.
-            black_box(unsafe { peak::fma256(black_box(STEPS)) });
-        };
-        (peak::FMA256, shortest(budget, work))
-    };
-    let float = (STEPS * macs) as f64 / seconds;
-    Some(Limits { read: (512 << 20) as f64 / read, integer, float })
+    let rate = |l: peak::Loop| (STEPS * l.macs) as f64 / shortest(budget, || (l.run)(STEPS));
+    Some(Limits {
+        read: (512 << 20) as f64 / shortest(budget * 10.0, || read(memory.bytes())),
+        by: integer.by,
+        integer: rate(integer),
+        float: rate(float),
+    })
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -217,9 +183,10 @@ fn main() {
     let limits = limits(budget);
     match &limits {
         Some(l) => println!(
-            "limits, one thread: read {:.1} GB/s, int8 {:.0} GMAC/s, f32 {:.0} GMAC/s",
+            "limits, one thread: read {:.1} GB/s, int8 {:.0} GMAC/s ({}), f32 {:.0} GMAC/s",
             l.read / 1e9,
             l.integer / 1e9,
+            l.by,
             l.float / 1e9
         ),
         None => println!("limits: not measured (this bench knows no loops for this CPU)"),

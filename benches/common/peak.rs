@@ -3,12 +3,69 @@
 
 use core::arch::x86_64::*;
 
-/// Multiply-adds of a step of each.
-pub(crate) const VNNI512: usize = 16 * 64;
-pub(crate) const VNNI256: usize = 12 * 32;
-pub(crate) const MADD: usize = 12 * 32;
-pub(crate) const FMA512: usize = 16 * 16;
-pub(crate) const FMA256: usize = 12 * 8;
+use std::hint::black_box;
+
+/// A loop of multiply-adds in registers that this CPU can run.
+pub(crate) struct Loop {
+    /// The instructions.
+    pub(crate) by: &'static str,
+    /// Multiply-adds of a step.
+    pub(crate) macs: usize,
+    /// Runs so many steps.
+    pub(crate) run: fn(usize),
+}
+
+/// A loop whose function needs features that were asked for.
+macro_rules! checked {
+    ($by:expr, $macs:expr, $function:ident) => {
+        Loop {
+            by: $by,
+            macs: $macs,
+            run: |steps| {
+                // SAFETY: the macro is used where the features are known to be there.
+                black_box(unsafe { $function(black_box(steps)) });
+            },
+        }
+    };
+}
+
+fn avx2() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
+}
+
+/// The best sequence for bytes whose sums are exact in 32 bits.
+pub(crate) fn integer() -> Option<Loop> {
+    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni") {
+        return Some(checked!("vpdpbusd, 512 bits", 16 * 64, vnni512));
+    }
+    if avx2() && is_x86_feature_detected!("avxvnni") {
+        return Some(checked!("vpdpbusd, 256 bits", 12 * 32, vnni256));
+    }
+    avx2().then_some(checked!("vpmaddubsw + vpmaddwd + vpaddd, 256 bits", 12 * 32, madd))
+}
+
+/// What sums of 16 bits allow.
+#[allow(dead_code)] // one of the two programs shows it
+pub(crate) fn integer_16() -> Option<Loop> {
+    avx2().then_some(checked!("vpmaddubsw + vpaddw, 256 bits", 12 * 32, madd16))
+}
+
+/// f32.
+pub(crate) fn float() -> Option<Loop> {
+    if is_x86_feature_detected!("avx512f") {
+        return Some(checked!("vfmadd, 512 bits", 16 * 16, fma512));
+    }
+    avx2().then_some(checked!("vfmadd, 256 bits", 12 * 8, fma256))
+}
+
+/// Reads all bytes, one after another.
+pub(crate) fn read() -> Option<fn(&[u8])> {
+    let read = |bytes: &[u8]| {
+        // SAFETY: handed out where AVX2 is there.
+        black_box(unsafe { sum(bytes) });
+    };
+    avx2().then_some(read)
+}
 
 /// Keeps the compiler from computing the loop beforehand, at no instruction.
 macro_rules! opaque {
@@ -19,7 +76,7 @@ macro_rules! opaque {
 }
 
 #[target_feature(enable = "avx512f,avx512vnni")]
-pub(crate) fn vnni512(steps: usize) -> i32 {
+fn vnni512(steps: usize) -> i32 {
     let (a, b) = (_mm512_set1_epi8(3), _mm512_set1_epi8(5));
     let mut acc = [_mm512_setzero_si512(); 16];
     for _ in 0..steps {
@@ -31,7 +88,7 @@ pub(crate) fn vnni512(steps: usize) -> i32 {
 }
 
 #[target_feature(enable = "avx2,avxvnni")]
-pub(crate) fn vnni256(steps: usize) -> i32 {
+fn vnni256(steps: usize) -> i32 {
     let (a, b) = (_mm256_set1_epi8(3), _mm256_set1_epi8(5));
     let mut acc = [_mm256_setzero_si256(); 12];
     for _ in 0..steps {
@@ -44,7 +101,7 @@ pub(crate) fn vnni256(steps: usize) -> i32 {
 
 /// vpmaddubsw, vpmaddwd with ones, vpaddd: exact for all codes of 7 bits and bytes of x.
 #[target_feature(enable = "avx2")]
-pub(crate) fn madd(steps: usize) -> i32 {
+fn madd(steps: usize) -> i32 {
     let (mut a, b, ones) = (_mm256_set1_epi8(3), _mm256_set1_epi8(5), _mm256_set1_epi16(1));
     let mut acc = [_mm256_setzero_si256(); 12];
     for _ in 0..steps {
@@ -58,7 +115,7 @@ pub(crate) fn madd(steps: usize) -> i32 {
 
 /// vpmaddubsw, vpaddw: as long as 16-bit sums hold.
 #[target_feature(enable = "avx2")]
-pub(crate) fn madd16(steps: usize) -> i32 {
+fn madd16(steps: usize) -> i32 {
     let (mut a, b) = (_mm256_set1_epi8(3), _mm256_set1_epi8(5));
     let mut acc = [_mm256_setzero_si256(); 12];
     for _ in 0..steps {
@@ -71,7 +128,7 @@ pub(crate) fn madd16(steps: usize) -> i32 {
 }
 
 #[target_feature(enable = "avx512f")]
-pub(crate) fn fma512(steps: usize) -> f32 {
+fn fma512(steps: usize) -> f32 {
     let (a, b) = (_mm512_set1_ps(1.000_001), _mm512_set1_ps(1e-9));
     let mut acc = [_mm512_set1_ps(1.0); 16];
     for _ in 0..steps {
@@ -83,7 +140,7 @@ pub(crate) fn fma512(steps: usize) -> f32 {
 }
 
 #[target_feature(enable = "avx2,fma")]
-pub(crate) fn fma256(steps: usize) -> f32 {
+fn fma256(steps: usize) -> f32 {
     let (a, b) = (_mm256_set1_ps(1.000_001), _mm256_set1_ps(1e-9));
     let mut acc = [_mm256_set1_ps(1.0); 12];
     for _ in 0..steps {
@@ -96,7 +153,7 @@ pub(crate) fn fma256(steps: usize) -> f32 {
 
 /// One sequential stream, its lines asked for 4 KiB ahead.
 #[target_feature(enable = "avx2")]
-pub(crate) fn sum(bytes: &[u8]) -> i64 {
+fn sum(bytes: &[u8]) -> i64 {
     let mut acc = [_mm256_setzero_si256(); 8];
     for lines in bytes.as_chunks::<256>().0 {
         for line in 0..4 {

@@ -4,7 +4,7 @@
 //! accumulators deep. Every figure is the best of many tries, and `measure` takes them again at the
 //! beginning of every run: neighbours on the same memory change them.
 
-use std::hint::{black_box, spin_loop};
+use std::hint::spin_loop;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -37,12 +37,13 @@ const STEPS: usize = 20_000;
 /// The loops.
 #[cfg(target_arch = "x86_64")]
 #[path = "../../common/peak.rs"]
-mod kernels;
+mod peak;
 
-/// Multiply-adds a second of `work`, `macs` of them a step, on each of the threads at once.
-fn rate(threads: usize, macs: usize, work: impl Fn(usize) + Sync) -> f64 {
-    let seconds = together(threads, 25, |_| work(STEPS));
-    (threads * STEPS * macs) as f64 / seconds
+/// Multiply-adds a second of a loop on each of the threads at once.
+#[cfg(target_arch = "x86_64")]
+fn rate(threads: usize, l: &peak::Loop) -> f64 {
+    let seconds = together(threads, 25, |_| (l.run)(STEPS));
+    (threads * STEPS * l.macs) as f64 / seconds
 }
 
 /// The shortest time in which all threads do `work` at once.
@@ -128,58 +129,26 @@ fn memory() -> Vec<u8> {
     bytes
 }
 
-/// Measures them; None where this program knows no instruction for it.
+/// Measures them; None where this program knows no loops for the CPU.
 #[cfg(target_arch = "x86_64")]
 pub fn measure(threads: usize) -> Option<Limits> {
-    if !is_x86_feature_detected!("avx2") || !is_x86_feature_detected!("fma") {
-        return None;
-    }
+    let (read, integer, float) = (peak::read()?, peak::integer()?, peak::float()?);
     let parts: Vec<Vec<u8>> = (0..threads).map(|_| memory()).collect();
-    // SAFETY (all below): the features were asked for.
-    let read = together(threads, 12, |i| {
-        black_box(unsafe { kernels::sum(&parts[i]) });
-    });
-    let madd = rate(threads, kernels::MADD, |n| {
-        black_box(unsafe { kernels::madd(black_box(n)) });
-    });
-    let madd16 = rate(threads, kernels::MADD, |n| {
-        black_box(unsafe { kernels::madd16(black_box(n)) });
-    });
-    let mut integer = (madd, "vpmaddubsw + vpmaddwd + vpaddd, 256 bits");
-    if is_x86_feature_detected!("avxvnni") {
-        let vnni = rate(threads, kernels::VNNI256, |n| {
-            black_box(unsafe { kernels::vnni256(black_box(n)) });
-        });
-        integer = (vnni, "vpdpbusd, 256 bits");
-    }
-    let mut float = rate(threads, kernels::FMA256, |n| {
-        black_box(unsafe { kernels::fma256(black_box(n)) });
-    });
-    if is_x86_feature_detected!("avx512f") {
-        float = float.max(rate(threads, kernels::FMA512, |n| {
-            black_box(unsafe { kernels::fma512(black_box(n)) });
-        }));
-    }
-    if is_x86_feature_detected!("avx512vnni") {
-        let vnni = rate(threads, kernels::VNNI512, |n| {
-            black_box(unsafe { kernels::vnni512(black_box(n)) });
-        });
-        integer = (vnni, "vpdpbusd, 512 bits");
-    }
+    let seconds = together(threads, 12, |i| read(&parts[i]));
     let (ping, wake) = if threads > 1 { hand_off() } else { (0.0, 0.0) };
     Some(Limits {
         threads,
-        read: (threads * BYTES) as f64 / read,
-        integer: integer.0,
-        integer_by: integer.1.into(),
-        integer_16: madd16,
-        float,
+        read: (threads * BYTES) as f64 / seconds,
+        integer: rate(threads, &integer),
+        integer_by: integer.by.into(),
+        integer_16: rate(threads, &peak::integer_16()?),
+        float: rate(threads, &float),
         ping,
         wake,
     })
 }
 
-/// Measures them; None where this program knows no instruction for it.
+/// Measures them; None where this program knows no loops for the CPU.
 #[cfg(not(target_arch = "x86_64"))]
 pub fn measure(_: usize) -> Option<Limits> {
     None
