@@ -185,9 +185,10 @@ fn shared_object() {
 #[test]
 fn size() {
     let bytes = std::fs::metadata(library()).unwrap().len();
-    // 0.8 MB are kernels, 0.35 MB the standard library (a third of that names functions in panics), 0.2 MB
-    // quantising. Above 2 MB since quantising came: see docs/quantize.md.
-    assert!(bytes <= 2_300_000, "libbitlinear.so has {bytes} bytes");
+    // 0.9 MB are kernels (written out for shifts by constants: docs/performance/kernels.md), 0.35 MB the standard
+    // library (a third of that names functions in panics), 0.2 MB quantising. Above 2 MB since quantising came: see
+    // docs/quantize.md.
+    assert!(bytes <= 2_400_000, "libbitlinear.so has {bytes} bytes");
 }
 
 /// Where the builder's own folders lie is nobody's business, and would make builds differ. Paths of

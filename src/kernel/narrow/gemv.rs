@@ -6,7 +6,7 @@
 /// `run` for one instruction set: integer activations, rows of x one by one.
 macro_rules! gemv {
     ($features:literal) => {
-        use super::step::{BIAS, begin, end, step};
+        use super::step::{BIAS, OTHER_WAY, begin, end, step};
         use super::vector::*;
         use crate::activation::{Activations, Codes};
         use crate::error::Result;

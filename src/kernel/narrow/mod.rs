@@ -149,10 +149,11 @@ macro_rules! for_width {
     };
 }
 
-/// Calls `$f::<BITS, TABLE, FULL>` for the width of `$coded`; FULL: codes are wide and those of `$x` may be -128.
+/// Calls `$f::<BITS, TABLE, FULL>` for the width of `$coded`; FULL: codes are wide, those of `$x` may be -128, and
+/// steps take another way then.
 macro_rules! for_width_full {
     ($coded:expr, $x:expr, $f:ident $args:tt) => {
-        match ($x.bias != 0, $coded.bits, matches!($coded.values, $crate::layout::Values::Table(_))) {
+        match (OTHER_WAY && $x.bias != 0, $coded.bits, matches!($coded.values, $crate::layout::Values::Table(_))) {
             (true, 4, true) => $f::<4, true, true> $args,
             (true, 8, _) => $f::<8, false, true> $args,
             _ => $crate::kernel::narrow::for_width!($coded, $f [false] $args),

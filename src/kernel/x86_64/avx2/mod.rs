@@ -30,6 +30,9 @@ pub(super) mod step {
     /// What `step` adds to each wide code.
     pub(in crate::kernel::x86_64) const BIAS: i32 = 0;
 
+    /// Whether `full` matters.
+    pub(in crate::kernel::x86_64) const OTHER_WAY: bool = true;
+
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     pub(in crate::kernel::x86_64) fn begin(_acc: Int) -> Part {
