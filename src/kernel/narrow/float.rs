@@ -6,7 +6,8 @@
 //! ```
 //! Each output is one chain of fma, k ascending, as the contract wants it: lanes are rows of W, so the
 //! order of the sum is the same in every instruction set. One row of x takes all panels at a time and
-//! several take one, so that there are chains enough to hide the latency.
+//! several take one, so that there are chains enough to hide the latency. Plain floats that meet few rows of
+//! x ([`DIRECT`]) are multiplied without a block.
 
 /// `run` for one kind of vector: float activations on every layout, any number of rows of x.
 macro_rules! float {

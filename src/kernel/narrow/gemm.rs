@@ -4,8 +4,10 @@
 //! block   [quad] lines of 64 bytes     codes of a k-block, in L1
 //! heads   [record][vector][16] f32     scale, minimum or zero points; two-level: d, dmin, sub-scales, sub-minima
 //! ```
-//! The inner kernels keep `ROWS` rows x one panel of integers in registers. Float accumulators rest in
-//! the output between records, so that the order of the sums does not depend on the size of a block.
+//! A k-block is taken panel of W by panel of W, so that a tile is read as one stream; meanwhile the next one is asked
+//! for ([`Ahead`]). `ROWS` rows of x x one panel are multiplied at a time: first the sums of several groups, which
+//! are integers, then what they come to with their scales. Float sums rest in the output between k-blocks, so
+//! that their order does not depend on the size of a block.
 
 /// `run`, `scratch` and `ROWS` for one instruction set, beside its `multiply`.
 macro_rules! gemm {
