@@ -18,7 +18,7 @@ macro_rules! float {
         use crate::kernel::Job;
         use crate::kernel::narrow::float::{BLOCK, DIRECT, Mode, block_columns, code_bytes};
         use crate::kernel::narrow::gemm::split;
-        use crate::kernel::narrow::{Units, for_rows, unit_lines, zero_point};
+        use crate::kernel::narrow::{Units, for_rows, unit_lines, unrolled, zero_point};
         use crate::layout::packed::{Geometry, LINE, Tile, unit_columns};
         use crate::layout::{
             self, Coded, Layout, Offset, PANEL, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE, TILE_PANELS,
@@ -306,7 +306,7 @@ macro_rules! float {
                                 weights(codes, skip, zero, block, h, |v, _| add(mul(scale, v), plus))
                             }
                             Mode::Onto => {
-                                weights(codes, skip, zero, block, h, |v, before| add(before, mul(scale, v)))
+                                weights(codes, skip, zero, block, h, |v, before| add(floats(before, 0), mul(scale, v)))
                             }
                         }
                     }
@@ -324,18 +324,31 @@ macro_rules! float {
             zero: Int,
             block: &mut [f32],
             h: usize,
-            f: impl Fn(Float, Float) -> Float,
+            f: impl Fn(Float, &[f32]) -> Float,
         ) {
             let (lines, _) = codes.as_chunks::<LINE>();
+            let lines = &lines[skip / QUAD..];
+            if skip.is_multiple_of(QUAD) && block.len().is_multiple_of(QUAD * PANEL) {
+                for (line, block) in lines.iter().zip(block.as_chunks_mut::<{ QUAD * PANEL }>().0) {
+                    let codes = load(line, h / LANES);
+                    unrolled!(QUAD, C => {
+                        let block = &mut block[C * PANEL + h..][..LANES];
+                        let v = to_floats(sub_ints(column(codes, C), zero));
+                        put_floats(block, 0, f(v, block));
+                    });
+                }
+                return;
+            }
+            // A group begins or ends inside a quad.
             let columns = block.len() / PANEL;
-            for (q, line) in lines[skip / QUAD..(skip + columns).div_ceil(QUAD)].iter().enumerate() {
+            for (q, line) in lines.iter().enumerate() {
                 let codes = load(line, h / LANES);
                 for c in 0..QUAD {
                     let k = (q * QUAD + c).wrapping_sub(skip % QUAD);
                     if k < columns {
-                        let place = k * PANEL + h;
+                        let block = &mut block[k * PANEL + h..][..LANES];
                         let v = to_floats(sub_ints(column(codes, c), zero));
-                        put_floats(block, place, f(v, floats(block, place)));
+                        put_floats(block, 0, f(v, block));
                     }
                 }
             }
