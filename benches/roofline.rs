@@ -206,7 +206,7 @@ fn main() {
             let heap = Heap::default();
             let make = |seed| {
                 let matrix = Synthetic { layout: case.layout, out_features: n, in_features: k, seed };
-                Linear::new(&matrix, &Options::default(), isa, &heap, &mut |_| {}).expect("a layer")
+                Linear::new(&matrix, &Options::default(), isa, &heap).expect("a layer")
             };
             let first = make(1);
             let copies = (RING / first.bytes()).max(1);

@@ -54,7 +54,7 @@ impl Matrix for Synthetic {
 fn linear(out_features: usize, in_features: usize, seed: usize) -> Linear {
     let matrix = Synthetic { out_features, in_features, seed: seed as u64 + 1 };
     let isa = Isa::from_environment().expect("BITLINEAR_ISA");
-    Linear::new(&matrix, &Options::default(), isa, &Heap::default(), &mut |_| {}).expect("a layer")
+    Linear::new(&matrix, &Options::default(), isa, &Heap::default()).expect("a layer")
 }
 
 /// A way to run the blocks, and the times that it took, in microseconds for a block.

@@ -76,7 +76,7 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
         }
         seen.push(same);
         let options = Options::default();
-        let linear = Linear::new(&*plan.matrix()?, &options, isa, &heap, &mut |_| {})?;
+        let linear = Linear::new(&*plan.matrix()?, &options, isa, &heap)?;
         for &m in &a.rows {
             let x: Vec<f32> =
                 (0..m * plan.in_features).map(|k| ((k * 7919) % 1009) as f32 / 500.0 - 1.0).collect();

@@ -11,6 +11,7 @@
 
 pub mod error;
 pub mod fault;
+pub mod float16;
 pub mod fpmode;
 pub mod limits;
 pub mod memory;

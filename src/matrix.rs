@@ -5,8 +5,7 @@
 
 use std::marker::PhantomData;
 
-use half::{bf16, f16};
-
+use crate::float16::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use crate::layout::Float;
 
 /// Rows of floats to read. Elements need no alignment; nothing outside them is read.
@@ -173,8 +172,8 @@ impl<'a> MatrixRef<'a> {
         unsafe {
             match self.float {
                 Float::F32 => row.cast::<f32>().add(k).read_unaligned(),
-                Float::F16 => f16::from_bits(row.cast::<u16>().add(k).read_unaligned()).to_f32(),
-                Float::Bf16 => bf16::from_bits(row.cast::<u16>().add(k).read_unaligned()).to_f32(),
+                Float::F16 => f16_to_f32(row.cast::<u16>().add(k).read_unaligned()),
+                Float::Bf16 => bf16_to_f32(row.cast::<u16>().add(k).read_unaligned()),
             }
         }
     }
@@ -225,16 +224,15 @@ impl<'a> MatrixMut<'a> {
         assert!(index < self.rows && first + values.len() <= self.columns);
         let row = self.address.wrapping_add(index * self.stride);
         let (wide, narrow) = (row.cast::<u32>(), row.cast::<u16>());
-        let (f16, bf16) = (|old| f16::from_bits(old).to_f32(), |old| bf16::from_bits(old).to_f32());
         // SAFETY: the constructor's contract, elements below `self.columns` (assert above).
         unsafe {
             match (self.float, self.accumulate) {
                 (Float::F32, false) => store(wide, first, values, f32_bits),
                 (Float::F32, true) => add(wide, first, values, f32::from_bits, f32_bits),
                 (Float::F16, false) => store(narrow, first, values, f16_bits),
-                (Float::F16, true) => add(narrow, first, values, f16, f16_bits),
+                (Float::F16, true) => add(narrow, first, values, f16_to_f32, f16_bits),
                 (Float::Bf16, false) => store(narrow, first, values, bf16_bits),
-                (Float::Bf16, true) => add(narrow, first, values, bf16, bf16_bits),
+                (Float::Bf16, true) => add(narrow, first, values, bf16_to_f32, bf16_bits),
             }
         }
     }
@@ -245,11 +243,11 @@ fn f32_bits(v: f32) -> u32 {
 }
 
 fn f16_bits(v: f32) -> u16 {
-    if v.is_nan() { 0x7e00 } else { f16::from_f32(v).to_bits() }
+    if v.is_nan() { 0x7e00 } else { f32_to_f16(v) }
 }
 
 fn bf16_bits(v: f32) -> u16 {
-    if v.is_nan() { 0x7fc0 } else { bf16::from_f32(v).to_bits() }
+    if v.is_nan() { 0x7fc0 } else { f32_to_bf16(v) }
 }
 
 /// Writes the bits of each value, and reads nothing.

@@ -346,7 +346,7 @@ fn compare_layout(
         for activation in [Activation::Auto, Activation::F32, Activation::Uint8Positive, others[i % 6]] {
             let options = Options { activation, bias: Some(&bias), ..Options::default() };
             let case = format!("{name}, {activation:?}, n={n} k={k} m={m}");
-            let make = |isa| Linear::new(&weights, &options, isa, &Heap::default(), &mut |_| {});
+            let make = |isa| Linear::new(&weights, &options, isa, &Heap::default());
             let (want, recorded) = match &records.read {
                 Some(read) => (vec![], read.get(&case).copied()),
                 None => match make(Isa::Scalar) {
@@ -449,7 +449,7 @@ fn every_instruction_set_has_its_kernels() {
         for activation in [Activation::F32, Activation::Auto] {
             for &isa in Isa::ALL.iter().filter(|isa| isa.detected()) {
                 let options = Options { activation, ..Options::default() };
-                let layer = Linear::new(&weights, &options, isa, &Heap::default(), &mut |_| {}).unwrap();
+                let layer = Linear::new(&weights, &options, isa, &Heap::default()).unwrap();
                 for m in [1, 2] {
                     let kernel = layer.plan(m, &Executor::Serial).kernel;
                     let float = activation == Activation::F32 || matches!(layout, Layout::Dense(_));
@@ -485,13 +485,12 @@ fn rows_of_several_blocks() {
         let x = batch(m, k, &mut random);
         for &activation in &rules {
             let options = Options { activation, ..Options::default() };
-            let Ok(oracle) = Linear::new(&weights, &options, Isa::Scalar, &Heap::default(), &mut |_| {})
-            else {
+            let Ok(oracle) = Linear::new(&weights, &options, Isa::Scalar, &Heap::default()) else {
                 continue;
             };
             let want = forward(&oracle, m, &x);
             for &isa in Isa::ALL.iter().filter(|isa| only().map_or(isa.detected(), |only| **isa == only)) {
-                let layer = Linear::new(&weights, &options, isa, &Heap::default(), &mut |_| {}).unwrap();
+                let layer = Linear::new(&weights, &options, isa, &Heap::default()).unwrap();
                 assert!(forward(&layer, m, &x) == want, "{name}, {activation:?}, {}", isa.name());
                 assert!(forward(&layer, 1, &x) == want[..n], "{name}, {activation:?}, {}, m=1", isa.name());
             }
@@ -533,8 +532,7 @@ fn sums_longer_than_int32() {
             }
             for activation in [Activation::Auto, Activation::F32] {
                 let options = Options { activation, ..Options::default() };
-                let layer =
-                    |isa| Linear::new(&weights, &options, isa, &Heap::default(), &mut |_| {}).unwrap();
+                let layer = |isa| Linear::new(&weights, &options, isa, &Heap::default()).unwrap();
                 let want = forward(&layer(Isa::Scalar), m, &x);
                 for &isa in Isa::ALL.iter().filter(|isa| isa.detected()) {
                     let got = forward(&layer(isa), m, &x);
@@ -574,7 +572,7 @@ fn several_layers_at_once_give_what_each_gives_alone() {
         .flat_map(|(_, layout)| [(layout, 96), (layout, 33)])
         .map(|(layout, n)| {
             let weights = matrix(layout, n, 320, &mut random);
-            Linear::new(&weights, &Options::default(), Isa::best(), &heap, &mut |_| {}).unwrap()
+            Linear::new(&weights, &Options::default(), Isa::best(), &heap).unwrap()
         })
         .collect();
     assert!(layers.len() >= 8);
@@ -647,7 +645,7 @@ fn activations_mean_what_the_header_says() {
             }
             let options = Options { activation, ..Options::default() };
             for isa in [Isa::Scalar, Isa::best()] {
-                let layer = Linear::new(&weights, &options, isa, &Heap::default(), &mut |_| {}).unwrap();
+                let layer = Linear::new(&weights, &options, isa, &Heap::default()).unwrap();
                 assert_eq!(layer.activation(), activation, "{name}");
                 for (i, y) in forward(&layer, m, &x).iter().enumerate() {
                     let (row, weights) = (&taken[i / n * k..][..k], &dense[i % n]);
@@ -669,6 +667,6 @@ fn activations_mean_what_the_header_says() {
     let coded = Coded { bits: 8, values: Values::Offset(0), scales, scale_type: ScaleType::F16, bases: 1 };
     let weights = matrix(Layout::Coded(coded), 2, 40_000, &mut random);
     let options = Options { activation: Activation::Uint8Positive, ..Options::default() };
-    let refused = Linear::new(&weights, &options, Isa::Scalar, &Heap::default(), &mut |_| {});
+    let refused = Linear::new(&weights, &options, Isa::Scalar, &Heap::default());
     assert!(refused.is_err_and(|e| e.text().contains("32768")));
 }

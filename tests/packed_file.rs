@@ -138,7 +138,7 @@ fn matrix(layout: Layout, n: usize, k: usize, random: &mut Random) -> RowMatrix 
 }
 
 fn layer(matrix: &dyn Matrix, options: &Options<'_>) -> Linear {
-    Linear::new(matrix, options, Isa::best(), &Heap::default(), &mut |_| {}).unwrap()
+    Linear::new(matrix, options, Isa::best(), &Heap::default()).unwrap()
 }
 
 fn forward(layer: &Linear, m: usize, x: &[f32]) -> Vec<u32> {
@@ -559,8 +559,7 @@ fn the_demo_model() {
     for layer in layers.list() {
         let plan = layers.plan(&source, layer, &model::Request::default()).unwrap();
         let matrix = plan.matrix().unwrap();
-        let linear =
-            Linear::new(&*matrix, &Options::default(), Isa::best(), &Heap::default(), &mut |_| {}).unwrap();
+        let linear = Linear::new(&*matrix, &Options::default(), Isa::best(), &Heap::default()).unwrap();
         opened.push((String::from_utf8(layers.name(layer).to_vec()).unwrap(), linear, plan.ty));
     }
     let from_gguf = begin.elapsed();

@@ -28,7 +28,7 @@ fn kernels(criterion: &mut Criterion) {
             for activation in [Activation::Auto, Activation::F32] {
                 let matrix = Synthetic { layout, out_features: OUT, in_features: IN };
                 let options = Options { activation, ..Options::default() };
-                let linear = Linear::new(&matrix, &options, isa, &heap, &mut |_| {}).expect("a layer");
+                let linear = Linear::new(&matrix, &options, isa, &heap).expect("a layer");
                 for m in [1, 2, 8, 64] {
                     let plan = linear.plan(m, &Executor::Serial);
                     // A layout without a kernel of this instruction set runs on another one's, which has its turn.

@@ -17,6 +17,7 @@ use super::types::*;
 use crate::cpu::Isa;
 use crate::error::{Result, TEXT_MAX, Text, fail};
 use crate::exec::{self, Executor};
+use crate::layer::Packer;
 use crate::limits::THREADS_MAX;
 use crate::memory::{Callbacks, Heap};
 
@@ -61,6 +62,11 @@ unsafe impl Send for Log {}
 unsafe impl Sync for Log {}
 
 impl Context {
+    /// What packs weights for it.
+    pub fn packer(&self) -> Packer<'_> {
+        Packer { isa: self.isa, heap: &self.heap, executor: &self.executor }
+    }
+
     /// A serial, silent context.
     fn serial(isa: Isa) -> Context {
         Context {

@@ -1,10 +1,9 @@
 //! What formats of fixed-size blocks share: a row is a whole number of blocks, one after another.
 
-use half::f16;
-
 use super::Codec;
 use super::stored::check_len;
 use crate::error::{Result, fail};
+use crate::float16::{f16_to_f32, f32_to_f16};
 use crate::layout::{Layout, Row, SUPER_BLOCK};
 use crate::nearest;
 use crate::types::Type;
@@ -89,13 +88,13 @@ pub(super) fn check_finite(weights: &[f32]) -> Result<()> {
 
 /// The f16 at byte `at`.
 pub(super) fn half_at(bytes: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+    f16_to_f32(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
 }
 
 /// Writes `value` as f16 (to nearest even) at byte `at`; refused where that would be an infinity.
 pub(super) fn put_half(bytes: &mut [u8], at: usize, value: f32) -> Result<()> {
-    let half = f16::from_f32(value);
-    if !half.is_finite() {
+    let half = f32_to_f16(value);
+    if half & 0x7c00 == 0x7c00 {
         return Err(fail!(InvalidArgument, "a scale of {value} is beyond f16: the weights are too large"));
     }
     bytes[at..at + 2].copy_from_slice(&half.to_le_bytes());
@@ -110,8 +109,8 @@ pub(super) fn inverse(d: f32) -> f32 {
 
 /// Writes `value`, which must be an f16, at byte `at`.
 pub(super) fn put_exact_half(bytes: &mut [u8], at: usize, value: f32) -> Result<()> {
-    let half = f16::from_f32(value);
-    if half.to_f32() != value {
+    let half = f32_to_f16(value);
+    if f16_to_f32(half) != value {
         return Err(fail!(InvalidArgument, "a scale of {value} is no f16"));
     }
     bytes[at..at + 2].copy_from_slice(&half.to_le_bytes());

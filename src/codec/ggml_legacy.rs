@@ -14,7 +14,7 @@
 
 use std::cmp::Ordering;
 
-use super::bits::{pack_nibbles, unpack_nibbles};
+use super::bits::{flip_signs, pack_nibbles, spread, unpack_nibbles};
 use super::blocks::{Blocks, abs_max, half_at, inverse, put_exact_half, put_half};
 use crate::error::Result;
 use crate::layout::{Layout, Offset, Row};
@@ -139,9 +139,7 @@ pub(super) static Q8_0: Blocks = Blocks {
     decode: |bytes, row| {
         for ((block, codes), scale) in blocks::<34>(bytes, &mut row.codes).zip(&mut row.scales) {
             *scale = half_at(block, 0);
-            for (code, q) in codes.iter_mut().zip(&block[2..]) {
-                *code = q ^ 0x80; // signed q to unsigned q + 128
-            }
+            flip_signs(&block[2..], codes); // signed q to unsigned q + 128
         }
     },
     encode: Some(|weights, bytes| {
@@ -191,9 +189,7 @@ fn tail<const BYTES: usize>(block: &[u8; BYTES]) -> &[u8; 16] {
 
 fn add_fifth_bits(qh: [u8; 4], codes: &mut [u8; BLOCK]) {
     for (codes, bits) in codes.as_chunks_mut::<8>().0.iter_mut().zip(qh) {
-        for (j, code) in codes.iter_mut().enumerate() {
-            *code |= (bits >> j & 1) << 4;
-        }
+        *codes = (u64::from_le_bytes(*codes) | spread(bits) << 4).to_le_bytes();
     }
 }
 

@@ -95,7 +95,7 @@ impl<'a> Job<'a> {
             activation_scale: None,
         };
         if target.ty == plan.ty {
-            return Linear::new(&*matrix, &options, self.isa, heap, &mut |_| {});
+            return Linear::new(&*matrix, &options, self.isa, heap);
         }
         let moments = self.moments(name, rotation.as_ref())?;
         self.check_memory(plan, None, moments.as_ref(), largest)?;
@@ -103,6 +103,6 @@ impl<'a> Job<'a> {
         let method = self.method(target, moments.as_ref());
         let rounding = Rounding::new(self.isa, self.executor, &plain, &method)?;
         let rows = RoundedRows::all(&rounding, self.executor)?;
-        Linear::new(&rows as &dyn Matrix, &options, self.isa, heap, &mut |_| {})
+        Linear::new(&rows as &dyn Matrix, &options, self.isa, heap)
     }
 }

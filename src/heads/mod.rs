@@ -22,7 +22,7 @@ use crate::activation::{Span, Width};
 use crate::codes::{Coder, Format, Tensor, check_finite};
 use crate::epilogue::Epilogue;
 use crate::error::{Result, fail};
-use crate::layer::{self, Activation, Extra, Linear, Options, Stage, Stages, Target};
+use crate::layer::{self, Activation, Extra, Linear, Options, Packer, Stage, Stages, Target};
 use crate::layout::Packed;
 use crate::limits::{BATCH_MAX, FEATURES_MAX, LAYERS_MAX};
 use crate::math;
@@ -200,11 +200,12 @@ impl Projection {
         };
         let options = Options { activation: self.activation(), ..Options::default() };
         let matrices = if self.shape.kind == Kind::Lowrank { self.shape.heads } else { 1 };
+        let packer = Packer { isa: self.isa, heap: machine.heap, executor: machine.executor };
         let mut linears = Vec::new();
         reserve(&mut linears, matrices, "heads")?;
         for head in 0..matrices {
             let view = View { codes: &codes, shape: &self.shape, head };
-            let linear = Linear::new(&view, &options, self.isa, machine.heap, &mut |_| {})?;
+            let linear = Linear::load(&view, &options, &packer, &|_| {})?;
             linears.push(Arc::new(linear));
         }
         self.linears = linears;

@@ -8,10 +8,12 @@
 
 mod forward;
 mod options;
+mod pack;
 mod stages;
 
 pub use forward::{Extra, Target, forward, forward_with};
 pub use options::{Activation, Options, Settings};
+pub use pack::{Packer, Seen};
 pub use stages::{Stage, Stages};
 
 use crate::activation::{Kind, RowCodes, Rule, Shape, WeightSums, Width};
@@ -106,28 +108,22 @@ impl Around {
 }
 
 impl Linear {
-    /// Packs a matrix. `seen` is told each row of it that has been read.
-    pub fn new(
+    /// Packs a matrix on the calling thread.
+    pub fn new(matrix: &dyn Matrix, options: &Options<'_>, isa: Isa, heap: &Heap) -> Result<Linear> {
+        Linear::load(matrix, options, &Packer { isa, heap, executor: &Executor::Serial }, &|_| {})
+    }
+
+    /// Packs a matrix. `seen` is told which rows of it have been read.
+    pub fn load(
         matrix: &dyn Matrix,
         options: &Options<'_>,
-        isa: Isa,
-        heap: &Heap,
-        seen: &mut dyn FnMut(usize),
+        packer: &Packer<'_>,
+        seen: Seen<'_>,
     ) -> Result<Linear> {
         // Before the weights are packed: a wrong parameter should not take seconds to find.
         let (rows, columns) = (matrix.out_features(), matrix.in_features());
         let around = Around::new(options, &matrix.layout(), rows, columns)?;
-        Linear::with(Linear::pack(matrix, heap, seen)?, around, isa)
-    }
-
-    /// The panels of a matrix. `seen` is told each row of it that has been read.
-    pub fn pack(matrix: &dyn Matrix, heap: &Heap, seen: &mut dyn FnMut(usize)) -> Result<Packed> {
-        let mut packed = Packed::room_for(matrix, heap)?;
-        let mut row = Row::new(matrix.layout(), matrix.in_features())?;
-        for tile in 0..packed.tiles() {
-            packed.fill_tile(tile, matrix, &mut row, seen)?;
-        }
-        Ok(packed)
+        Linear::with(packer.pack(matrix, seen)?, around, packer.isa)
     }
 
     /// The layer of panels that are there already.

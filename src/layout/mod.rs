@@ -6,6 +6,7 @@
 //! [`Row`] holds stands for the same real numbers as the stored bytes.
 
 pub mod packed;
+pub mod panels;
 pub mod row;
 pub mod shard;
 
@@ -134,7 +135,7 @@ pub enum ScaleType {
     /// bfloat16.
     Bf16,
     /// A power of two: byte `e` stands for `2^(e - 128)`, MXFP4's scale halved because its values
-    /// are doubled. See [`packed::e8m0`].
+    /// are doubled. See [`panels::e8m0`].
     E8m0,
 }
 

@@ -200,8 +200,7 @@ fn every_combination_equals_scalar_and_agrees_with_f64() {
                         epilogue,
                         ..Options::default()
                     };
-                    let make =
-                        |isa| Linear::new(&weights, &options, isa, &Heap::default(), &mut |_| {}).unwrap();
+                    let make = |isa| Linear::new(&weights, &options, isa, &Heap::default()).unwrap();
                     let oracle = make(Isa::Scalar);
                     let layers: Vec<(Isa, Linear)> =
                         Isa::ALL.iter().filter(|isa| isa.detected()).map(|&isa| (isa, make(isa))).collect();
@@ -287,8 +286,7 @@ fn a_row_with_a_nan_is_nan_whatever_follows_and_no_other_changes() {
                     epilogue,
                     ..Options::default()
                 };
-                let layer =
-                    Linear::new(&weights, &options, Isa::best(), &Heap::default(), &mut |_| {}).unwrap();
+                let layer = Linear::new(&weights, &options, Isa::best(), &Heap::default()).unwrap();
                 for (bad, float) in
                     [(f32::NAN, Float::F32), (f32::INFINITY, Float::F16), (-f32::NAN, Float::Bf16)]
                 {
@@ -326,7 +324,7 @@ fn a_fixed_scale_is_used_for_every_segment() {
     let weights = matrix(ternary(), 20, 40, &mut random);
     let x: Vec<f32> = random.floats(80).iter().map(|v| v * 20.0).collect();
     let options = Options { activation_scale: Some(0.125), ..Options::default() };
-    let layer = Linear::new(&weights, &options, Isa::best(), &Heap::default(), &mut |_| {}).unwrap();
+    let layer = Linear::new(&weights, &options, Isa::best(), &Heap::default()).unwrap();
     let y = forward(&layer, 2, (&encode(&x, Float::F32), Float::F32), (&[0; 160], Float::F32), false);
     let y = decode(&y, Float::F32);
     for (i, x) in x.chunks(40).enumerate() {
@@ -343,7 +341,7 @@ fn a_fixed_scale_is_used_for_every_segment() {
         (1.0, Activation::F32),
     ] {
         let options = Options { activation, activation_scale: Some(scale), ..Options::default() };
-        assert!(Linear::new(&weights, &options, Isa::best(), &Heap::default(), &mut |_| {}).is_err());
+        assert!(Linear::new(&weights, &options, Isa::best(), &Heap::default()).is_err());
     }
 }
 
@@ -388,8 +386,7 @@ fn norm_and_rotation_come_before_the_order_of_packed_columns() {
                         RowMatrix { layout, in_features: k, rows: plain.rows.clone() },
                         order.clone(),
                     );
-                    let layer =
-                        Linear::new(&permuted, &options, *isa, &Heap::default(), &mut |_| {}).unwrap();
+                    let layer = Linear::new(&permuted, &options, *isa, &Heap::default()).unwrap();
                     // The same by hand: x normed, rotated and put in order, through the plain matrix.
                     let mut by_hand = vec![];
                     for x in x.chunks(k) {
@@ -403,7 +400,7 @@ fn norm_and_rotation_come_before_the_order_of_packed_columns() {
                         by_hand.extend(order.iter().map(|&column| x[column as usize]));
                     }
                     let options = Options { activation, ..Options::default() };
-                    let same = Linear::new(&plain, &options, *isa, &Heap::default(), &mut |_| {}).unwrap();
+                    let same = Linear::new(&plain, &options, *isa, &Heap::default()).unwrap();
                     let run = |layer, x: &[f32]| {
                         let x = encode(x, Float::F32);
                         forward(layer, m, (&x, Float::F32), (&vec![0; m * n * 4], Float::F32), false)
@@ -435,7 +432,7 @@ fn a_planned_workspace_is_all_the_memory_a_call_takes() {
                 ..Options::default()
             };
             let heap = Heap::default();
-            let layer = Linear::new(&permuted, &options, *isa, &heap, &mut |_| {}).unwrap();
+            let layer = Linear::new(&permuted, &options, *isa, &heap).unwrap();
             for m in [1, 9] {
                 let need = layer.plan(m, &Executor::Serial).workspace + 64;
                 let mut workspace = vec![0xa5; need];
@@ -494,7 +491,7 @@ fn rotations_and_a_folded_layer_of_the_vectors() {
         let bytes = encode(weights, Float::F32);
         let matrix = codec::open(Type::F32, n, k, &bytes).unwrap();
         let options = Options { rotation, ..Options::default() };
-        Linear::new(&*matrix, &options, Isa::best(), &Heap::default(), &mut |_| {}).unwrap()
+        Linear::new(&*matrix, &options, Isa::best(), &Heap::default()).unwrap()
     };
     let run = |layer: &Linear| {
         let m = x.len() / k;
