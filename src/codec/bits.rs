@@ -251,8 +251,8 @@ mod tests {
             for (m, q) in qs.iter().enumerate() {
                 let mut rest = *q as u32;
                 for n in 0..5 {
-                    assert_eq!(codes[n * C + m] as u32, 3 * rest >> 8, "{C} {q} {n}");
-                    rest = 3 * rest & 255;
+                    assert_eq!(codes[n * C + m] as u32, (3 * rest) >> 8, "{C} {q} {n}");
+                    rest = (3 * rest) & 255;
                 }
             }
         }
