@@ -245,7 +245,7 @@ mod tests {
 
     fn digits<const C: usize>() {
         for first in 0..=255u8 {
-            let qs: [u8; C] = std::array::from_fn(|m| first.wrapping_add(37 * m as u8));
+            let qs: [u8; C] = std::array::from_fn(|m| first.wrapping_add(37u8.wrapping_mul(m as u8)));
             let mut codes = vec![9; 5 * C];
             unpack_trits::<C>(&qs, &mut codes);
             for (m, q) in qs.iter().enumerate() {
