@@ -1,4 +1,4 @@
-# make build | tool | demo | test | bench | install | clean        (README.md says what each does)
+# make build | tool | demo | test | bench | bench-own | install | clean        (README.md says what each does)
 CARGO  ?= cargo
 PYTHON ?= python3
 CC     ?= cc
@@ -14,7 +14,7 @@ CFLAGS   ?= -O3
 LLM_FLAGS := -std=c11 -D_POSIX_C_SOURCE=200809L -Wall -Wextra -Wpedantic -ffp-contract=off
 LLM_SOURCES := $(wildcard examples/c/llm/*.c)
 
-.PHONY: build demo test bench install clean library examples tool
+.PHONY: build demo test bench bench-own install clean library examples tool
 
 build: library examples
 
@@ -45,9 +45,11 @@ $(EXAMPLES)/embed: examples/c/embed/embed.c include/bitlinear.h $(LIB)
 	@mkdir -p $(EXAMPLES)
 	$(CC) -std=c11 -Wall -Wextra -Wpedantic -ffp-contract=off $(CFLAGS) -Iinclude $< -o $@ -L$(RELEASE) -lbitlinear -lm -Wl,-rpath,'$$ORIGIN/../release'
 
-# The command-line tool `bitlinear`.
+# The command-line tool `bitlinear`, in $(RELEASE). Built in a folder of its own: cargo would put a library without
+# the feature `reserve` where the real one lies.
 tool:
-	$(CARGO) build --release --features cli --bin bitlinear
+	$(CARGO) build --release --features cli --bin bitlinear --target-dir target/tool
+	@mkdir -p $(RELEASE) && ln -f target/tool/release/bitlinear $(RELEASE)/bitlinear
 
 demo: build
 	@PROMPT='$(PROMPT)' LENGTH='$(LENGTH)' PYTHON='$(PYTHON)' sh examples/demo.sh
@@ -59,11 +61,24 @@ test: build
 install:
 	$(CARGO) xtask install --prefix '$(PREFIX)' --destdir '$(DESTDIR)' --libdir '$(LIBDIR)' --includedir '$(INCLUDEDIR)'
 
-# The limits of this machine, then every layout against them, on one thread; then what threads and
-# joint calls gain. Minutes.
-bench:
+# The limits of this machine, bitlinear and its peers side by side, in layers and in a whole language model; tables
+# and charts into docs/performance. benches/peers/README.md says what is needed and what BENCH may be.
+BENCH ?=
+PEERS := benches/peers/target/release/peers
+FIGURES ?= target/peers.json
+
+bench: build
+	cd benches/peers && $(CARGO) build --quiet --release
+	ONNXRUNTIME="$$(PYTHON='$(PYTHON)' sh benches/peers/onnxruntime.sh)" $(PEERS) layers --out $(FIGURES) $(BENCH)
+	$(PEERS) programs --out $(FIGURES) --llm $(EXAMPLES)/llm --model "$$($(PYTHON) examples/models/fetch.py | tail -n 1)"
+	$(PEERS) report --from $(FIGURES) --to docs/performance
+
+# Without peers, and without what they need: every layout against the limits on one thread, what threads and joint
+# calls gain; every kernel by criterion.
+bench-own:
 	$(CARGO) bench --bench roofline
 	$(CARGO) bench --bench threads
+	cd benches/kernels && $(CARGO) bench
 
 clean:
 	$(CARGO) clean

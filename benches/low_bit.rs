@@ -12,7 +12,7 @@ use bitlinear::codes::Format;
 use bitlinear::cpu::Isa;
 use bitlinear::exec::Executor;
 use bitlinear::heads::{Around, Backward, Batch, Input, Kind, Projection, Shape, Weights};
-use bitlinear::layer::{Activation, Linear, Options};
+use bitlinear::layer::{Activation, Linear, Options, Packer};
 use bitlinear::layout::{Float, Layout, Row};
 use bitlinear::matrix::{MatrixMut, MatrixRef};
 use bitlinear::memory::Heap;
@@ -24,7 +24,7 @@ use bitlinear::types::Type;
 /// f32 rows in memory.
 struct Rows<'a>(&'a [f32], usize);
 
-impl bitlinear::codec::Matrix for Rows<'_> {
+impl bitlinear::layout::Matrix for Rows<'_> {
     fn layout(&self) -> Layout {
         Layout::Dense(Float::F32)
     }
@@ -197,7 +197,7 @@ fn heads(isa: Isa) {
             let rows = Rows(&w, columns);
             let rounded = bitlinear::quantize::round(&rows, ty, 0).expect("a rounded matrix");
             let options = Options { activation: Activation::Int8Row, ..Options::default() };
-            Linear::new(&*rounded, &options, isa, &heap, &mut |_| {}).expect("a layer")
+            Linear::new(&*rounded, &options, isa, &heap).expect("a layer")
         };
         let (wide, deep) = (plain(embd), plain(h * latent));
         let batch = |input_heads, latent| Batch { batch: 1, input_heads, time, latent };
@@ -291,6 +291,7 @@ fn heads(isa: Isa) {
 
 fn updates(isa: Isa) {
     let heap = Heap::default();
+    let packer = Packer { isa, heap: &heap, executor: &Executor::Serial };
     let (rows, columns) = (2560, 2560);
     let w = random(rows * columns, 7);
     let bytes = 4.0 * w.len() as f64;
@@ -300,14 +301,13 @@ fn updates(isa: Isa) {
         let times = race(&mut [(
             "update",
             Box::new(|| {
-                let rounded: Box<dyn bitlinear::codec::Matrix> = match ty {
+                let rounded: Box<dyn bitlinear::layout::Matrix> = match ty {
                     Type::F32 => Box::new(Rows(&w, columns)),
                     ty => bitlinear::quantize::round(&source, ty, 0).expect("a rounded matrix"),
                 };
-                Linear::pack(&*rounded, &heap, &mut |_| {}).expect("packed");
+                packer.pack(&*rounded, &|_| {}).expect("packed");
             }),
         )]);
         println!("  {:8} {:6.2} GB/s of f32", ty.name(), bytes / times[0] / 1e9);
     }
-    let _ = isa;
 }

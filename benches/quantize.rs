@@ -8,11 +8,10 @@
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::time::Instant;
 
-use bitlinear::codec::Matrix;
 use bitlinear::cpu::Isa;
 use bitlinear::error::Result;
 use bitlinear::exec::Executor;
-use bitlinear::layout::{Float, Layout, Row};
+use bitlinear::layout::{Float, Layout, Matrix, Row};
 use bitlinear::quantize::{Method, PANEL_ROWS, Rounding};
 use bitlinear::types::Type;
 

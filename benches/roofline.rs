@@ -4,19 +4,19 @@
 //! contains it. `BITLINEAR_BENCH_SECONDS` is the time for a cell (default 0.15), `BITLINEAR_ISA` narrows
 //! the instruction set, `BITLINEAR_BENCH_SHAPES=2560x2560,...` chooses shapes (out x in).
 //!
-//! Limits come first: sequential reading of 512 MiB, `vpdpbusd` and `vfmadd` in registers. Cells of few
+//! Limits come first: sequential reading of 512 MiB, the CPU's best exact int8 multiply-add (`vpdpbusd`, else
+//! `vpmaddubsw` with `vpmaddwd`) and `vfmadd` in registers. Cells of few
 //! rows of x (m <= 32) take their weights from DRAM, a ring of more than 4 times the last-level cache;
 //! larger m use one matrix. Every figure is the minimum of many repeats, on one thread; machines are
 //! noisy, so only ratios inside one run mean something.
 
 use std::time::Instant;
 
-use bitlinear::codec::Matrix;
 use bitlinear::cpu::{self, Isa};
 use bitlinear::error::Result;
 use bitlinear::exec::Executor;
 use bitlinear::layer::{Linear, Options};
-use bitlinear::layout::{Coded, Float, Layout, Offset, Row, ScaleType, Scales, Values};
+use bitlinear::layout::{Coded, Float, Layout, Matrix, Offset, Row, ScaleType, Scales, Values};
 use bitlinear::matrix::{MatrixMut, MatrixRef};
 use bitlinear::memory::{Buffer, Heap};
 
@@ -136,75 +136,29 @@ struct Limits {
     read: f64,
     /// int8 multiply-adds a second.
     integer: f64,
+    /// By which instructions.
+    by: &'static str,
     /// f32 multiply-adds a second.
     float: f64,
 }
 
 #[cfg(target_arch = "x86_64")]
-mod peak {
-    use core::arch::x86_64::*;
-
-    #[target_feature(enable = "avx512f,avx512vnni")]
-    pub(crate) fn vnni(steps: usize) -> i32 {
-        let (a, b) = (_mm512_set1_epi8(3), _mm512_set1_epi8(5));
-        let mut acc = [_mm512_setzero_si512(); 16];
-        for _ in 0..steps {
-            for acc in &mut acc {
-                *acc = _mm512_dpbusd_epi32(*acc, a, b);
-            }
-        }
-        acc.iter().fold(0, |s, v| s.wrapping_add(_mm512_reduce_add_epi32(*v)))
-    }
-
-    #[target_feature(enable = "avx512f")]
-    pub(crate) fn fma(steps: usize) -> f32 {
-        let (a, b) = (_mm512_set1_ps(1.000_001), _mm512_set1_ps(1e-9));
-        let mut acc = [_mm512_set1_ps(1.0); 16];
-        for _ in 0..steps {
-            for acc in &mut acc {
-                *acc = _mm512_fmadd_ps(*acc, a, b);
-            }
-        }
-        acc.iter().fold(0.0, |s, v| s + _mm512_reduce_add_ps(*v))
-    }
-
-    #[target_feature(enable = "avx512f")]
-    pub(crate) fn sum(bytes: &[u8]) -> i64 {
-        let mut acc = [_mm512_setzero_si512(); 8];
-        for lines in bytes.as_chunks::<512>().0 {
-            for (acc, line) in acc.iter_mut().zip(lines.as_chunks::<64>().0) {
-                // SAFETY: `line` is 64 bytes.
-                *acc = _mm512_add_epi64(*acc, unsafe { _mm512_loadu_si512(line.as_ptr().cast()) });
-            }
-        }
-        acc.iter().fold(0, |s, v| s.wrapping_add(_mm512_reduce_add_epi64(*v)))
-    }
-}
+#[path = "common/peak.rs"]
+mod peak;
 
 #[cfg(target_arch = "x86_64")]
 fn limits(budget: f64) -> Option<Limits> {
-    if !Isa::Avx512Vnni.detected() {
-        return None;
-    }
+    const STEPS: usize = 100_000;
+    let (read, integer, float) = (peak::read()?, peak::integer()?, peak::float()?);
     let mut memory = Buffer::zeroed(512 << 20, "bench").ok()?;
     memory.bytes_mut().fill(1);
-    const STEPS: usize = 100_000;
-    // SAFETY: the instruction set was detected above.
-    let (read, integer, float) = unsafe {
-        (
-            shortest(budget * 10.0, || {
-                std::hint::black_box(peak::sum(memory.bytes()));
-            }),
-            shortest(budget, || {
-                std::hint::black_box(peak::vnni(std::hint::black_box(STEPS)));
-            }),
-            shortest(budget, || {
-                std::hint::black_box(peak::fma(std::hint::black_box(STEPS)));
-            }),
-        )
-    };
-    let lanes = (STEPS * 16 * 16) as f64;
-    Some(Limits { read: (512 << 20) as f64 / read, integer: lanes * 4.0 / integer, float: lanes / float })
+    let rate = |l: peak::Loop| (STEPS * l.macs) as f64 / shortest(budget, || (l.run)(STEPS));
+    Some(Limits {
+        read: (512 << 20) as f64 / shortest(budget * 10.0, || read(memory.bytes())),
+        by: integer.by,
+        integer: rate(integer),
+        float: rate(float),
+    })
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -229,12 +183,13 @@ fn main() {
     let limits = limits(budget);
     match &limits {
         Some(l) => println!(
-            "limits, one thread: read {:.1} GB/s, int8 {:.0} GMAC/s, f32 {:.0} GMAC/s",
+            "limits, one thread: read {:.1} GB/s, int8 {:.0} GMAC/s ({}), f32 {:.0} GMAC/s",
             l.read / 1e9,
             l.integer / 1e9,
+            l.by,
             l.float / 1e9
         ),
-        None => println!("limits: not measured (this bench reads them with AVX-512 VNNI)"),
+        None => println!("limits: not measured (this bench knows no loops for this CPU)"),
     }
     println!(
         "m <= 32: weights from DRAM; of read: stored bytes over read bandwidth; of peak: of the multiply-add peak"
@@ -251,7 +206,7 @@ fn main() {
             let heap = Heap::default();
             let make = |seed| {
                 let matrix = Synthetic { layout: case.layout, out_features: n, in_features: k, seed };
-                Linear::new(&matrix, &Options::default(), isa, &heap, &mut |_| {}).expect("a layer")
+                Linear::new(&matrix, &Options::default(), isa, &heap).expect("a layer")
             };
             let first = make(1);
             let copies = (RING / first.bytes()).max(1);

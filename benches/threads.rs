@@ -10,12 +10,11 @@
 
 use std::time::Instant;
 
-use bitlinear::codec::Matrix;
 use bitlinear::cpu::Isa;
 use bitlinear::error::Result;
 use bitlinear::exec::{self, Executor};
 use bitlinear::layer::{self, Linear, Options, Target};
-use bitlinear::layout::{Layout, Offset, Row};
+use bitlinear::layout::{Layout, Matrix, Offset, Row};
 use bitlinear::matrix::{MatrixMut, MatrixRef};
 use bitlinear::memory::{Buffer, Heap};
 
@@ -55,7 +54,7 @@ impl Matrix for Synthetic {
 fn linear(out_features: usize, in_features: usize, seed: usize) -> Linear {
     let matrix = Synthetic { out_features, in_features, seed: seed as u64 + 1 };
     let isa = Isa::from_environment().expect("BITLINEAR_ISA");
-    Linear::new(&matrix, &Options::default(), isa, &Heap::default(), &mut |_| {}).expect("a layer")
+    Linear::new(&matrix, &Options::default(), isa, &Heap::default()).expect("a layer")
 }
 
 /// A way to run the blocks, and the times that it took, in microseconds for a block.
@@ -117,7 +116,7 @@ impl Blocks {
         &'a self,
         m: usize,
         executor: &'a Executor,
-        work: impl Fn(&'a [Linear], MatrixRef, &mut [Vec<f32>], &mut [u8]) + 'a,
+        work: impl Fn(&'a [Linear], MatrixRef<'_>, &mut [Vec<f32>], &mut [u8]) + 'a,
     ) -> impl FnMut() + 'a {
         let first = &self.layers[0];
         let k = first[0].in_features();

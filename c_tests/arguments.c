@@ -472,7 +472,7 @@ static void quantizing(void) {
   set; \
   EXPECT(QUANTIZE, status, part)
   WRONG(wrong.struct_size = 4, BL_ERROR_INVALID_ARGUMENT, "struct_size");
-  WRONG(wrong.container = 4, BL_ERROR_UNSUPPORTED, "kind 4");
+  WRONG(wrong.container = 5, BL_ERROR_UNSUPPORTED, "kind 5");
   WRONG(wrong.type = ANY(bl_type, 777), BL_ERROR_UNSUPPORTED, "777");
   WRONG(wrong.type = BL_TYPE_IQ1_S, BL_ERROR_UNSUPPORTED, "iq1_s");
   WRONG(wrong.fallback = ANY(bl_type, 777), BL_ERROR_UNSUPPORTED, "777");

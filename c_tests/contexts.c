@@ -345,6 +345,38 @@ static void counters(void) {
   bl_free(context);
 }
 
+/* Scales of x: found by the layer, or fixed by a calibration. */
+static void scales(void) {
+  bl_context *context = NULL;
+  bl_layer *layer = NULL;
+  bl_profile_entry entries[8];
+  float *weights = floats(LARGE * 64);
+  size_t count = 0;
+  STRUCT(bl_context_options, options);
+  STRUCT(bl_layer_options, how);
+  options.flags = BL_CONTEXT_PROFILE;
+  GOOD(bl_context_create(&options, &context, &error));
+  fill(weights, LARGE * 64, 4);
+  how.type = BL_TYPE_INT8;
+  how.activation = BL_ACTIVATION_INT8_ROW;
+  GOOD(bl_layer_create(context, LARGE, 64, weights, BL_TYPE_F32, 0, &how, &layer, &error));
+  forward(layer, 1, x, y);
+  GOOD(bl_layer_calibrate(layer, 1, x, BL_TYPE_F32, 0, &error));
+  forward(layer, 1, x, y);
+  forward(layer, 1, x, y);
+  GOOD(bl_profile(context, entries, 8, &count, 1, &error));
+  CHECK(entry_of(entries, count, "scale_misses").calls == 1);
+  CHECK(entry_of(entries, count, "scale_hits").calls == 2);
+  GOOD(bl_layer_calibrate(layer, 0, NULL, BL_TYPE_F32, 0, &error));
+  forward(layer, 1, x, y);
+  GOOD(bl_profile(context, entries, 8, &count, 0, &error));
+  CHECK(entry_of(entries, count, "scale_misses").calls == 1);
+  CHECK(entry_of(entries, count, "scale_hits").calls == 0);
+  bl_free(layer);
+  bl_free(context);
+  free(weights);
+}
+
 /* Every stage, of a joint call: what layers share is done once. */
 static void stages(void) {
   static const char *const names[] = {"norm", "rotation", "quantize", "epilogue", "call"};
@@ -370,7 +402,8 @@ static void stages(void) {
   }
   GOOD(bl_forward_many((const bl_layer *const *)layers, 2, M, x, BL_TYPE_F32, 0, ys, BL_TYPE_F32, NULL, NULL, &error));
   GOOD(bl_profile(context, entries, 8, &count, 0, &error));
-  CHECK(count == 7); /* two kernels, and those above */
+  CHECK(count == 8); /* two kernels, those above, and the scales that both found */
+  CHECK(entry_of(entries, count, "scale_misses").calls == 2);
   for (i = 0; i < 5; i++) {
     bl_profile_entry e = entry_of(entries, count, names[i]);
     CHECK(e.calls == 1 && e.nanoseconds > 0);
@@ -406,5 +439,6 @@ int main(int count, char **words) {
   allocators();
   counters();
   stages();
+  scales();
   return done();
 }

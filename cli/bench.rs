@@ -15,6 +15,7 @@ use serde_json::json;
 use super::{Answer, Common, Failure, show};
 
 #[derive(Args)]
+#[command(after_help = COLUMNS)]
 pub(crate) struct Arguments {
     /// The model (not a packed file: its layers are measured as a program opens them).
     file: PathBuf,
@@ -29,7 +30,30 @@ pub(crate) struct Arguments {
     time: u64,
 }
 
+const COLUMNS: &str = "\
+One layer of each shape and type; times are the least of many calls on weights that stay in the
+caches they fit in. `rows` are rows of x in a call: 1 is a token, 32 a piece of a prompt. GMAC/s
+counts multiply-adds, GB/s how fast the packed weights go by once a call.
+
+  bitlinear bench model.gguf --only ffn_up --rows 1,8,128 --threads 1";
+
+/// How fast one layer is.
+struct Speed {
+    layer: String,
+    ty: &'static str,
+    out_features: usize,
+    in_features: usize,
+    rows: usize,
+    seconds: f64,
+    gmacs: f64,
+    gigabytes: f64,
+    kernel: String,
+}
+
 pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
+    if a.rows.contains(&0) {
+        return Err(Failure::Error("--rows: at least 1".to_string()));
+    }
     let files = show::open(&a.file)?;
     let layers = Layers::of(&files)?;
     let (isa, executor, heap) =
@@ -37,7 +61,14 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
     let mut rows = Vec::new();
     let mut seen = Vec::new();
     for layer in layers.list().iter().filter(|l| show::name(layers.name(l)).contains(&a.only)) {
-        let plan = layers.plan(&files, layer, &Request::default())?;
+        // A layer of a type that is not read does not keep the others from being measured.
+        let plan = match layers.plan(&files, layer, &Request::default()) {
+            Ok(plan) => plan,
+            Err(e) => {
+                eprintln!("bitlinear: {}: left out: {}", show::name(layers.name(layer)), e.text());
+                continue;
+            }
+        };
         // Layers of one shape and type are as fast as one another.
         let same = (plan.ty, plan.out_features, plan.in_features);
         if seen.contains(&same) {
@@ -45,11 +76,8 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
         }
         seen.push(same);
         let options = Options::default();
-        let linear = Linear::new(&*plan.matrix()?, &options, isa, &heap, &mut |_| {})?;
+        let linear = Linear::new(&*plan.matrix()?, &options, isa, &heap)?;
         for &m in &a.rows {
-            if m == 0 {
-                return Err(Failure::Error("--rows: at least 1".to_string()));
-            }
             let x: Vec<f32> =
                 (0..m * plan.in_features).map(|k| ((k * 7919) % 1009) as f32 / 500.0 - 1.0).collect();
             let mut y = vec![0.0f32; m * plan.out_features];
@@ -69,26 +97,30 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
                 best = best.min(now.elapsed().as_secs_f64());
             }
             let macs = m as f64 * plan.out_features as f64 * plan.in_features as f64;
-            rows.push((
-                show::name(layers.name(layer)),
-                plan.ty.name(),
-                plan.out_features,
-                plan.in_features,
-                m,
-                best,
-                macs,
-            ));
+            rows.push(Speed {
+                layer: show::name(layers.name(layer)),
+                ty: plan.ty.name(),
+                out_features: plan.out_features,
+                in_features: plan.in_features,
+                rows: m,
+                seconds: best,
+                gmacs: macs / best / 1e9,
+                gigabytes: (linear.bytes() + linear.bytes_mapped()) as f64 / best / 1e9,
+                kernel: call.kernel.name().to_string(),
+            });
         }
     }
     if rows.is_empty() {
-        return Err(Failure::Error("no layer has such a name".to_string()));
+        let named = if a.only.is_empty() { String::new() } else { format!(" with `{}` in its name", a.only) };
+        return Err(Failure::Error(format!("there is no layer{named} to measure")));
     }
     if common.json {
         let all: Vec<_> = rows
             .iter()
-            .map(|(name, ty, o, i, m, t, macs)| {
-                json!({"layer": name, "type": ty, "out_features": o, "in_features": i, "rows": m,
-                    "seconds": t, "gmacs": macs / t / 1e9})
+            .map(|s| {
+                json!({"layer": s.layer, "type": s.ty, "out_features": s.out_features,
+                    "in_features": s.in_features, "rows": s.rows, "seconds": s.seconds, "gmacs": s.gmacs,
+                    "weight_gigabytes_per_second": s.gigabytes, "kernel": s.kernel})
             })
             .collect();
         show::json(&json!({"threads": common.threads, "layers": all}));
@@ -96,17 +128,19 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
     }
     let rows: Vec<Vec<String>> = rows
         .iter()
-        .map(|(name, ty, o, i, m, t, macs)| {
+        .map(|s| {
             vec![
-                name.clone(),
-                ty.to_string(),
-                format!("{o} x {i}"),
-                m.to_string(),
-                format!("{:.1}", t * 1e6),
-                format!("{:.1}", macs / t / 1e9),
+                s.layer.clone(),
+                s.ty.to_string(),
+                s.kernel.clone(),
+                format!("{} x {}", s.out_features, s.in_features),
+                s.rows.to_string(),
+                format!("{:.1}", s.seconds * 1e6),
+                format!("{:.1}", s.gmacs),
+                format!("{:.1}", s.gigabytes),
             ]
         })
         .collect();
-    show::table(&["layer", "type", "shape", "rows", "us", "GMAC/s"], &rows, 2);
+    show::table(&["layer", "type", "kernel", "shape", "rows", "us", "GMAC/s", "GB/s"], &rows, 3);
     Ok(())
 }

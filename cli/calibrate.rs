@@ -10,15 +10,22 @@ use serde_json::json;
 
 use super::{Answer, Common, Failure, show};
 
-/// The inputs come from the program that runs the model: it writes, for each layer, the rows of x that the
-/// layer gets, as a tensor [rows, in_features] of the layer's name.
+const INPUTS: &str = "\
+The inputs come from the program that runs the model: it writes, for each layer, the rows of x
+that the layer gets (after its norm), as a tensor [rows, in_features] of the layer's name. Take
+text like that which the model will see: docs/quantize.md has what other text costs. A program
+that links the library calls bl_calibrate instead.
+
+  bitlinear calibrate first.safetensors second.safetensors -o known.cal";
+
 #[derive(Args)]
+#[command(after_help = INPUTS)]
 pub(crate) struct Arguments {
     /// safetensors or GGUF files of float tensors, named as the layers are.
     #[arg(required = true)]
     inputs: Vec<PathBuf>,
     /// The file to write.
-    #[arg(long, short)]
+    #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
     /// Products of columns in blocks of so many; 1: squares alone.
     #[arg(long, default_value_t = MOMENTS_BLOCK)]

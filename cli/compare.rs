@@ -1,8 +1,12 @@
 //! What layers lose.
 
-use std::path::PathBuf;
+use std::ffi::CString;
+use std::path::{Path, PathBuf};
 
-use bitlinear::capi::types::{bl_error, bl_model};
+use bitlinear::capi::compare::{bl_model_compare, bl_model_difference_info};
+use bitlinear::capi::context::{bl_context_create, bl_free};
+use bitlinear::capi::model::bl_load;
+use bitlinear::capi::types::{bl_context, bl_context_options, bl_error, bl_model};
 use bitlinear::model::Layers;
 use clap::Args;
 use serde_json::json;
@@ -10,6 +14,7 @@ use serde_json::json;
 use super::{Answer, Common, Failure, show};
 
 #[derive(Args)]
+#[command(after_help = COLUMNS)]
 pub(crate) struct Arguments {
     /// The reference.
     reference: PathBuf,
@@ -22,6 +27,14 @@ pub(crate) struct Arguments {
     #[arg(long)]
     at_most: Option<f64>,
 }
+
+const COLUMNS: &str = "\
+e is the difference of a weight w: its mean and largest magnitude; `e / w` the root mean square
+of e over that of w; `rms ratio` that of the other's weights over the reference's; `cosine` of
+the angle between the two; `smaller by` the reference's bytes over the other's; `zeros` the part
+of the other's weights that is 0.
+
+  bitlinear compare model.gguf small.gguf --at-most 0.1    exit code 1 where a layer lost more";
 
 pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
     let (one, two) = (show::open(&a.reference)?, show::open(&a.other)?);
@@ -41,7 +54,8 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
         rows.push((name, found.ty.name(), info));
     }
     if rows.is_empty() {
-        return Err(Failure::Error("the two files have no layer of one name".to_string()));
+        let named = if a.only.is_empty() { String::new() } else { format!(" with `{}` in it", a.only) };
+        return Err(Failure::Error(format!("no layer of one name{named} is in both files")));
     }
     if common.json {
         let layers: Vec<_> = rows
@@ -81,18 +95,11 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
     Ok(())
 }
 
-use bitlinear::capi::context::bl_free;
-use bitlinear::capi::model::bl_load;
-use bitlinear::capi::quantize::{bl_model_compare, bl_model_difference_info};
-use std::ffi::CString;
-
 /// A model of the C interface.
-struct Loaded(*mut bl_model, *mut bitlinear::capi::types::bl_context);
+struct Loaded(*mut bl_model, *mut bl_context);
 
 impl Loaded {
-    fn open(path: &std::path::Path, common: &Common) -> Result<Loaded, Failure> {
-        use bitlinear::capi::context::bl_context_create;
-        use bitlinear::capi::types::bl_context_options;
+    fn open(path: &Path, common: &Common) -> Result<Loaded, Failure> {
         let text = CString::new(path.as_os_str().as_encoded_bytes())
             .map_err(|_| Failure::Error("a path with a NUL".to_string()))?;
         let mut loaded = Loaded(std::ptr::null_mut(), std::ptr::null_mut());

@@ -69,8 +69,23 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Answer {
             .iter()
             .map(|(name, (n, e, b))| json!({"type": name, "tensors": n, "elements": e, "bytes": b}))
             .collect();
+        let metadata: serde_json::Map<String, serde_json::Value> = directory
+            .metadata
+            .iter()
+            .map(|meta| {
+                let value = match meta.value {
+                    Value::String(s) => json!(show::name(directory.texts.get(s))),
+                    Value::Array(a) => json!({"items": a.count, "of": format!("{:?}", a.item)}),
+                    Value::U64(v) => json!(v),
+                    Value::I64(v) => json!(v),
+                    Value::F64(v) => json!(v),
+                    Value::Bool(v) => json!(v),
+                };
+                (show::name(directory.texts.get(meta.key)), value)
+            })
+            .collect();
         show::json(&json!({"file": arguments.file.display().to_string(), "container": kind, "bytes": bytes,
-            "types": types, "layers": listed, "tensors": tensors}));
+            "types": types, "layers": listed, "tensors": tensors, "metadata": metadata}));
         return Ok(());
     }
     println!(

@@ -18,8 +18,8 @@ use clap::{Parser, Subcommand};
 /// Reads GGUF, safetensors (one file, shards, or a folder of Hugging Face's), burn_dragon artifacts and
 /// bitlinear's own packed files. Every command prints a table, or JSON with --json.
 ///
-/// Exit codes: 0 all is well; 1 it failed, or `verify` and `compare` found what they were to find; 2 the
-/// command line is wrong.
+/// Exit codes, as grep and diff have them: 0 all is well; 1 the answer is no (`verify`: the file is bad;
+/// `compare --at-most`: it lost more); 2 the command could not do its work, and stderr says why.
 #[derive(Parser)]
 #[command(version, after_help = EXAMPLES)]
 struct Cli {
@@ -34,13 +34,16 @@ struct Cli {
 }
 
 const EXAMPLES: &str = "\
-A first look, a smaller file, and what it lost:
+A first look, a smaller file, what it lost, and how fast its layers are here:
   bitlinear inspect model.gguf
   bitlinear quantize model.gguf small.gguf --type q4_k --fallback q4_1
   bitlinear compare model.gguf small.gguf
+  bitlinear bench small.gguf --rows 1,32 --threads 1
 
-Which type? 8 bits (q8_0) are as good as floats; 4 bits with groups (q4_k, int4) lose little; ternary needs
-calibration, or weights that were trained for it. docs/quantize.md has figures.";
+`bitlinear quantize --help` says which options go together.
+
+Which type? 8 bits (q8_0) are as good as floats; 4 bits with groups (q4_k, int4) lose little;
+ternary needs calibration, or weights that were trained for it. docs/quantize.md has figures.";
 
 #[derive(Subcommand)]
 enum Command {
@@ -58,11 +61,11 @@ enum Command {
     Bench(bench::Arguments),
 }
 
-/// Why a command ends with 1.
+/// Why a command does not end with 0.
 pub(crate) enum Failure {
-    /// Something went wrong.
+    /// Something went wrong: exit code 2.
     Error(String),
-    /// Nothing did, but the answer is no: it was printed.
+    /// Nothing did, but the answer is no: it was printed. Exit code 1.
     No,
 }
 
@@ -81,6 +84,12 @@ pub(crate) struct Common {
 }
 
 fn main() -> ExitCode {
+    // Rust ignores SIGPIPE and would panic where `| head` stops reading.
+    #[cfg(unix)]
+    // SAFETY: nothing runs yet that could depend on the signal.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
     let cli = Cli::parse();
     let threads = if cli.threads == 0 { bitlinear::exec::available() } else { cli.threads };
     let common = Common { json: cli.json, threads };
@@ -97,7 +106,7 @@ fn main() -> ExitCode {
         Err(Failure::No) => ExitCode::FAILURE,
         Err(Failure::Error(text)) => {
             eprintln!("bitlinear: {text}");
-            ExitCode::FAILURE
+            ExitCode::from(2)
         }
     }
 }

@@ -7,7 +7,7 @@ use bitlinear::cpu::Isa;
 use bitlinear::exec::Executor;
 use bitlinear::export::{Layers as Which, Options, Progress, Target, export};
 use bitlinear::model::Layers;
-use bitlinear::quantize::{Calibration, Kind as Rule};
+use bitlinear::quantize::{Calibration, DAMPING, Kind as Rule};
 use bitlinear::types::Type;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -15,9 +15,28 @@ use serde_json::json;
 
 use super::{Answer, Common, Failure, show};
 
-/// The kind of the new file follows from its name: .gguf, .safetensors, anything else is bitlinear's
-/// packed file. Routers, embeddings, the head and norms stay as they are, unless --only or --set name them.
+const LAYERS: &str = "Which layers";
+const ROUNDING: &str = "How weights are rounded";
+
+const EXAMPLES: &str = "\
+The kind of the new file follows from its name: .gguf, .safetensors, .json (burn_dragon's
+artifact of decoder_x, decoder_y and encoder), anything else is bitlinear's packed file.
+Routers, embeddings, the head and norms stay as they are, unless --only or --set name them.
+
+4 bits that llama.cpp reads; the output projections better than the rest:
+  bitlinear quantize model.gguf small.gguf --type q4_k --fallback q4_1 --set attn_output=q6_k
+
+The bytes that the format's own tool would write:
+  bitlinear quantize model.gguf small.gguf --type q8_0 --fixed
+
+4 bits and ternary that make up for their errors, from inputs that your program wrote (see
+`calibrate`):
+  bitlinear calibrate inputs.safetensors -o known.cal
+  bitlinear quantize big.gguf small.bl --type int4 --group 32 --calibration known.cal --compensate
+  bitlinear quantize big.gguf tiny.bl --type ternary --group 64 --calibration known.cal --compensate";
+
 #[derive(Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// The model to read.
     source: PathBuf,
@@ -25,49 +44,49 @@ pub(crate) struct Arguments {
     target: PathBuf,
     /// What layers become: q8_0, q4_k, int4, ternary, ... (GGUF takes ggml's types; safetensors ternary,
     /// int4, bitnet-hf, f16, bf16; a packed file all).
-    #[arg(long = "type", value_parser = show::type_named)]
+    #[arg(long = "type", value_name = "TYPE", value_parser = show::type_named)]
     ty: Type,
     /// What they become where rows do not fit the type's blocks (q4_k needs multiples of 256).
-    #[arg(long, value_parser = show::type_named)]
+    #[arg(long, value_name = "TYPE", value_parser = show::type_named)]
     fallback: Option<Type>,
     /// Columns of a group, for int4 (0: 128) and ternary (0: one scale for the tensor).
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, value_name = "COLUMNS", default_value_t = 0)]
     group: usize,
     /// Ternary: how many code matrices are added up.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1)]
     bases: usize,
     /// Which layers.
-    #[arg(long, value_enum, default_value_t = Chosen::All)]
+    #[arg(long, value_enum, default_value_t = Chosen::All, help_heading = LAYERS)]
     layers: Chosen,
     /// Only layers whose name holds this text (may be given again); nothing is protected.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", help_heading = LAYERS)]
     only: Vec<String>,
     /// Another type for layers whose name holds a text: `attn_v=q6_k` (may be given again; the first counts).
-    #[arg(long = "set", value_name = "TEXT=TYPE", value_parser = pair)]
+    #[arg(long = "set", value_name = "TEXT=TYPE", value_parser = pair, help_heading = LAYERS)]
     types: Vec<(String, Type)>,
     /// What other floats of two dimensions and more become: f32, f16 or bf16.
-    #[arg(long, value_parser = show::type_named)]
+    #[arg(long, value_name = "TYPE", value_parser = show::type_named, help_heading = LAYERS)]
     rest: Option<Type>,
     /// Scales by the type's fixed rule, byte for byte as its own tool, instead of a search for least error.
-    #[arg(long)]
+    #[arg(long, help_heading = ROUNDING)]
     fixed: bool,
     /// Which fixed rule.
-    #[arg(long, value_enum, default_value_t = RuleName::Usual, requires = "fixed")]
+    #[arg(long, value_enum, default_value_t = RuleName::Usual, requires = "fixed", help_heading = ROUNDING)]
     rule: RuleName,
     /// What `bitlinear calibrate` wrote.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = ROUNDING)]
     calibration: Option<PathBuf>,
     /// Make up for each column's error in the columns after it (GPTQ).
-    #[arg(long, requires = "calibration")]
+    #[arg(long, requires = "calibration", help_heading = ROUNDING)]
     compensate: bool,
     /// Part of the inputs' mean square that is added to each column's.
-    #[arg(long, default_value_t = 0.1)]
+    #[arg(long, value_name = "PART", default_value_t = DAMPING, help_heading = ROUNDING)]
     damping: f32,
     /// Fold layers with a Walsh-Hadamard rotation of so many columns.
-    #[arg(long, value_name = "BLOCK")]
+    #[arg(long, value_name = "BLOCK", help_heading = ROUNDING)]
     rotate: Option<usize>,
     /// Seed of the rotation's signs; 0: none.
-    #[arg(long, default_value_t = 0, requires = "rotate")]
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "rotate", help_heading = ROUNDING)]
     seed: u64,
     /// Quantise layers that are packed already once more.
     #[arg(long)]
@@ -76,7 +95,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "KEY=VALUE", value_parser = text)]
     meta: Vec<(String, String)>,
     /// Most MiB beside the mapped source; 0: twice its largest tensor and 64.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, value_name = "MIB", default_value_t = 0)]
     memory: u64,
 }
 
@@ -118,6 +137,7 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
     let kind = match a.target.extension().and_then(|e| e.to_str()) {
         Some("gguf") => Kind::Gguf,
         Some("safetensors") => Kind::Safetensors,
+        Some("json") => Kind::Artifact,
         _ => Kind::Packed,
     };
     let rule = match a.rule {

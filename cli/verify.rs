@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use bitlinear::codec::Matrix;
 use bitlinear::container::{Files, Kind};
 use bitlinear::error::{Result, Status};
-use bitlinear::layout::Row;
+use bitlinear::layout::{Matrix, Row};
 use bitlinear::memory::Heap;
 use bitlinear::model::{Layers, Request};
 use clap::Args;
@@ -45,7 +44,15 @@ fn read(matrix: &dyn Matrix) -> Result<u64> {
 }
 
 pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
-    let files = Arc::new(Kept(show::open(&a.file)?));
+    // A file that cannot be read is a bad one, not a failure of this command.
+    let files = match show::open(&a.file) {
+        Ok(files) => Arc::new(Kept(files)),
+        Err(e) if e.status() == Status::BadFile => {
+            eprintln!("bitlinear: {}", e.text());
+            return Err(Failure::No);
+        }
+        Err(e) => return Err(e.into()),
+    };
     let layers = Layers::of(&files)?;
     let mut rows = Vec::new();
     let mut bad = 0;

@@ -3,10 +3,9 @@
 
 #![allow(dead_code)] // every target uses some of it
 
-use bitlinear::codec::Matrix;
 use bitlinear::error::Result;
 use bitlinear::layout::packed::Packed;
-use bitlinear::layout::{Layout, Row, Scales};
+use bitlinear::layout::{Layout, Row, Scales, Matrix};
 
 /// Weights of a matrix that is worth reading: more only slow the fuzzer down.
 const WEIGHTS_MAX: usize = 1 << 16;

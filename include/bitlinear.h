@@ -430,10 +430,12 @@ typedef struct {
   /**
    * A kernel, named as bl_plan does: the products alone. Or a stage: "norm", "rotation", "quantize" (x
    * into codes and scales, or into floats in packed order), "epilogue" (scale, bias, epilogue and the
-   * way into y). Or "call": bl_forward and bl_forward_many from beginning to end. Static.
+   * way into y). Or "scale_misses" and "scale_hits": integer activations that found scales in x, and those
+   * with the one of bl_layer_options.activation_scale or bl_layer_calibrate; only counted. Or "call":
+   * bl_forward and bl_forward_many from beginning to end. Static.
    */
   const char *kernel;
-  /** Layers that ran in it; of stages and "call" the calls. */
+  /** Layers that ran in it, or had such scales; of stages and "call" the calls. */
   uint64_t calls;
   /** Of kernels and stages summed over the threads; of "call" what passed on the clock. */
   uint64_t nanoseconds;
@@ -768,7 +770,8 @@ BL_NOEXCEPT;
 
 /**
  * Copies the counters of a context made with BL_CONTEXT_PROFILE: one entry for each kernel that ran and
- * for each stage around the kernels, and last one for whole calls (see bl_profile_entry). Counting costs
+ * for each stage around the kernels, and last one for whole calls; between them, where layers made integers
+ * of x, how many found scales in it and how many used a fixed one (see bl_profile_entry). Counting costs
  * two readings of the clock for each tile of 64 outputs.
  * *count is how many there are. With entries NULL and capacity 0 only the count is told; a capacity
  * that is too small is BL_ERROR_BUFFER_TOO_SMALL. reset != 0 zeroes them after the copy.
@@ -1403,7 +1406,9 @@ typedef struct {
   uint32_t struct_size;
   /**
    * The kind of file to write, as bl_model_info.container numbers them: 1 safetensors, 2 GGUF,
-   * 3 bitlinear's packed file. 0: that of the source.
+   * 3 bitlinear's packed file, 4 burn_dragon's artifact: the float arrays decoder_x, decoder_y and
+   * encoder of the source, by BL_QUANTIZE_FIXED rules, to binary, ternary2 or int8. 0: that of the
+   * source.
    */
   uint32_t container;
   /** What the chosen layers become. BL_TYPE_AUTO: ternary. */
@@ -1454,7 +1459,7 @@ typedef struct {
   const bl_calibration *calibration;
   /**
    * With BL_QUANTIZE_COMPENSATE: part of the mean square of the inputs that is added to each
-   * column's. 0: 0.1.
+   * column's. 0: 0.03.
    */
   float damping;
   /** Must be 0. */
@@ -1885,7 +1890,7 @@ typedef struct {
 
 /**
  * Writes a model with some of its layers quantised: GGUF (metadata kept), safetensors (cortex ternary
- * and int4, Hugging Face BitNet, floats) or a packed file of its layers. Layers go through one after
+ * and int4, Hugging Face BitNet, floats), a packed file of its layers or burn_dragon's artifact. Layers go through one after
  * another on the context's threads. Only floats are quantised, unless BL_QUANTIZE_AGAIN says otherwise.
  * A weight that is not finite is an error that names it. A file of that name stays whole until the new
  * one is; a failure leaves it, and nothing else. report may be NULL. docs/quantize.md says which type

@@ -1,9 +1,8 @@
 //! What one set of weights loses against another.
 
-use crate::codec::Matrix;
 use crate::error::{Result, fail};
 use crate::exec::Executor;
-use crate::layout::Row;
+use crate::layout::{Matrix, Row};
 use std::sync::Mutex;
 
 /// Rows that a thread compares at a time.

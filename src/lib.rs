@@ -11,6 +11,7 @@
 
 pub mod error;
 pub mod fault;
+pub mod float16;
 pub mod fpmode;
 pub mod limits;
 pub mod memory;
@@ -27,6 +28,7 @@ pub mod activation;
 pub mod codes;
 pub mod epilogue;
 pub mod math;
+pub mod nearest;
 pub mod norm;
 pub mod rotation;
 

@@ -35,7 +35,13 @@ impl Weights {
     }
 
     /// `y = x Wᵀ` (or `y += `, as its view says) for `m` rows of floats.
-    pub fn multiply(&self, m: usize, x: MatrixRef, y: MatrixMut, machine: &Machine<'_>) -> Result<()> {
+    pub fn multiply(
+        &self,
+        m: usize,
+        x: MatrixRef<'_>,
+        y: MatrixMut<'_>,
+        machine: &Machine<'_>,
+    ) -> Result<()> {
         self.0.forward(m, x, y, None, machine.heap, machine.executor)
     }
 }
@@ -49,7 +55,7 @@ impl Machine<'_> {
         [rows, columns]: [usize; 2],
         left: &mut dyn FnMut(usize, &mut [f32]),
         right: &mut dyn FnMut(usize, &mut [f32]),
-        dw: MatrixMut,
+        dw: MatrixMut<'_>,
     ) -> Result<()> {
         let right = Packed::transposed(tokens, columns, self.heap, right)?;
         let left = transpose(tokens, rows, left)?;
@@ -81,7 +87,7 @@ fn transpose(rows: usize, columns: usize, read: &mut dyn FnMut(usize, &mut [f32]
 /// The x of a forward call.
 pub enum Input<'a> {
     /// As it was.
-    Floats(MatrixRef),
+    Floats(MatrixRef<'a>),
     /// Writes what the codes of a row stand for, and tells their scale.
     Codes(&'a dyn Fn(usize, &mut [f32]) -> f32),
 }
@@ -93,13 +99,13 @@ pub struct Backward<'a> {
     /// The x of the forward call.
     pub x: Input<'a>,
     /// The gradient of y.
-    pub dy: MatrixRef,
+    pub dy: MatrixRef<'a>,
     /// The y that it gave; without it, y is computed again where it is needed.
-    pub y: Option<MatrixRef>,
+    pub y: Option<MatrixRef<'a>>,
     /// The gradient of x, written.
-    pub dx: Option<MatrixMut>,
+    pub dx: Option<MatrixMut<'a>>,
     /// That of the weights, added to.
-    pub dw: Option<MatrixMut>,
+    pub dw: Option<MatrixMut<'a>>,
     /// That of the bias, added to.
     pub db: Option<&'a mut [f32]>,
 }

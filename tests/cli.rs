@@ -65,6 +65,8 @@ fn a_model_is_looked_at_quantised_compared_and_verified() {
     }
     let speeds = json(&["bench", GOLDEN, "--only", "blk.0.q4_0", "--rows", "1,4", "--time", "1"]);
     assert_eq!(speeds["layers"].as_array().unwrap().len(), 2);
+    assert!(speeds["layers"][0]["kernel"].as_str().unwrap().contains("w4g32"), "{speeds}");
+    assert_eq!(all["metadata"]["general.architecture"], "llama");
 }
 
 #[test]
@@ -73,15 +75,51 @@ fn what_is_wrong_is_said() {
     bad(&["quantize", GOLDEN, "x.gguf"], 2, "--type");
     bad(&["quantize", GOLDEN, "x.gguf", "--type", "q9"], 2, "no type is named `q9`");
     bad(&["quantize", GOLDEN, "x.gguf", "--type", "q4_0", "--compensate"], 2, "--calibration");
-    bad(&["inspect", "/nowhere.gguf"], 1, "/nowhere.gguf");
+    bad(&["inspect", "/nowhere.gguf"], 2, "/nowhere.gguf");
     bad(
         &["quantize", GOLDEN, "/nowhere/x.gguf", "--type", "q4_0", "--only", "blk.0.f32"],
-        1,
+        2,
         "/nowhere/x.gguf",
     );
-    bad(&["quantize", GOLDEN, "x.gguf", "--type", "q4_0", "--only", "q8_0"], 1, "q8_0 already");
+    bad(&["quantize", GOLDEN, "x.gguf", "--type", "q4_0", "--only", "q8_0"], 2, "q8_0 already");
     let cut = scratch("cut.gguf");
     std::fs::write(&cut, &std::fs::read(GOLDEN).unwrap()[..9000]).unwrap();
     bad(&["verify", cut.to_str().unwrap()], 1, "cut.gguf");
-    assert!(good(&["--help"]).contains("bitlinear compare model.gguf small.gguf"));
+    bad(&["verify", "/nowhere.gguf"], 2, "/nowhere.gguf");
+    bad(&["compare", GOLDEN, GOLDEN, "--only", "nothing"], 2, "no layer of one name with `nothing` in it");
+    bad(&["bench", GOLDEN, "--only", "nothing"], 2, "no layer with `nothing` in its name");
+    bad(&["bench", GOLDEN, "--rows", "0"], 2, "--rows: at least 1");
+}
+
+#[test]
+fn help_teaches() {
+    for (command, text) in [
+        ("", "bitlinear compare model.gguf small.gguf"),
+        ("quantize", "--type int4 --group 32 --calibration known.cal --compensate"),
+        ("calibrate", "[rows, in_features]"),
+        ("compare", "--at-most 0.1"),
+        ("bench", "--rows 1,8,128"),
+    ] {
+        let arguments = [&[command][..], &["--help"]].concat();
+        let arguments: Vec<&str> = arguments.into_iter().filter(|a| !a.is_empty()).collect();
+        assert!(good(&arguments).contains(text), "{command}");
+    }
+}
+
+/// `bitlinear inspect ... | head -1`: the reader goes away before all is written.
+#[test]
+#[cfg(unix)]
+fn a_reader_that_stops_is_no_panic() {
+    use std::io::Read;
+    let mut child = Command::new(env!("CARGO_BIN_EXE_bitlinear"))
+        .args(["inspect", GOLDEN, "--tensors", "--layers", "--json"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let mut text = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+    child.wait().unwrap();
+    assert_eq!(text, "");
 }

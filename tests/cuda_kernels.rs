@@ -7,12 +7,12 @@ mod device;
 
 use std::collections::BTreeMap;
 
-use bitlinear::codec::Matrix;
 use bitlinear::epilogue::Epilogue;
 use bitlinear::error::Result;
 use bitlinear::exec::Executor;
 use bitlinear::kernel::cuda::launch::{Family, Gpu, Input, Module, RowScales, Target};
 use bitlinear::layer::{self, Activation, Extra, Linear, Options};
+use bitlinear::layout::Matrix;
 use bitlinear::layout::packed::RowMatrix;
 use bitlinear::layout::{Coded, Float, Layout, Offset, Packed, Row, ScaleType, Scales, Values};
 use bitlinear::matrix::{Gather, MatrixMut, MatrixRef};

@@ -4,14 +4,17 @@
 //! not exercised, so that nothing is skipped silently. `BITLINEAR_TEST_EVERY=N` takes one in N of the
 //! usual shapes, for emulators, and BITLINEAR_TEST_FIRST which of them. `BITLINEAR_TEST_RECORD=FILE` writes a hash of each result of the scalar
 //! kernels; with `BITLINEAR_TEST_RECORDED=FILE` the others are compared with those, so that an emulator of
-//! another architecture need not run the scalar ones; BITLINEAR_TEST_ONLY takes one instruction set.
+//! another architecture need not run the scalar ones; BITLINEAR_TEST_ONLY takes one instruction set, all of
+//! whose kernels must then have run. BITLINEAR_TEST_BEST says which one must be found to be the best.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bitlinear::activation::Kind;
 use bitlinear::cpu::Isa;
 use bitlinear::exec::Executor;
+use bitlinear::kernel;
 use bitlinear::layer::{Activation, Linear, Options, Target};
 use bitlinear::layout::packed::RowMatrix;
 use bitlinear::layout::{Coded, Float, Layout, Offset, Row, SUPER_BLOCK, ScaleType, Scales, Values};
@@ -304,6 +307,12 @@ fn report(seen: &Seen) {
     for isa in Isa::ALL.iter().filter(|isa| !isa.detected()) {
         println!("not run: {} (this CPU lacks it)", isa.name());
     }
+    if let Some(isa) = only() {
+        let used = used(isa);
+        let missed: Vec<_> = used.iter().filter(|(kernel, _)| !names.contains(*kernel)).collect();
+        assert!(missed.is_empty(), "kernels that did not run, and a layout of each: {missed:?}");
+        println!("all {} kernels of {} ran", used.len(), isa.name());
+    }
     if let Ok(required) = std::env::var("BITLINEAR_TEST_REQUIRE") {
         for isa in required.split(',').filter(|isa| !isa.is_empty()) {
             assert!(names.iter().any(|k| k.contains(isa)), "{isa} is required and was not exercised");
@@ -325,8 +334,7 @@ fn compare_layout(
         .into_iter()
         .filter(|a| !matches!(a, Activation::Auto | Activation::F32 | Activation::Uint8Positive));
     let others: Vec<Activation> = others.collect();
-    let only =
-        std::env::var("BITLINEAR_TEST_ONLY").ok().map(|isa| Isa::named(&isa).expect("BITLINEAR_TEST_ONLY"));
+    let only = only();
     for (i, (n, k, m)) in shapes {
         // A case is the same whichever others run.
         let mut random = Random(seed ^ (i as u64 + 1) << 40);
@@ -337,25 +345,34 @@ fn compare_layout(
         let bias: Vec<f32> = (0..n).map(|_| random.float()).collect();
         for activation in [Activation::Auto, Activation::F32, Activation::Uint8Positive, others[i % 6]] {
             let options = Options { activation, bias: Some(&bias), ..Options::default() };
-            let Ok(oracle) = Linear::new(&weights, &options, Isa::Scalar, &Heap::default(), &mut |_| {})
-            else {
-                continue; // integer activations on plain floats, groups where there are none
-            };
             let case = format!("{name}, {activation:?}, n={n} k={k} m={m}");
-            let want = match &records.read {
-                Some(_) => vec![],
-                None => forward(&oracle, m, &x),
+            let make = |isa| Linear::new(&weights, &options, isa, &Heap::default());
+            let (want, recorded) = match &records.read {
+                Some(read) => (vec![], read.get(&case).copied()),
+                None => match make(Isa::Scalar) {
+                    Ok(oracle) => (forward(&oracle, m, &x), None),
+                    Err(_) => continue, // integer activations on plain floats, groups where there are none
+                },
             };
-            let recorded = records.read.as_ref().map(|r| *r.get(&case).expect("a recorded case"));
-            records.made.lock().unwrap().insert(case.clone(), hash(&want));
+            if records.read.is_none() {
+                records.made.lock().unwrap().insert(case.clone(), hash(&want));
+            }
             for &isa in Isa::ALL.iter().filter(|isa| isa.detected()) {
-                if isa == Isa::Scalar && recorded.is_some() || only.is_some_and(|only| isa != only) {
+                if isa == Isa::Scalar && records.read.is_some() || only.is_some_and(|only| isa != only) {
                     continue;
                 }
-                let layer = Linear::new(&weights, &options, isa, &Heap::default(), &mut |_| {}).unwrap();
+                let layer = match make(isa) {
+                    Ok(layer) => layer,
+                    Err(_) if records.read.is_some() && recorded.is_none() => continue, // as above
+                    Err(error) => panic!("{case}: {}", error.text()),
+                };
+                assert!(records.read.is_none() || recorded.is_some(), "{case} was not recorded");
                 let kernel = layer.plan(m, &Executor::Serial).kernel.name();
-                let place = (name.to_string(), format!("{activation:?}"), kernel.to_string());
-                *seen.entry(place).or_default() += 1;
+                let mut saw = |kernel: &str| {
+                    let place = (name.to_string(), format!("{activation:?}"), kernel.to_string());
+                    *seen.entry(place).or_default() += 1;
+                };
+                saw(kernel);
                 let got = forward(&layer, m, &x);
                 if let Some(recorded) = recorded {
                     assert_eq!(hash(&got), recorded, "{case}: {kernel} differs");
@@ -369,7 +386,11 @@ fn compare_layout(
                     at.map(|i| f32::from_bits(want[i])),
                 );
                 // One row of the batch alone gives what it gives among the others.
+                if m == 1 {
+                    continue;
+                }
                 let i = m / 2;
+                saw(layer.plan(1, &Executor::Serial).kernel.name());
                 let alone = forward(&layer, 1, &x[i * k..][..k]);
                 assert_eq!(
                     alone,
@@ -379,6 +400,32 @@ fn compare_layout(
             }
         }
     }
+}
+
+/// The one instruction set that is compared, where only one is.
+fn only() -> Option<Isa> {
+    std::env::var("BITLINEAR_TEST_ONLY").ok().map(|isa| Isa::named(&isa).expect("BITLINEAR_TEST_ONLY"))
+}
+
+/// The kernels that layers of the tested layouts use where `isa` is the best instruction set.
+fn used(isa: Isa) -> BTreeMap<&'static str, String> {
+    let mut used = BTreeMap::new();
+    for (name, layout) in layouts() {
+        for kind in [Kind::Integer, Kind::Float] {
+            if kind == Kind::Integer && matches!(layout, Layout::Dense(_)) {
+                continue;
+            }
+            let choice = kernel::select(&layout, SUPER_BLOCK, kind, isa);
+            used.insert(choice.gemv.name(), name.clone());
+            if choice.few_rows > 0 {
+                used.insert(choice.few.name(), name.clone());
+            }
+            if choice.few_rows < usize::MAX {
+                used.insert(choice.gemm.name(), name.clone());
+            }
+        }
+    }
+    used
 }
 
 /// Which share of the usual shapes is taken: one in so many.
@@ -393,13 +440,16 @@ fn number(variable: &str) -> Option<usize> {
 /// No layout falls back to another instruction set, which equal results would not show.
 #[test]
 fn every_instruction_set_has_its_kernels() {
+    if let Ok(best) = std::env::var("BITLINEAR_TEST_BEST") {
+        assert_eq!(Isa::best().name(), best, "the best instruction set of this CPU");
+    }
     let mut random = Random(88_172_645_463_325_252);
     for (name, layout) in layouts() {
         let weights = matrix(layout, 3, 512, &mut random);
         for activation in [Activation::F32, Activation::Auto] {
             for &isa in Isa::ALL.iter().filter(|isa| isa.detected()) {
                 let options = Options { activation, ..Options::default() };
-                let layer = Linear::new(&weights, &options, isa, &Heap::default(), &mut |_| {}).unwrap();
+                let layer = Linear::new(&weights, &options, isa, &Heap::default()).unwrap();
                 for m in [1, 2] {
                     let kernel = layer.plan(m, &Executor::Serial).kernel;
                     let float = activation == Activation::F32 || matches!(layout, Layout::Dense(_));
@@ -420,6 +470,10 @@ fn every_instruction_set_has_its_kernels() {
 #[test]
 fn rows_of_several_blocks() {
     let mut random = Random(88_172_645_463_325_252);
+    let rules = match only() {
+        None => Activation::ALL.to_vec(),
+        Some(_) => vec![Activation::Auto, Activation::F32, Activation::Uint8Positive],
+    };
     for (l, (name, layout)) in layouts().into_iter().enumerate() {
         if l % share().min(5) != 0 {
             continue; // an emulator takes one in five, no fewer
@@ -429,15 +483,14 @@ fn rows_of_several_blocks() {
         let (n, m) = (33, 7);
         let weights = matrix(layout, n, k, &mut random);
         let x = batch(m, k, &mut random);
-        for activation in Activation::ALL {
+        for &activation in &rules {
             let options = Options { activation, ..Options::default() };
-            let Ok(oracle) = Linear::new(&weights, &options, Isa::Scalar, &Heap::default(), &mut |_| {})
-            else {
+            let Ok(oracle) = Linear::new(&weights, &options, Isa::Scalar, &Heap::default()) else {
                 continue;
             };
             let want = forward(&oracle, m, &x);
-            for &isa in Isa::ALL.iter().filter(|isa| isa.detected()) {
-                let layer = Linear::new(&weights, &options, isa, &Heap::default(), &mut |_| {}).unwrap();
+            for &isa in Isa::ALL.iter().filter(|isa| only().map_or(isa.detected(), |only| **isa == only)) {
+                let layer = Linear::new(&weights, &options, isa, &Heap::default()).unwrap();
                 assert!(forward(&layer, m, &x) == want, "{name}, {activation:?}, {}", isa.name());
                 assert!(forward(&layer, 1, &x) == want[..n], "{name}, {activation:?}, {}, m=1", isa.name());
             }
@@ -479,8 +532,7 @@ fn sums_longer_than_int32() {
             }
             for activation in [Activation::Auto, Activation::F32] {
                 let options = Options { activation, ..Options::default() };
-                let layer =
-                    |isa| Linear::new(&weights, &options, isa, &Heap::default(), &mut |_| {}).unwrap();
+                let layer = |isa| Linear::new(&weights, &options, isa, &Heap::default()).unwrap();
                 let want = forward(&layer(Isa::Scalar), m, &x);
                 for &isa in Isa::ALL.iter().filter(|isa| isa.detected()) {
                     let got = forward(&layer(isa), m, &x);
@@ -520,7 +572,7 @@ fn several_layers_at_once_give_what_each_gives_alone() {
         .flat_map(|(_, layout)| [(layout, 96), (layout, 33)])
         .map(|(layout, n)| {
             let weights = matrix(layout, n, 320, &mut random);
-            Linear::new(&weights, &Options::default(), Isa::best(), &heap, &mut |_| {}).unwrap()
+            Linear::new(&weights, &Options::default(), Isa::best(), &heap).unwrap()
         })
         .collect();
     assert!(layers.len() >= 8);
@@ -593,7 +645,7 @@ fn activations_mean_what_the_header_says() {
             }
             let options = Options { activation, ..Options::default() };
             for isa in [Isa::Scalar, Isa::best()] {
-                let layer = Linear::new(&weights, &options, isa, &Heap::default(), &mut |_| {}).unwrap();
+                let layer = Linear::new(&weights, &options, isa, &Heap::default()).unwrap();
                 assert_eq!(layer.activation(), activation, "{name}");
                 for (i, y) in forward(&layer, m, &x).iter().enumerate() {
                     let (row, weights) = (&taken[i / n * k..][..k], &dense[i % n]);
@@ -615,6 +667,6 @@ fn activations_mean_what_the_header_says() {
     let coded = Coded { bits: 8, values: Values::Offset(0), scales, scale_type: ScaleType::F16, bases: 1 };
     let weights = matrix(Layout::Coded(coded), 2, 40_000, &mut random);
     let options = Options { activation: Activation::Uint8Positive, ..Options::default() };
-    let refused = Linear::new(&weights, &options, Isa::Scalar, &Heap::default(), &mut |_| {});
+    let refused = Linear::new(&weights, &options, Isa::Scalar, &Heap::default());
     assert!(refused.is_err_and(|e| e.text().contains("32768")));
 }

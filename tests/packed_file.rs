@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use bitlinear::codec::Matrix;
 use bitlinear::container::{Access, Files, Kind, Source, packed};
 use bitlinear::cpu::Isa;
 use bitlinear::epilogue::Epilogue;
@@ -12,7 +11,7 @@ use bitlinear::error::{Result, Status};
 use bitlinear::exec::Executor;
 use bitlinear::layer::{Activation, Linear, Options};
 use bitlinear::layout::packed::RowMatrix;
-use bitlinear::layout::{Coded, Float, Layout, Offset, Packed, Row, ScaleType, Scales, Values};
+use bitlinear::layout::{Coded, Float, Layout, Matrix, Offset, Packed, Row, ScaleType, Scales, Values};
 use bitlinear::matrix::{MatrixMut, MatrixRef};
 use bitlinear::memory::{Block, Heap};
 use bitlinear::model;
@@ -139,7 +138,7 @@ fn matrix(layout: Layout, n: usize, k: usize, random: &mut Random) -> RowMatrix 
 }
 
 fn layer(matrix: &dyn Matrix, options: &Options<'_>) -> Linear {
-    Linear::new(matrix, options, Isa::best(), &Heap::default(), &mut |_| {}).unwrap()
+    Linear::new(matrix, options, Isa::best(), &Heap::default()).unwrap()
 }
 
 fn forward(layer: &Linear, m: usize, x: &[f32]) -> Vec<u32> {
@@ -560,8 +559,7 @@ fn the_demo_model() {
     for layer in layers.list() {
         let plan = layers.plan(&source, layer, &model::Request::default()).unwrap();
         let matrix = plan.matrix().unwrap();
-        let linear =
-            Linear::new(&*matrix, &Options::default(), Isa::best(), &Heap::default(), &mut |_| {}).unwrap();
+        let linear = Linear::new(&*matrix, &Options::default(), Isa::best(), &Heap::default()).unwrap();
         opened.push((String::from_utf8(layers.name(layer).to_vec()).unwrap(), linear, plan.ty));
     }
     let from_gguf = begin.elapsed();

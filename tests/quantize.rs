@@ -1,11 +1,11 @@
 //! Rounding of weights: searches against ggml's own quantisers, fixed rules against formats' own tools,
 //! calibration against plain rounding.
 
-use bitlinear::codec::{self, Matrix};
+use bitlinear::codec;
 use bitlinear::cpu::Isa;
 use bitlinear::error::Result;
 use bitlinear::exec::Executor;
-use bitlinear::layout::{Float, Layout, Row};
+use bitlinear::layout::{Float, Layout, Matrix, Row};
 use bitlinear::quantize::{Method, Moments, PANEL_ROWS, Rounding};
 use bitlinear::types::Type;
 use serde_json::Value;

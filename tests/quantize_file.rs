@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use bitlinear::codec::{self, Matrix};
+use bitlinear::codec;
 use bitlinear::container::{Access, Files, Kind, Value};
 use bitlinear::cpu::Isa;
 use bitlinear::error::{Result, Status};
 use bitlinear::exec::Executor;
 use bitlinear::export::{Layers as Which, Options, Progress, Report, Target, export};
-use bitlinear::layout::Row;
+use bitlinear::layout::{Matrix, Row};
 use bitlinear::model::{Layers, Request};
 use bitlinear::quantize::{Calibration, Kind as Rule};
 use bitlinear::types::Type;
@@ -318,7 +318,7 @@ fn options_choose_what_becomes_of_each_layer() {
     );
     refused(options(Kind::Gguf, to(Type::Ternary)), Status::Unsupported, "ternary is no format of GGUF");
     refused(options(Kind::Gguf, to(Type::Iq1S)), Status::Unsupported, "cannot be written");
-    refused(options(Kind::Artifact, to(Type::Int8)), Status::Unsupported, "artifacts");
+    refused(options(Kind::Artifact, to(Type::Int8)), Status::NotFound, "decoder_x, decoder_y and encoder");
     let rotated = Options { rotation: Some((64, 1)), ..options(Kind::Safetensors, to(Type::Ternary)) };
     refused(rotated, Status::Unsupported, "no place for a rotation");
     let packed = open(&golden(GOLDEN));
@@ -468,6 +468,8 @@ fn other_readers_read_what_is_written() {
 /// The same through the C interface: calibrated, compensated, reported and compared.
 #[test]
 fn the_c_interface_does_all_of_it() {
+    use bitlinear::capi::calibration::*;
+    use bitlinear::capi::compare::*;
     use bitlinear::capi::context::bl_free;
     use bitlinear::capi::model::bl_load;
     use bitlinear::capi::quantize::*;
@@ -522,4 +524,82 @@ fn the_c_interface_does_all_of_it() {
         bl_free(made.cast());
         bl_free(model.cast());
     }
+}
+
+/// A safetensors file of f32 arrays.
+fn safetensors(arrays: &[(&str, Vec<u64>, Vec<f32>)]) -> Vec<u8> {
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (name, shape, values) in arrays {
+        let start = data.len();
+        data.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+        let entry = serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [start, data.len()]});
+        header.insert(name.to_string(), entry);
+    }
+    let header = serde_json::Value::Object(header).to_string();
+    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat()
+}
+
+/// The weights, bytes and scales of burn_dragon's own artifacts.
+#[test]
+fn artifacts_are_burn_dragons() {
+    let text = std::fs::read_to_string(golden("tests/data/vectors/burn_dragon_artifact.json")).unwrap();
+    let vectors: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let case = |name: &str| vectors["cases"].as_array().unwrap().iter().find(|c| c["case"] == name).unwrap();
+    let floats = |v: &serde_json::Value| -> Vec<f32> {
+        v.as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect()
+    };
+    let input = floats(&case("seed_cache_w_int8")["input"]);
+    let other = vec![1.0f32; 4];
+    let source = scratch("arrays.safetensors");
+    let arrays = [
+        ("decoder_x", vec![1, 3, 4], input.clone()),
+        ("decoder_y", vec![2, 3, 2], input.clone()),
+        ("encoder", vec![6, 2], input),
+        ("embed", vec![2, 2], other),
+    ];
+    std::fs::write(&source, safetensors(&arrays)).unwrap();
+    let (source, path) = (open(&source), scratch("artifact.json"));
+    let types = [("decoder_x", to(Type::Int8)), ("decoder_y", to(Type::Binary))];
+    let base =
+        || Options { types: &types, patterns: &["encoder"], ..options(Kind::Artifact, to(Type::Ternary2)) };
+    let report = run(&source, &path, &base()).unwrap();
+    assert_eq!((report.quantized, report.weights), (3, 36));
+
+    let written: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!(report.bytes_written, std::fs::metadata(&path).unwrap().len());
+    let read = open(&path);
+    for (name, encoding, shape) in [
+        ("decoder_x", "int8", vec![1, 3, 4]),
+        ("decoder_y", "sign1", vec![2, 3, 2]),
+        ("encoder", "ternary2", vec![6, 2]),
+    ] {
+        let want = case(&format!("seed_cache_w_{encoding}"));
+        let hex = want["packed_hex"].as_str().unwrap();
+        let bytes: Vec<u8> =
+            (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect();
+        let got = &written[name];
+        assert_eq!(got["encoding"], want["encoding"], "{name}");
+        assert_eq!(got["logical_shape"], serde_json::json!(shape), "{name}");
+        assert_eq!(got["len"], 12, "{name}");
+        assert_eq!(got["packed"], serde_json::json!(bytes), "{name}");
+        let scale = |v: &serde_json::Value| v.as_f64().unwrap() as f32;
+        assert_eq!(scale(&got["scale"]), scale(&want["scale"]), "{name}");
+        assert_eq!(read.bytes(read.directory.tensor(name.as_bytes()).unwrap()), bytes, "{name}");
+    }
+
+    // What is not chosen is null, and is not read back.
+    run(&source, &path, &Options { types: &[], ..base() }).unwrap();
+    let written: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert!(written["decoder_x"].is_null() && written["encoder"].is_object());
+
+    let refused = |options: Options<'_>, part: &str| {
+        let error = run(&source, &scratch("refused.json"), &options).unwrap_err();
+        assert!(error.text().contains(part), "{part}: {}", error.text());
+        assert!(!scratch("refused.json").exists());
+    };
+    refused(Options { search: true, ..base() }, "fixed rules");
+    refused(Options { rotation: Some((2, 0)), ..base() }, "no place for a rotation");
+    refused(Options { target: to(Type::Ternary), ..base() }, "encoder: ternary is no encoding");
+    refused(Options { target: Target { rule: Rule::Absmax, ..to(Type::Ternary2) }, ..base() }, "one rule");
+    refused(Options { memory: 8, ..base() }, "decoder_x: 60 bytes are needed");
 }

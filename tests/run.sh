@@ -44,6 +44,12 @@ minilm=$("$PYTHON" examples/models/fetch.py minilm | tail -n 1) || minilm=
 if [ -n "$minilm" ]; then
   echo "tests: sentence embeddings through the C program"
   "$PYTHON" tests/embed/test_embed.py target/examples/embed "$minilm"
+  if [ -n "${BITLINEAR_TEST_PYTHON:-}" ]; then
+    echo "tests: what quantising sentence embeddings costs"
+    "$BITLINEAR_TEST_PYTHON" tests/quantize/minilm.py --quick target/debug/bitlinear target/release/libbitlinear.so "$minilm"
+  else
+    echo "tests: NOT RUN: tests/quantize/minilm.py; it needs a Python with numpy (see above)"
+  fi
 else
-  echo "tests: NOT RUN: tests/embed; the model could not be fetched (see above)"
+  echo "tests: NOT RUN: tests/embed and tests/quantize/minilm.py; the model could not be fetched (see above)"
 fi

@@ -48,7 +48,7 @@ fn one_layer(file: &Path, name: &str) -> Result<String> {
         rotation: plan.rotation.as_ref().map(|rotation| rotation.spec()),
         ..Options::default()
     };
-    let layer = Linear::new(&*matrix, &options, isa, &heap, &mut |_| {})?;
+    let layer = Linear::new(&*matrix, &options, isa, &heap)?;
 
     let x = vec![1.0; layer.in_features()];
     let mut y = vec![0.0; layer.out_features()];

@@ -173,13 +173,13 @@ impl CodeRows {
 ///
 /// # Safety
 /// It is as the arguments say.
-unsafe fn source(
+unsafe fn source<'a>(
     rows: i64,
     columns: i64,
     x: *const c_void,
     x_type: TypeArg,
     x_stride: i64,
-) -> Result<(usize, usize, MatrixRef)> {
+) -> Result<(usize, usize, MatrixRef<'a>)> {
     let (rows, columns) = shape(rows, columns)?;
     let (float, stride) = layout(rows, columns, x_type, x_stride, x.is_null(), "x")?;
     // SAFETY: the caller's contract.
@@ -214,7 +214,7 @@ fn layout(
 }
 
 /// Checks all rows before anything is written, and finds the scale they share.
-fn survey(x: MatrixRef, rows: usize, format: &Format, row: &mut [f32]) -> Result<Option<f32>> {
+fn survey(x: MatrixRef<'_>, rows: usize, format: &Format, row: &mut [f32]) -> Result<Option<f32>> {
     let shared = format.width.filter(|_| format.per_tensor);
     let mut tensor = shared.map(|width| Tensor::new(width, format.span));
     for r in 0..rows {

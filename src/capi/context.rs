@@ -5,19 +5,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::boundary::guard;
+use super::calibration::Gathered;
 use super::handle::{self, Kind};
 use super::heads::Heads;
 use super::layer::Layer;
 use super::model::Model;
 use super::options;
 use super::profile::Profile;
-use super::quantize::Gathered;
 use super::state::State;
 use super::types::*;
 use crate::cpu::Isa;
 use crate::cuda::Lanes;
 use crate::error::{Result, TEXT_MAX, Text, fail};
 use crate::exec::{self, Executor};
+use crate::layer::Packer;
 use crate::limits::THREADS_MAX;
 use crate::memory::{Callbacks, Heap, reserve};
 
@@ -64,6 +65,11 @@ unsafe impl Send for Log {}
 unsafe impl Sync for Log {}
 
 impl Context {
+    /// What packs weights for it.
+    pub fn packer(&self) -> Packer<'_> {
+        Packer { isa: self.isa, heap: &self.heap, executor: &self.executor }
+    }
+
     /// A serial, silent context.
     fn serial(isa: Isa) -> Context {
         Context {

@@ -10,11 +10,10 @@ use super::handle;
 use super::layer::{Body, Layer, addressable, float_type, row_stride};
 use super::options;
 use super::types::*;
-use crate::codec::Matrix;
 use crate::cuda::{self, DeviceLayer, Room, StreamCall, StreamTarget};
 use crate::error::{Result, fail};
-use crate::layer::{Linear, Options};
-use crate::layout::Float;
+use crate::layer::{Linear, Options, Seen};
+use crate::layout::{Float, Matrix};
 use crate::limits::LAYERS_MAX;
 
 /// A matrix onto a device, for a context.
@@ -27,7 +26,7 @@ pub(super) unsafe fn onto(
     matrix: &dyn Matrix,
     options: &Options<'_>,
     room: Room,
-    seen: &mut dyn FnMut(usize),
+    seen: Seen<'_>,
 ) -> Result<DeviceLayer> {
     let lanes = context.lanes(device)?;
     // SAFETY: the caller's contract.
@@ -38,8 +37,8 @@ impl Layer {
     /// The same layer on the CPU; its weights are packed anew, exactly.
     pub(super) fn to_cpu(&self) -> Result<Linear> {
         let settings = self.around().settings(self.layout())?;
-        let Context { isa, heap, .. } = &*self.context;
-        self.matrix(|matrix| Linear::new(matrix, &settings.options(), *isa, heap, &mut |_| {}))
+        let packer = self.context.packer();
+        self.matrix(|matrix| Linear::load(matrix, &settings.options(), &packer, &|_| {}))
     }
 }
 
@@ -88,7 +87,7 @@ pub unsafe extern "C" fn bl_layer_copy(
                 }
                 Room::Host(memory.addr() as u64, given)
             };
-            let body = layer.matrix(|m| onto(&layer.context, device, m, &options, room, &mut |_| {}))?;
+            let body = layer.matrix(|m| onto(&layer.context, device, m, &options, room, &|_| {}))?;
             *out = handle::make::<bl_layer, _>(Arc::new(layer.copy(Body::Device(body))))?;
             Ok(())
         })

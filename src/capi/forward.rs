@@ -167,7 +167,7 @@ fn no_workspace(run: &bl_run_options) -> Result<()> {
 }
 
 /// Runs a call on a device and counts it, where the context counts.
-fn run_on_device(context: &Context, targets: &[HostTarget<'_>], m: usize, x: MatrixRef) -> Result<()> {
+fn run_on_device(context: &Context, targets: &[HostTarget<'_>], m: usize, x: MatrixRef<'_>) -> Result<()> {
     let Some(profile) = &context.profile else {
         return DeviceLayer::forward(targets, m, x, &[], None);
     };
@@ -217,7 +217,7 @@ fn run_counted(
     context: &Context,
     targets: &[Target<'_>],
     m: usize,
-    x: MatrixRef,
+    x: MatrixRef<'_>,
     workspace: Option<&mut [u8]>,
 ) -> Result<()> {
     let counted = context.profile.as_ref().map(|profile| (profile, Stages::default(), Instant::now()));
@@ -237,6 +237,9 @@ fn run_counted(
         let (mut bytes, mut operations) = (0, 0);
         for (i, plan) in plans().enumerate() {
             profile.add_kernel(plan.kernel, stages.of_product(i), plan.bytes_read, plan.operations);
+            if let Some(rule) = targets[i].layer.rule() {
+                profile.add_scales(rule.fixed_scale.is_some());
+            }
             bytes += plan.bytes_read;
             operations += plan.operations;
         }
@@ -293,10 +296,9 @@ pub unsafe extern "C" fn bl_forward_many(
             if run.flags & !BL_RUN_ACCUMULATE != 0 {
                 return Err(fail!(InvalidArgument, "run flags {:#x} are unknown", run.flags));
             }
-            // A fixed array: a call allocates nothing where it has a workspace.
-            let empty = MatrixMut::of(&mut [], 0);
-            let mut each = [(first, empty); LAYERS_MAX];
-            for (i, place) in each[..count].iter_mut().enumerate() {
+            // The layer of that number and its rows; fixed arrays of them: a call allocates nothing where it
+            // has a workspace.
+            let place = |i: usize| -> Result<(&Layer, MatrixMut<'_>)> {
                 let layer: &Layer = handle::get(layers.add(i).read())?;
                 alike(layer, first, i)?;
                 let stride = if y_strides.is_null() { 0 } else { y_strides.add(i).read() };
@@ -307,28 +309,34 @@ pub unsafe extern "C" fn bl_forward_many(
                 }
                 addressable(m, x_stride, "x")?;
                 addressable(m, stride, "y")?;
-                let y = MatrixMut::new(y.cast(), y_float, stride, layer.out_features())
-                    .accumulating(run.flags & BL_RUN_ACCUMULATE != 0);
-                *place = (layer, y);
-            }
-            if m == 0 {
-                return Ok(());
-            }
+                let y = MatrixMut::new(y.cast(), y_float, stride, layer.out_features());
+                Ok((layer, y.accumulating(run.flags & BL_RUN_ACCUMULATE != 0)))
+            };
             let x = MatrixRef::new(x.cast(), x_float, x_stride, in_features);
             match &first.body {
                 Body::Cpu(linear) => {
-                    let mut targets = [Target::new(linear, empty); LAYERS_MAX];
-                    for (target, (layer, y)) in targets.iter_mut().zip(&each[..count]) {
-                        *target = Target::new(layer.cpu("a call")?, *y);
+                    let mut targets: [_; LAYERS_MAX] =
+                        std::array::from_fn(|_| Target::new(linear, MatrixMut::of(&mut [], 0)));
+                    for (i, target) in targets[..count].iter_mut().enumerate() {
+                        let (layer, y) = place(i)?;
+                        *target = Target::new(layer.cpu("a call")?, y);
+                    }
+                    if m == 0 {
+                        return Ok(());
                     }
                     run_counted(&first.context, &targets[..count], m, x, workspace(&run)?)
                 }
                 Body::Device(on_device) => {
-                    no_workspace(&run)?;
-                    let mut targets = [HostTarget::new(on_device, empty); LAYERS_MAX];
-                    for (target, (layer, y)) in targets.iter_mut().zip(&each[..count]) {
-                        *target = HostTarget::new(device_layer(layer)?, *y);
+                    let mut targets: [_; LAYERS_MAX] =
+                        std::array::from_fn(|_| HostTarget::new(on_device, MatrixMut::of(&mut [], 0)));
+                    for (i, target) in targets[..count].iter_mut().enumerate() {
+                        let (layer, y) = place(i)?;
+                        *target = HostTarget::new(device_layer(layer)?, y);
                     }
+                    if m == 0 {
+                        return Ok(());
+                    }
+                    no_workspace(&run)?;
                     run_on_device(&first.context, &targets[..count], m, x)
                 }
             }

@@ -1,8 +1,9 @@
 //! Layers.
 
 use std::ffi::{CStr, c_char, c_void};
+use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::boundary::guard;
 use super::context::{self, Context, out_handle};
@@ -12,18 +13,18 @@ use super::model::{Model, string};
 use super::options;
 use super::types::*;
 use super::weights::{self, Weights, features};
+use crate::codec::Floats;
 use crate::codec::bitnet_hf::WeightScale;
 use crate::codec::gptq::GptqVersion;
-use crate::codec::{Floats, Matrix};
 use crate::container::{self, Quoted};
 use crate::cuda::{DeviceLayer, Room};
 use crate::epilogue::Epilogue;
 use crate::error::{Error, Result, fail};
-use crate::layer::{Activation, Around, Linear, Settings};
-use crate::layout::{Float, Layout, Part, Row, Shard};
+use crate::layer::{Activation, Around, Linear, Seen, Settings};
+use crate::layout::{Float, Layout, Matrix, Part, Row, Shard};
 use crate::limits::FEATURES_MAX;
 use crate::matrix::MatrixMut;
-use crate::memory::{copied, filled};
+use crate::memory::{copied, filled, reserve};
 use crate::model::{Plan, Request};
 use crate::types::Type;
 use crate::{norm, quantize};
@@ -302,8 +303,7 @@ unsafe fn open_saved(model: &Model, name: &CStr, options: &bl_layer_options) -> 
     let target = request.ty.filter(|ty| *ty != saved.ty);
     let recipe = Recipe { target, group: request.group_size, part: part(options)?, device: options.device };
     if recipe.part != Part::Whole || target.is_some() || recipe.device != 0 {
-        return Layer::pack(context, &saved.packed, saved.ty, &recipe, &settings, &mut |_| {})
-            .map_err(within);
+        return Layer::pack(context, &saved.packed, saved.ty, &recipe, &settings, &|_| {}).map_err(within);
     }
     if recipe.group != 0 {
         return Err(fail!(InvalidArgument, "group_size says nothing about weights that are not rounded"));
@@ -376,7 +376,7 @@ fn with_matrix<T>(
 }
 
 impl Layer {
-    /// Packs a matrix. `settings` are the whole matrix's; `seen` is told each row that has been read,
+    /// Packs a matrix. `settings` are the whole matrix's; `seen` is told which rows have been read,
     /// counted in the whole matrix.
     fn pack(
         context: &Arc<Context>,
@@ -384,18 +384,16 @@ impl Layer {
         ty: Type,
         recipe: &Recipe,
         settings: &Settings,
-        seen: &mut dyn FnMut(usize),
+        seen: Seen<'_>,
     ) -> Result<Layer> {
         with_matrix(matrix, ty, recipe, |shard, ty| {
             let options = settings.options_of(recipe.part, shard.rows(), shard.columns())?;
             let first = shard.rows().start;
-            let mut seen = |row: usize| seen(first + row);
+            let seen = |rows: Range<usize>| seen(first + rows.start..first + rows.end);
             let body = match recipe.device {
-                0 => Body::Cpu(Linear::new(shard, &options, context.isa, &context.heap, &mut seen)?),
+                0 => Body::Cpu(Linear::load(shard, &options, &context.packer(), &seen)?),
                 // SAFETY: the memory is our own.
-                device => {
-                    Body::Device(unsafe { onto(context, device, shard, &options, Room::Own, &mut seen)? })
-                }
+                device => Body::Device(unsafe { onto(context, device, shard, &options, Room::Own, &seen)? }),
             };
             let mut layer = Layer::new(context.clone(), body, ty);
             layer.first = (first, shard.columns().start);
@@ -490,29 +488,33 @@ fn request<'a>(options: &bl_layer_options, scales: Option<&'a [u8]>) -> Result<R
 }
 
 /// Reads the matrix of a plan in `work`, which tells what rows it has read. Pages of the file behind the
-/// reader are given back, so that it does not count as resident beside its packed weights.
-fn reading<T>(
-    model: &Model,
-    plan: &Plan<'_>,
-    work: impl FnOnce(&mut dyn FnMut(usize)) -> Result<T>,
-) -> Result<T> {
+/// readers are given back, so that it does not count as resident beside its packed weights.
+fn reading<T>(model: &Model, plan: &Plan<'_>, work: impl FnOnce(Seen<'_>) -> Result<T>) -> Result<T> {
     let Some((tensor, start, row_bytes)) = plan.rows else {
-        return work(&mut |_| {}); // rows are spread over their tensors: what one reads, the next needs
+        return work(&|_| {}); // rows are spread over their tensors: what one reads, the next needs
     };
     let Some(source) = model.files.source(tensor) else {
         return Err(fail!(Internal, "a tensor of no file"));
     };
     let first = tensor.offset as usize + start;
-    let mut dropped = first;
-    let mut seen = |row: usize| {
-        let read = first + (row + 1) * row_bytes;
-        if read - dropped >= DROP_BEHIND {
-            source.done(dropped..read);
-            dropped = read;
+    source.soon(first..first + plan.out_features * row_bytes);
+    // Threads finish out of order: pages go stretch by stretch, with the last row of each.
+    let stretch = (DROP_BEHIND / row_bytes.max(1)).max(1);
+    let mut left: Vec<AtomicUsize> = Vec::new();
+    reserve(&mut left, plan.out_features.div_ceil(stretch), "stretches of rows")?;
+    let ends = (0..plan.out_features).step_by(stretch).map(|row| stretch.min(plan.out_features - row));
+    left.extend(ends.map(AtomicUsize::new));
+    let seen = |rows: Range<usize>| {
+        for (i, left) in left.iter().enumerate().take(rows.end.div_ceil(stretch)).skip(rows.start / stretch) {
+            let stretch = i * stretch..plan.out_features.min((i + 1) * stretch);
+            let count = rows.end.min(stretch.end) - rows.start.max(stretch.start);
+            if left.fetch_sub(count, Ordering::Relaxed) == count {
+                source.done_around(first + stretch.start * row_bytes..first + stretch.end * row_bytes);
+            }
         }
     };
-    let result = work(&mut seen)?;
-    source.done(dropped..first + plan.out_features * row_bytes);
+    let result = work(&seen)?;
+    source.done(first..first + plan.out_features * row_bytes);
     Ok(result)
 }
 
@@ -563,7 +565,7 @@ pub unsafe extern "C" fn bl_layer_create(
             let given = Weights { address: weights, ty, stride, rows, columns, transposed, scales, group };
             let settings = Settings::default().with(&options, rows, columns)?;
             let matrix = given.matrix()?;
-            let mut layer = Layer::pack(&context, &*matrix, ty, &recipe, &settings, &mut |_| {})?;
+            let mut layer = Layer::pack(&context, &*matrix, ty, &recipe, &settings, &|_| {})?;
             layer.made = Some(Made { recipe, transposed, rows, columns });
             *out = handle::make::<bl_layer, _>(Arc::new(layer))?;
             Ok(())
@@ -598,9 +600,9 @@ pub unsafe extern "C" fn bl_layer_update(
             let given = Weights { address: weights, ty, stride, rows, columns, transposed, scales, group };
             let matrix = given.matrix()?;
             let recipe = Recipe { target: Some(old), ..recipe };
-            let (heap, body) = (&layer.context.heap, &mut layer.body);
+            let (packer, heap, body) = (layer.context.packer(), &layer.context.heap, &mut layer.body);
             with_matrix(&*matrix, ty, &recipe, |shard, _| match body {
-                Body::Cpu(linear) => linear.replace(Linear::pack(shard, heap, &mut |_| {})?),
+                Body::Cpu(linear) => linear.replace(packer.pack(shard, &|_| {})?),
                 Body::Device(layer) => layer.replace(shard, heap),
             })
         })

@@ -8,7 +8,9 @@
 //! documentation is the manual of the C user, so it speaks C.
 
 pub mod boundary;
+pub mod calibration;
 pub mod codes;
+pub mod compare;
 pub mod context;
 pub mod convert;
 pub mod device;

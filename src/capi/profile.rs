@@ -22,6 +22,8 @@ pub struct Profile {
     /// Of kernels on devices.
     device_kernels: Vec<Counters>,
     stages: [Counters; Stage::ALL.len()],
+    scale_misses: Counters,
+    scale_hits: Counters,
     calls: Counters,
 }
 
@@ -78,7 +80,10 @@ impl Profile {
         let mut device_kernels = Vec::new();
         reserve(&mut device_kernels, cuda::kernels().count(), "profile")?;
         device_kernels.extend(cuda::kernels().map(|_| Counters::default()));
-        Ok(Profile { kernels, device_kernels, stages: Default::default(), calls: Counters::default() })
+        let none = Counters::default;
+        let (scale_misses, scale_hits, calls) = (none(), none(), none());
+        let stages = Default::default();
+        Ok(Profile { kernels, device_kernels, stages, scale_misses, scale_hits, calls })
     }
 
     fn device_kernel(&self, name: &'static CStr) -> Option<&Counters> {
@@ -112,6 +117,12 @@ impl Profile {
         self.stages[stage as usize].add(nanoseconds, bytes, 0);
     }
 
+    /// Counts a layer of a call whose integer activations had the scale of a caller (`fixed`), or scales that
+    /// were found in x.
+    pub fn add_scales(&self, fixed: bool) {
+        (if fixed { &self.scale_hits } else { &self.scale_misses }).add(0, 0, 0);
+    }
+
     /// Adds a whole call.
     pub fn add_call(&self, nanoseconds: u64, bytes: u64, operations: u64) {
         self.calls.add(nanoseconds, bytes, operations);
@@ -122,7 +133,8 @@ impl Profile {
         let kernels = kernel::all().map(Kernel::c_name).zip(&self.kernels);
         let device_kernels = cuda::kernels().zip(&self.device_kernels);
         let stages = Stage::ALL.into_iter().map(stage_name).zip(&self.stages);
-        kernels.chain(device_kernels).chain(stages).chain([(c"call", &self.calls)])
+        let scales = [(c"scale_misses", &self.scale_misses), (c"scale_hits", &self.scale_hits)];
+        kernels.chain(device_kernels).chain(stages).chain(scales).chain([(c"call", &self.calls)])
     }
 
     /// Those that counted something.
@@ -161,7 +173,8 @@ pub unsafe extern "C" fn bl_memory(
 }
 
 /// Copies the counters of a context made with BL_CONTEXT_PROFILE: one entry for each kernel that ran and
-/// for each stage around the kernels, and last one for whole calls (see bl_profile_entry). Counting costs
+/// for each stage around the kernels, and last one for whole calls; between them, where layers made integers
+/// of x, how many found scales in it and how many used a fixed one (see bl_profile_entry). Counting costs
 /// two readings of the clock for each tile of 64 outputs.
 /// *count is how many there are. With entries NULL and capacity 0 only the count is told; a capacity
 /// that is too small is BL_ERROR_BUFFER_TOO_SMALL. reset != 0 zeroes them after the copy.

@@ -1,29 +1,22 @@
-//! Quantising model files, calibration, comparing: unstable until version 1.0.
+//! Quantising model files: unstable until version 1.0.
 #![allow(non_camel_case_types)]
 #![allow(missing_docs)] // fields whose name says it all stand without a text
 
 use std::ffi::{c_char, c_void};
-use std::sync::{Arc, Mutex};
 
 use super::boundary::guard;
-use super::context::{self, Context, out_handle};
-use super::handle::{self, Kind};
-use super::layer::{float_type, row_stride};
+use super::calibration::{Gathered, bl_calibration};
+use super::handle;
 use super::model::{Model, path_of, string};
 use super::options::{self, Sized32};
 use super::save::{items, text};
 use super::types::*;
-use crate::codec::Matrix;
-use crate::compare::compare;
 use crate::container;
 use crate::error::{Result, fail};
 use crate::export::{self, Layers, Target, export};
-use crate::limits::{BATCH_MAX, FEATURES_MAX};
-use crate::matrix::MatrixRef;
+use crate::limits::FEATURES_MAX;
 use crate::memory::reserve;
-use crate::model::{Request, Role};
-use crate::quantize::{Calibration, Kind as Rule, MOMENTS_BLOCK};
-use crate::rotation::{Rotation, Spec};
+use crate::quantize::{DAMPING, Kind as Rule};
 use crate::types::Type;
 
 /// Which layers of a model are quantised.
@@ -62,11 +55,6 @@ pub struct LayersArg(pub u32);
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RuleArg(pub u32);
-
-/// What is known of the inputs of layers; see bl_calibrate.
-pub struct bl_calibration {
-    _opaque: [u8; 0],
-}
 
 /// Layers and what they become. Frozen.
 #[repr(C)]
@@ -108,7 +96,9 @@ pub type bl_progress_fn =
 pub struct bl_quantize_options {
     pub struct_size: u32,
     /// The kind of file to write, as bl_model_info.container numbers them: 1 safetensors, 2 GGUF,
-    /// 3 bitlinear's packed file. 0: that of the source.
+    /// 3 bitlinear's packed file, 4 burn_dragon's artifact: the float arrays decoder_x, decoder_y and
+    /// encoder of the source, by BL_QUANTIZE_FIXED rules, to binary, ternary2 or int8. 0: that of the
+    /// source.
     pub container: u32,
     /// What the chosen layers become. BL_TYPE_AUTO: ternary.
     pub r#type: TypeArg,
@@ -147,7 +137,7 @@ pub struct bl_quantize_options {
     /// What is known of the inputs; layers it does not know are rounded without. NULL: nothing.
     pub calibration: *const bl_calibration,
     /// With BL_QUANTIZE_COMPENSATE: part of the mean square of the inputs that is added to each
-    /// column's. 0: 0.1.
+    /// column's. 0: 0.03.
     pub damping: f32,
     /// Must be 0.
     pub reserved: u32,
@@ -179,61 +169,6 @@ pub struct bl_quantize_report {
     pub bytes_written: u64,
 }
 
-/// What calibration gathers.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct bl_calibration_options {
-    pub struct_size: u32,
-    /// Products of columns are gathered in blocks of so many columns: a layer of n columns takes
-    /// 4 n block bytes. 1: squares alone, which weight a search but cannot make up for errors.
-    /// 0: 2048.
-    pub block: u32,
-    /// Most rows of x for a layer; more are not counted. 0: no bound.
-    pub samples: u64,
-    /// Most bytes of all sums. 0: 1 GiB.
-    pub memory: u64,
-}
-
-/// What calibration knows of a layer.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct bl_calibration_info {
-    pub struct_size: u32,
-    /// Columns of a block of sums.
-    pub block: u32,
-    pub in_features: i64,
-    /// Rows of x that were counted.
-    pub samples: u64,
-    /// Layers that the calibration knows.
-    pub layers: u64,
-}
-
-/// What a layer's weights lose against a reference.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct bl_model_difference_info {
-    pub struct_size: u32,
-    pub reserved: u32,
-    pub weights: u64,
-    /// Stored bytes of the weights and their scales: of the reference and of the other.
-    pub bytes_reference: u64,
-    pub bytes_other: u64,
-    /// Mean and largest magnitude, and mean square, of the difference.
-    pub mean_error: f64,
-    pub max_error: f64,
-    pub mean_square_error: f64,
-    /// Root mean square of the difference over that of the reference.
-    pub relative_error: f64,
-    /// Root mean square of the other over that of the reference.
-    pub rms_ratio: f64,
-    /// Of the angle between the two.
-    pub cosine: f64,
-    /// bytes_reference / bytes_other.
-    pub compression: f64,
-    /// Part of the other's weights that is 0.
-    pub sparsity: f64,
-}
-
 /// `bl_quantize_options.flags`: scales by the types' fixed rules, byte for byte as their own tools,
 /// instead of scales of least error. Q2_K to Q6_K have no fixed rule.
 pub const BL_QUANTIZE_FIXED: u32 = 1;
@@ -253,27 +188,7 @@ macro_rules! sized {
         }
     )*};
 }
-sized!(
-    bl_quantize_options,
-    bl_quantize_report,
-    bl_calibration_options,
-    bl_calibration_info,
-    bl_model_difference_info,
-);
-
-/// The body of a `bl_calibration`.
-pub struct Gathered {
-    context: Arc<Context>,
-    sums: Mutex<Calibration>,
-}
-
-impl Kind for Gathered {
-    const TAG: u32 = 0x424c_6361;
-    const NAME: &'static str = "calibration";
-}
-
-/// Sums take at most that many bytes, unless the options say otherwise.
-const CALIBRATION_MEMORY: usize = 1 << 30;
+sized!(bl_quantize_options, bl_quantize_report);
 
 impl RuleArg {
     fn known(self) -> Result<Rule> {
@@ -317,7 +232,7 @@ fn float(ty: TypeArg, what: &str) -> Result<Option<Type>> {
 }
 
 /// Writes a model with some of its layers quantised: GGUF (metadata kept), safetensors (cortex ternary
-/// and int4, Hugging Face BitNet, floats) or a packed file of its layers. Layers go through one after
+/// and int4, Hugging Face BitNet, floats), a packed file of its layers or burn_dragon's artifact. Layers go through one after
 /// another on the context's threads. Only floats are quantised, unless BL_QUANTIZE_AGAIN says otherwise.
 /// A weight that is not finite is an error that names it. A file of that name stays whole until the new
 /// one is; a failure leaves it, and nothing else. report may be NULL. docs/quantize.md says which type
@@ -373,6 +288,7 @@ pub unsafe extern "C" fn bl_model_quantize(
                 1 => container::Kind::Safetensors,
                 2 => container::Kind::Gguf,
                 3 => container::Kind::Packed,
+                4 => container::Kind::Artifact,
                 n => return Err(fail!(Unsupported, "files of kind {n} are not written")),
             };
             let rotation = match (o.rotation_block, o.rotation_seed) {
@@ -402,7 +318,7 @@ pub unsafe extern "C" fn bl_model_quantize(
                 search: o.flags & BL_QUANTIZE_FIXED == 0,
                 calibration: sums.as_deref(),
                 compensate: o.flags & BL_QUANTIZE_COMPENSATE != 0,
-                damping: if o.damping == 0.0 { 0.1 } else { o.damping },
+                damping: if o.damping == 0.0 { DAMPING } else { o.damping },
                 rotation,
                 requantize: o.flags & BL_QUANTIZE_AGAIN != 0,
                 texts: &texts,
@@ -445,259 +361,4 @@ pub unsafe extern "C" fn bl_model_quantize(
             Ok(())
         })
     }
-}
-
-/// Makes a calibration, which knows nothing yet.
-///
-/// # Safety
-/// As the rules at the top of bitlinear.h say.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn bl_calibration_create(
-    context: *const bl_context,
-    options: *const bl_calibration_options,
-    out: *mut *mut bl_calibration,
-    error: *mut bl_error,
-) -> bl_status {
-    // SAFETY: the header's rules for `error`; inside, each pointer is checked before its use.
-    unsafe {
-        guard(error, || {
-            let out = out_handle(out)?;
-            let context = context::of(context)?;
-            let o = options::read(options)?;
-            let block = if o.block == 0 { MOMENTS_BLOCK } else { o.block as usize };
-            let samples = if o.samples == 0 { u64::MAX } else { o.samples };
-            let memory = if o.memory == 0 { CALIBRATION_MEMORY as u64 } else { o.memory };
-            let sums = Calibration::new(block, samples, usize::try_from(memory).unwrap_or(usize::MAX));
-            *out = handle::make::<bl_calibration, _>(Arc::new(Gathered { context, sums: Mutex::new(sums) }))?;
-            Ok(())
-        })
-    }
-}
-
-/// Reads a calibration that bl_calibration_save wrote. Rows may be added to it.
-///
-/// # Safety
-/// As the rules at the top of bitlinear.h say.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn bl_calibration_open(
-    context: *const bl_context,
-    path: *const c_char,
-    out: *mut *mut bl_calibration,
-    error: *mut bl_error,
-) -> bl_status {
-    // SAFETY: the header's rules for `error`; inside, each pointer is checked before its use.
-    unsafe {
-        guard(error, || {
-            let out = out_handle(out)?;
-            let context = context::of(context)?;
-            let sums = Calibration::open(path_of(string(path, "the path")?)?)?;
-            *out = handle::make::<bl_calibration, _>(Arc::new(Gathered { context, sums: Mutex::new(sums) }))?;
-            Ok(())
-        })
-    }
-}
-
-/// Writes what a calibration knows to a safetensors file.
-///
-/// # Safety
-/// As the rules at the top of bitlinear.h say.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn bl_calibration_save(
-    calibration: *const bl_calibration,
-    path: *const c_char,
-    error: *mut bl_error,
-) -> bl_status {
-    // SAFETY: the header's rules for `error`; inside, each pointer is checked before its use.
-    unsafe {
-        guard(error, || {
-            let gathered: &Gathered = handle::get(calibration)?;
-            let path = path_of(string(path, "the path")?)?;
-            let mut sums = gathered.sums.lock().unwrap_or_else(|e| e.into_inner());
-            sums.save(gathered.context.isa, path)
-        })
-    }
-}
-
-/// Adds rows of x (f32, f16 or bf16), the input of the layer of that name (with or without ".weight"
-/// behind it), to what a calibration knows of it: the sums of products of its columns. x is what
-/// bl_forward takes after the norm and before any rotation. In a row that is not finite nothing is
-/// added, of no row. Costs rows * columns * block multiplications on the calling thread; calls from
-/// several threads wait for one another.
-///
-/// # Safety
-/// As the rules at the top of bitlinear.h say.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn bl_calibrate(
-    calibration: *const bl_calibration,
-    layer: *const c_char,
-    rows: i64,
-    columns: i64,
-    x: *const c_void,
-    x_type: TypeArg,
-    x_stride: i64,
-    error: *mut bl_error,
-) -> bl_status {
-    // SAFETY: the header's rules for `error`; inside, each pointer is checked before its use.
-    unsafe {
-        guard(error, || {
-            let gathered: &Gathered = handle::get(calibration)?;
-            let layer = text(layer, "the layer's name")?;
-            let size = |n: i64, least: u64, most: u64, what: &str| match u64::try_from(n) {
-                Ok(n) if (least..=most).contains(&n) => Ok(n as usize),
-                _ => Err(fail!(InvalidArgument, "{n} {what}: {least} to {most}")),
-            };
-            let (rows, columns) =
-                (size(rows, 0, BATCH_MAX, "rows")?, size(columns, 1, FEATURES_MAX, "columns")?);
-            let float = float_type(x_type, "x")?;
-            let stride = row_stride(x_stride, columns, float, "x")?;
-            if stride.checked_mul(rows).is_none_or(|n| n > isize::MAX as usize) {
-                return Err(fail!(
-                    InvalidArgument,
-                    "{rows} rows of {stride} bytes are more than an address space"
-                ));
-            }
-            if rows == 0 {
-                return Ok(());
-            }
-            if x.is_null() {
-                return Err(fail!(InvalidArgument, "x is NULL"));
-            }
-            let view = MatrixRef::new(x.cast(), float, stride, columns);
-            let mut sums = gathered.sums.lock().unwrap_or_else(|e| e.into_inner());
-            let read = |row: usize, out: &mut [f32]| view.read_row(row, out);
-            sums.add(gathered.context.isa, layer, columns, rows, &read)
-        })
-    }
-}
-
-/// What a calibration knows of the layer of that name; layer NULL: how many layers it knows.
-/// BL_ERROR_NOT_FOUND for a layer it does not know.
-///
-/// # Safety
-/// As the rules at the top of bitlinear.h say.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn bl_calibration_describe(
-    calibration: *const bl_calibration,
-    layer: *const c_char,
-    info: *mut bl_calibration_info,
-    error: *mut bl_error,
-) -> bl_status {
-    // SAFETY: the header's rules for `error`; inside, each pointer is checked before its use.
-    unsafe {
-        guard(error, || {
-            let out = options::prepare(info)?;
-            let gathered: &Gathered = handle::get(calibration)?;
-            let sums = gathered.sums.lock().unwrap_or_else(|e| e.into_inner());
-            let layers = sums.names().count() as u64;
-            let mut info =
-                bl_calibration_info { struct_size: 0, block: 0, in_features: 0, samples: 0, layers };
-            if !layer.is_null() {
-                let name = text(layer, "the layer's name")?;
-                let found =
-                    sums.find(name).ok_or_else(|| fail!(NotFound, "calibration knows no layer `{name}`"))?;
-                info.block = found.block() as u32;
-                info.in_features = found.columns() as i64;
-                info.samples = found.count();
-            }
-            out.fill(&info);
-            Ok(())
-        })
-    }
-}
-
-/// Compares the weights of a layer of two models, as bl_layer_read gives them; all matrices of a tensor
-/// of three dimensions together. A rotation that a file declares is taken back first. Runs on the
-/// reference's context.
-///
-/// # Safety
-/// As the rules at the top of bitlinear.h say.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn bl_model_compare(
-    reference: *const bl_model,
-    other: *const bl_model,
-    layer: *const c_char,
-    info: *mut bl_model_difference_info,
-    error: *mut bl_error,
-) -> bl_status {
-    // SAFETY: the header's rules for `error`; inside, each pointer is checked before its use.
-    unsafe {
-        guard(error, || {
-            let out = options::prepare(info)?;
-            let (a, b): (&Model, &Model) = (handle::get(reference)?, handle::get(other)?);
-            let name = string(layer, "the layer's name")?.to_bytes();
-            let found = with_weights(a, name, &mut |one| {
-                with_weights(b, name, &mut |two| compare(&a.context.executor, one, two))
-            })?;
-            let (bytes_reference, bytes_other) = (stored_bytes(a, name)?, stored_bytes(b, name)?);
-            out.fill(&bl_model_difference_info {
-                struct_size: 0,
-                reserved: 0,
-                weights: found.weights,
-                bytes_reference,
-                bytes_other,
-                mean_error: found.mean_error,
-                max_error: found.max_error,
-                mean_square_error: found.mean_square_error,
-                relative_error: found.relative_error,
-                rms_ratio: found.rms_ratio,
-                cosine: found.cosine,
-                compression: bytes_reference as f64 / bytes_other as f64,
-                sparsity: found.sparsity,
-            });
-            Ok(())
-        })
-    }
-}
-
-type Work<'a> = &'a mut dyn FnMut(&dyn Matrix) -> Result<crate::compare::Comparison>;
-
-/// The weights of a layer, as they were before a rotation that its file declares.
-fn with_weights(model: &Model, name: &[u8], work: Work<'_>) -> Result<crate::compare::Comparison> {
-    let isa = model.context.isa;
-    let back = |matrix: &dyn Matrix, spec: Option<Spec<'_>>, work: Work<'_>| match spec {
-        None => work(matrix),
-        Some(spec) => {
-            let rotation = Rotation::new(&spec, matrix.in_features())?;
-            work(&export::Plain::back(matrix, Some(&rotation), isa))
-        }
-    };
-    if model.files.directory.kind == container::Kind::Packed {
-        let tensor = model.files.directory.tensor(name);
-        let tensor =
-            tensor.ok_or_else(|| fail!(NotFound, "no layer is named {}", container::Quoted(name)))?;
-        let saved = crate::model::saved(&model.files, tensor, &model.context.heap)?;
-        let Some(saved) = saved else {
-            return Err(fail!(Internal, "a tensor of a packed file that is no layer"));
-        };
-        let signs = saved.settings.rotation_signs.as_deref();
-        let spec = saved.settings.rotation.map(|block| Spec { block, signs });
-        return back(&saved.packed, spec, work);
-    }
-    let request = Request { all_slices: true, without_norm: true, has_bias: true, ..Request::default() };
-    let layers = model.layers()?;
-    let plan = match layers.find(name, None)? {
-        Some(layer) => layers.plan(&model.files, layer, &request)?,
-        None => layers.plan_named(&model.files, name, &request)?,
-    };
-    let matrix = plan.matrix()?;
-    let declared = plan.rotation.as_ref().map(|declared| declared.spec());
-    match matrix.permutation() {
-        None => back(&*matrix, declared, work),
-        // Columns in the order of x.
-        Some(_) => back(&export::Plain::new(&*matrix, None, isa), declared, work),
-    }
-}
-
-/// Bytes of a layer's weights, scales, zero points and group indices.
-fn stored_bytes(model: &Model, name: &[u8]) -> Result<u64> {
-    let files = &model.files;
-    let layer = match files.directory.kind {
-        container::Kind::Packed => None,
-        _ => model.layers()?.find(name, None)?,
-    };
-    let Some(layer) = layer else {
-        return Ok(files.directory.tensor(name).map_or(0, |tensor| tensor.bytes));
-    };
-    let roles = [Role::Weight, Role::Scales, Role::Zeros, Role::GroupIndex];
-    Ok(roles.into_iter().filter_map(|role| layer.tensor(files, role)).map(|tensor| tensor.bytes).sum())
 }

@@ -370,9 +370,11 @@ pub struct bl_memory_info {
 pub struct bl_profile_entry {
     /// A kernel, named as bl_plan does: the products alone. Or a stage: "norm", "rotation", "quantize" (x
     /// into codes and scales, or into floats in packed order), "epilogue" (scale, bias, epilogue and the
-    /// way into y). Or "call": bl_forward and bl_forward_many from beginning to end. Static.
+    /// way into y). Or "scale_misses" and "scale_hits": integer activations that found scales in x, and those
+    /// with the one of bl_layer_options.activation_scale or bl_layer_calibrate; only counted. Or "call":
+    /// bl_forward and bl_forward_many from beginning to end. Static.
     pub kernel: *const c_char,
-    /// Layers that ran in it; of stages and "call" the calls.
+    /// Layers that ran in it, or had such scales; of stages and "call" the calls.
     pub calls: u64,
     /// Of kernels and stages summed over the threads; of "call" what passed on the clock.
     pub nanoseconds: u64,

@@ -6,9 +6,9 @@ use super::layer::row_stride;
 use crate::codec::burn_dragon::{self, Artifact, View};
 use crate::codec::cortex;
 use crate::codec::transposed::Transposed;
-use crate::codec::{self, BitnetHf, CompressedTensors, Floats, Matrix, Rows, Stored};
+use crate::codec::{self, BitnetHf, CompressedTensors, Floats, Rows, Stored};
 use crate::error::{Error, Result, fail};
-use crate::layout::{Float, Layout, Row};
+use crate::layout::{Float, Layout, Matrix, Row};
 use crate::limits::FEATURES_MAX;
 use crate::matrix::MatrixRef;
 use crate::types::Type;
@@ -218,14 +218,14 @@ fn fits(stride: usize, rows: usize) -> Result<()> {
 }
 
 /// Rows of floats.
-struct FloatRows {
-    view: MatrixRef,
+struct FloatRows<'a> {
+    view: MatrixRef<'a>,
     float: Float,
     rows: usize,
     columns: usize,
 }
 
-impl Matrix for FloatRows {
+impl Matrix for FloatRows<'_> {
     fn layout(&self) -> Layout {
         Layout::Dense(self.float)
     }

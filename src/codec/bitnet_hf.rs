@@ -21,10 +21,10 @@
 //! `AutoBitLinear`).
 
 use super::bits::{has_code_three, unpack_shifted};
+use super::check_index;
 use super::stored::{Floats, check_bytes, check_len, check_shape};
-use super::{Matrix, check_index};
 use crate::error::{Result, fail};
-use crate::layout::{Layout, Row, Values};
+use crate::layout::{Layout, Matrix, Row, Values};
 
 /// What `weight_scale` means: `linear_class` of `config.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

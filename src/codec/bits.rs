@@ -1,15 +1,55 @@
 //! Small codes in bytes: nibbles, 2-bit codes, single bits and base-3 digits.
 //!
-//! Plain loops over arrays that the compiler turns into vector code: reading a row must be limited by
-//! memory, not by this.
+//! Reading a row must be limited by memory, not by this: eight bytes at a time are taken apart in one 64-bit
+//! word, which every machine does well and no compiler has to find out.
+
+/// A byte in each of the eight places of a word.
+const fn each(byte: u8) -> u64 {
+    byte as u64 * 0x0101_0101_0101_0101
+}
+
+/// `code = f(byte)` for eight bytes at a time, each byte in its place; as many as both have.
+#[inline(always)]
+pub(super) fn map(bytes: &[u8], codes: &mut [u8], f: impl Fn(u64) -> u64) {
+    let len = bytes.len().min(codes.len());
+    let (bytes, last_bytes) = bytes[..len].as_chunks::<8>();
+    let (codes, last_codes) = codes[..len].as_chunks_mut::<8>();
+    for (bytes, codes) in bytes.iter().zip(codes) {
+        *codes = f(u64::from_le_bytes(*bytes)).to_le_bytes();
+    }
+    if !last_bytes.is_empty() {
+        let mut word = [0; 8];
+        word[..last_bytes.len()].copy_from_slice(last_bytes);
+        last_codes.copy_from_slice(&f(u64::from_le_bytes(word)).to_le_bytes()[..last_bytes.len()]);
+    }
+}
+
+/// As [`map`], with the codes that are there: `code = f(byte, code)`.
+#[inline(always)]
+pub(super) fn map_onto(bytes: &[u8], codes: &mut [u8], f: impl Fn(u64, u64) -> u64) {
+    for (bytes, codes) in bytes.as_chunks::<8>().0.iter().zip(codes.as_chunks_mut::<8>().0) {
+        *codes = f(u64::from_le_bytes(*bytes), u64::from_le_bytes(*codes)).to_le_bytes();
+    }
+}
+
+/// The low nibbles of bytes.
+#[inline(always)]
+pub(super) fn low_nibbles(bytes: &[u8], codes: &mut [u8]) {
+    map(bytes, codes, |q| q & each(15));
+}
+
+/// The high nibbles of bytes.
+#[inline(always)]
+pub(super) fn high_nibbles(bytes: &[u8], codes: &mut [u8]) {
+    map(bytes, codes, |q| q >> 4 & each(15));
+}
 
 /// Splits 16 bytes into 32 nibbles: the low ones first.
+#[inline]
 pub(super) fn unpack_nibbles(qs: &[u8; 16], codes: &mut [u8; 32]) {
     let (low, high) = codes.split_at_mut(16);
-    for ((q, l), h) in qs.iter().zip(low).zip(high) {
-        *l = q & 15;
-        *h = q >> 4;
-    }
+    low_nibbles(qs, low);
+    high_nibbles(qs, high);
 }
 
 /// Joins 32 nibbles into 16 bytes, as [`unpack_nibbles`] splits them.
@@ -20,10 +60,18 @@ pub(super) fn pack_nibbles(codes: &[u8; 32], qs: &mut [u8]) {
 }
 
 /// Splits bytes into eight 1-bit codes each, the lowest bit first.
+#[inline]
 pub(super) fn unpack_bits(bits: &[u8], codes: &mut [u8]) {
     for (bits, codes) in bits.iter().zip(codes.as_chunks_mut::<8>().0) {
-        *codes = std::array::from_fn(|j| bits >> j & 1);
+        *codes = spread(*bits).to_le_bytes();
     }
+}
+
+/// Bit j of a byte as byte j.
+#[inline(always)]
+pub(super) fn spread(bits: u8) -> u64 {
+    // Byte j keeps bit j alone, and carries it to its top: at most 0x80 + 0x7f.
+    ((each(bits) & 0x8040_2010_0804_0201) + each(0x7f)) >> 7 & each(1)
 }
 
 /// Joins the signs of weights, 1 for `w >= 0`, as [`unpack_bits`] splits them.
@@ -41,9 +89,19 @@ pub(super) fn pack_bits(codes: &[u8], bits: &mut [u8]) {
 }
 
 /// Splits bytes into four 2-bit codes each, the lowest bits first.
+#[inline]
 pub(super) fn unpack_pairs(qs: &[u8], codes: &mut [u8]) {
-    for (q, codes) in qs.iter().zip(codes.as_chunks_mut::<4>().0) {
-        *codes = [q & 3, q >> 2 & 3, q >> 4 & 3, q >> 6];
+    let pair = |a: u8, b: u8| {
+        let word = a as u64 | (b as u64) << 32;
+        (word | word << 6 | word << 12 | word << 18) & each(3)
+    };
+    let (pairs, rest) = qs.as_chunks::<2>();
+    let mut codes = codes.chunks_exact_mut(8);
+    for (&[a, b], codes) in pairs.iter().zip(&mut codes) {
+        codes.copy_from_slice(&pair(a, b).to_le_bytes());
+    }
+    for (q, codes) in rest.iter().zip(codes.into_remainder().as_chunks_mut::<4>().0) {
+        codes.copy_from_slice(&pair(*q, 0).to_le_bytes()[..4]);
     }
 }
 
@@ -57,16 +115,31 @@ pub(super) fn pack_pairs(codes: &[u8], qs: &mut [u8]) {
 /// Splits bytes into base-3 digits. A byte is `ceil(v * 256 / 243)` of a number `v` of five digits,
 /// the most significant first, so that multiplying it by 3 carries the next digit out at the top.
 /// Digit `n` of byte `m` belongs to column `n * C + m`; `codes` says how many digits there are.
+#[inline]
 pub(super) fn unpack_trits<const C: usize>(bytes: &[u8], codes: &mut [u8]) {
+    const { assert!(C < 8 || C.is_multiple_of(8)) };
     let mut rest = [0; C];
     rest.copy_from_slice(bytes);
     for codes in codes.as_chunks_mut::<C>().0 {
-        for (code, rest) in codes.iter_mut().zip(&mut rest) {
-            *code = ((*rest as u16 * 3) >> 8) as u8;
-            *rest = rest.wrapping_mul(3);
+        let mut digits = codes.as_chunks_mut::<8>().0.iter_mut();
+        for (rest, digits) in rest.as_chunks_mut::<8>().0.iter_mut().zip(&mut digits) {
+            let word = u64::from_le_bytes(*rest);
+            // Bytes in places of 16 bits have room for three times what they hold.
+            let (even, odd) = (3 * (word & EVEN), 3 * (word >> 8 & EVEN));
+            *digits = (even >> 8 & EVEN | odd & !EVEN).to_le_bytes();
+            *rest = (even & EVEN | (odd & EVEN) << 8).to_le_bytes();
+        }
+        if C < 8 {
+            for (code, rest) in codes.iter_mut().zip(&mut rest) {
+                *code = ((*rest as u16 * 3) >> 8) as u8;
+                *rest = rest.wrapping_mul(3);
+            }
         }
     }
 }
+
+/// Every other byte of a word.
+const EVEN: u64 = 0x00ff_00ff_00ff_00ff;
 
 /// Joins base-3 digits, as [`unpack_trits`] splits them; a missing fifth digit is 0.
 pub(super) fn pack_trits(codes: &[u8], bytes: &mut [u8]) {
@@ -90,21 +163,107 @@ pub(super) fn unpack_nibble_stream(qs: &[u8], codes: &mut [u8]) {
     }
 }
 
+/// Bytes with their top bit flipped.
+#[inline(always)]
+pub(super) fn flip_signs(qs: &[u8], codes: &mut [u8]) {
+    map(qs, codes, |q| q ^ each(0x80));
+}
+
 /// The 2-bit code at bit `shift` of each byte.
+#[inline(always)]
 pub(super) fn unpack_shifted(qs: &[u8], shift: u32, codes: &mut [u8]) {
-    for (q, code) in qs.iter().zip(codes) {
-        *code = q >> shift & 3;
-    }
+    map(qs, codes, |q| q >> shift & each(3));
+}
+
+/// Adds bit `from` of each byte to its code as bit `to`, which is 0 there.
+#[inline(always)]
+pub(super) fn add_bit(bits: &[u8], from: u32, to: u32, codes: &mut [u8]) {
+    map_onto(bits, codes, |bits, codes| codes | (bits >> from & each(1)) << to);
+}
+
+/// Puts the nibble at bit `from` of each byte below its code, which is at most 15.
+#[inline(always)]
+pub(super) fn add_nibbles(qs: &[u8], from: u32, codes: &mut [u8]) {
+    map_onto(qs, codes, |qs, codes| codes << 4 | qs >> from & each(15));
 }
 
 /// Whether a 2-bit code is 3, which no ternary tool writes.
 pub(super) fn has_code_three(codes: &[u8]) -> bool {
-    codes.iter().fold(0, |any, c| any | (c & (c >> 1))) & 1 != 0
+    let (words, rest) = codes.as_chunks::<8>();
+    let any = words.iter().map(|word| u64::from_le_bytes(*word)).fold(0, |any, c| any | (c & (c >> 1)));
+    any & each(1) != 0 || rest.iter().any(|c| c & (c >> 1) & 1 != 0)
 }
 
 /// Reads the 2-bit code 3 as 1, that is the weight 0, as the formats' own readers do.
 pub(super) fn three_is_zero(codes: &mut [u8]) {
-    for code in codes {
+    let (words, rest) = codes.as_chunks_mut::<8>();
+    for word in words {
+        let codes = u64::from_le_bytes(*word);
+        *word = (codes ^ (codes & codes >> 1 & each(1)) << 1).to_le_bytes();
+    }
+    for code in rest {
         *code ^= (*code & (*code >> 1)) << 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes of which any two neighbours differ in many bits.
+    fn bytes(len: usize) -> Vec<u8> {
+        (0..len as u32).map(|i| (i.wrapping_mul(0x9e37_79b9) >> 13) as u8).collect()
+    }
+
+    #[test]
+    fn words_take_bytes_apart_one_by_one() {
+        for len in 0..40 {
+            let qs = bytes(len);
+            for shift in [0, 2, 4, 6] {
+                let mut codes = vec![9; len];
+                unpack_shifted(&qs, shift, &mut codes);
+                assert!(qs.iter().zip(&codes).all(|(q, c)| *c == q >> shift & 3), "{len} {shift}");
+                assert_eq!(has_code_three(&codes), codes.contains(&3), "{len} {shift}");
+                let before = codes.clone();
+                three_is_zero(&mut codes);
+                assert!(before.iter().zip(&codes).all(|(b, c)| *c == if *b == 3 { 1 } else { *b }));
+            }
+            let (mut nibbles, mut pairs, mut bits) = (vec![9; len], vec![9; 4 * len], vec![9; 8 * len]);
+            high_nibbles(&qs, &mut nibbles);
+            assert!(qs.iter().zip(&nibbles).all(|(q, c)| *c == q >> 4));
+            low_nibbles(&qs, &mut nibbles);
+            assert!(qs.iter().zip(&nibbles).all(|(q, c)| *c == q & 15));
+            unpack_pairs(&qs, &mut pairs);
+            assert!(pairs.iter().enumerate().all(|(i, c)| *c == qs[i / 4] >> (2 * (i % 4)) & 3));
+            unpack_bits(&qs, &mut bits);
+            assert!(bits.iter().enumerate().all(|(i, c)| *c == qs[i / 8] >> (i % 8) & 1));
+        }
+        let (qs, mut codes) = (bytes(32), [5; 32]);
+        add_bit(&qs, 3, 1, &mut codes);
+        assert!(qs.iter().zip(codes).all(|(q, c)| c == 5 | (q >> 3 & 1) << 1));
+    }
+
+    fn digits<const C: usize>() {
+        for first in 0..=255u8 {
+            let qs: [u8; C] = std::array::from_fn(|m| first.wrapping_add(37u8.wrapping_mul(m as u8)));
+            let mut codes = vec![9; 5 * C];
+            unpack_trits::<C>(&qs, &mut codes);
+            for (m, q) in qs.iter().enumerate() {
+                let mut rest = *q as u32;
+                for n in 0..5 {
+                    assert_eq!(codes[n * C + m] as u32, (3 * rest) >> 8, "{C} {q} {n}");
+                    rest = (3 * rest) & 255;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn digits_come_out_at_the_top_of_every_byte() {
+        digits::<2>();
+        digits::<4>();
+        digits::<8>();
+        digits::<16>();
+        digits::<32>();
     }
 }

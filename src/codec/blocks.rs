@@ -1,11 +1,11 @@
 //! What formats of fixed-size blocks share: a row is a whole number of blocks, one after another.
 
-use half::f16;
-
 use super::Codec;
 use super::stored::check_len;
 use crate::error::{Result, fail};
+use crate::float16::{f16_to_f32, f32_to_f16};
 use crate::layout::{Layout, Row, SUPER_BLOCK};
+use crate::nearest;
 use crate::types::Type;
 
 /// Encodes whole blocks of finite weights; fails where a scale does not fit the format.
@@ -77,6 +77,9 @@ impl Codec for Blocks {
 
 /// Refuses weights that no scale can stand for: the tools of the formats write rubbish for them.
 pub(super) fn check_finite(weights: &[f32]) -> Result<()> {
+    if nearest::all_finite(weights) {
+        return Ok(());
+    }
     match weights.iter().position(|w| !w.is_finite()) {
         None => Ok(()),
         Some(k) => Err(fail!(InvalidArgument, "weight {k} is {}", weights[k])),
@@ -85,13 +88,13 @@ pub(super) fn check_finite(weights: &[f32]) -> Result<()> {
 
 /// The f16 at byte `at`.
 pub(super) fn half_at(bytes: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+    f16_to_f32(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
 }
 
 /// Writes `value` as f16 (to nearest even) at byte `at`; refused where that would be an infinity.
 pub(super) fn put_half(bytes: &mut [u8], at: usize, value: f32) -> Result<()> {
-    let half = f16::from_f32(value);
-    if !half.is_finite() {
+    let half = f32_to_f16(value);
+    if half & 0x7c00 == 0x7c00 {
         return Err(fail!(InvalidArgument, "a scale of {value} is beyond f16: the weights are too large"));
     }
     bytes[at..at + 2].copy_from_slice(&half.to_le_bytes());
@@ -106,17 +109,17 @@ pub(super) fn inverse(d: f32) -> f32 {
 
 /// Writes `value`, which must be an f16, at byte `at`.
 pub(super) fn put_exact_half(bytes: &mut [u8], at: usize, value: f32) -> Result<()> {
-    let half = f16::from_f32(value);
-    if half.to_f32() != value {
+    let half = f32_to_f16(value);
+    if f16_to_f32(half) != value {
         return Err(fail!(InvalidArgument, "a scale of {value} is no f16"));
     }
     bytes[at..at + 2].copy_from_slice(&half.to_le_bytes());
     Ok(())
 }
 
-/// Largest magnitude.
+/// Largest magnitude of finite weights.
 pub(super) fn abs_max(weights: &[f32]) -> f32 {
-    weights.iter().fold(0.0, |a, w| a.max(w.abs()))
+    f32::from_bits(nearest::largest_bits(weights))
 }
 
 /// The ternary code `q + 1` of `w` under the inverse scale `id`: halves are rounded away from zero.

@@ -14,10 +14,10 @@
 
 use super::bits::{has_code_three, pack_signs};
 use super::blocks::check_finite;
+use super::check_index;
 use super::stored::{check_bytes, check_len, check_shape};
-use super::{Matrix, check_index};
 use crate::error::{Result, fail};
-use crate::layout::{Layout, Row, Values};
+use crate::layout::{Layout, Matrix, Row, Values};
 use crate::types::Type;
 
 /// The least scale.

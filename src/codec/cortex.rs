@@ -15,10 +15,11 @@
 
 use super::bits::unpack_nibble_stream;
 use super::blocks::{abs_max, check_finite};
+use super::check_index;
 use super::stored::{Floats, check_bytes, check_len, check_multiple, check_shape};
-use super::{Matrix, check_index};
 use crate::error::{Result, fail};
-use crate::layout::{Coded, Layout, Offset, Row, Scales, Values};
+use crate::layout::{Coded, Layout, Matrix, Offset, Row, Scales, Values};
+use crate::nearest;
 use crate::types::Type;
 
 /// Most bases of a ternary matrix.
@@ -243,8 +244,10 @@ pub fn int4_scale(weights: &[f32]) -> f32 {
 }
 
 /// The code of a weight.
+#[inline]
 pub fn int4_code(w: f32, scale: f32) -> u8 {
-    ((w / scale).round().clamp(-8.0, 7.0) + 8.0) as u8
+    // The bounds are integers: rounding after them is rounding before.
+    nearest::byte(nearest::half_away((w / scale).clamp(-8.0, 7.0)) + 8.0)
 }
 
 /// Encodes a row: `ceil(I / g) * ceil(g / 2)` bytes and as many scales as groups.

@@ -18,7 +18,7 @@
 //! Their quantisers are searches, not a fixed rule: `quantize` finds codes and scales, and what stands
 //! here writes them.
 
-use super::bits::unpack_shifted;
+use super::bits::{add_bit, add_nibbles, high_nibbles, low_nibbles, unpack_shifted};
 use super::blocks::{Blocks, half_at, put_exact_half, super_blocks, super_blocks_with_minima};
 use crate::layout::{Layout, Row, SUPER_BLOCK};
 use crate::types::Type;
@@ -150,10 +150,8 @@ pub(super) static Q6_K: Blocks = Blocks {
             let halves = block.codes.as_chunks_mut::<128>().0;
             for (codes, ql) in halves.iter_mut().zip(block.bytes[..128].as_chunks::<64>().0) {
                 let (low, high) = codes.split_at_mut(64);
-                for ((q, l), h) in ql.iter().zip(low).zip(high) {
-                    *l = *l << 4 | q & 15;
-                    *h = *h << 4 | q >> 4;
-                }
+                add_nibbles(ql, 0, low);
+                add_nibbles(ql, 4, high);
             }
         }
     },
@@ -190,19 +188,15 @@ fn unpack_two_bits(qs: &[u8], codes: &mut [u8; SUPER_BLOCK]) {
 fn unpack_nibble_runs(qs: &[u8], codes: &mut [u8; SUPER_BLOCK]) {
     for (codes, qs) in codes.as_chunks_mut::<64>().0.iter_mut().zip(qs.as_chunks::<32>().0) {
         let (low, high) = codes.split_at_mut(32);
-        for ((q, l), h) in qs.iter().zip(low).zip(high) {
-            *l = q & 15;
-            *h = q >> 4;
-        }
+        low_nibbles(qs, low);
+        high_nibbles(qs, high);
     }
 }
 
 /// Adds bit `e / 32` of byte `e % 32` to the code of element `e` as its bit `at`.
 fn add_high_bits(bits: &[u8], at: u32, codes: &mut [u8; SUPER_BLOCK]) {
     for (run, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        for (code, byte) in codes.iter_mut().zip(bits) {
-            *code |= (byte >> run & 1) << at;
-        }
+        add_bit(bits, run as u32, at, codes);
     }
 }
 

@@ -12,13 +12,18 @@
 //! Source: the GGUF format's reference, ggml `ggml-quants.c` (commit d99724f2): `dequantize_row_*`
 //! for the meaning, `quantize_row_*_ref` for the rounding. Encoding is byte for byte theirs.
 
-use super::bits::{pack_nibbles, unpack_nibbles};
+use std::cmp::Ordering;
+
+use super::bits::{flip_signs, pack_nibbles, spread, unpack_nibbles};
 use super::blocks::{Blocks, abs_max, half_at, inverse, put_exact_half, put_half};
 use crate::error::Result;
 use crate::layout::{Layout, Offset, Row};
+use crate::nearest;
 use crate::types::Type;
 
 const BLOCK: usize = 32;
+/// The sign of a float. Without it, magnitudes are in the order of their bits.
+const SIGN: u32 = 1 << 31;
 
 pub(super) static Q4_0: Blocks = Blocks {
     ty: Type::Q4_0,
@@ -134,9 +139,7 @@ pub(super) static Q8_0: Blocks = Blocks {
     decode: |bytes, row| {
         for ((block, codes), scale) in blocks::<34>(bytes, &mut row.codes).zip(&mut row.scales) {
             *scale = half_at(block, 0);
-            for (code, q) in codes.iter_mut().zip(&block[2..]) {
-                *code = q ^ 0x80; // signed q to unsigned q + 128
-            }
+            flip_signs(&block[2..], codes); // signed q to unsigned q + 128
         }
     },
     encode: Some(|weights, bytes| {
@@ -145,7 +148,7 @@ pub(super) static Q8_0: Blocks = Blocks {
             let id = inverse(d);
             put_half(block, 0, d)?;
             for (v, q) in w.iter().zip(&mut block[2..]) {
-                *q = (v * id).round() as i8 as u8;
+                *q = nearest::byte(nearest::half_away((v * id).clamp(-128.0, 127.0)));
             }
         }
         Ok(())
@@ -186,9 +189,7 @@ fn tail<const BYTES: usize>(block: &[u8; BYTES]) -> &[u8; 16] {
 
 fn add_fifth_bits(qh: [u8; 4], codes: &mut [u8; BLOCK]) {
     for (codes, bits) in codes.as_chunks_mut::<8>().0.iter_mut().zip(qh) {
-        for (j, code) in codes.iter_mut().enumerate() {
-            *code |= (bits >> j & 1) << 4;
-        }
+        *codes = (u64::from_le_bytes(*codes) | spread(bits) << 4).to_le_bytes();
     }
 }
 
@@ -202,17 +203,24 @@ fn put_five_bits(codes: &[u8; BLOCK], bytes: &mut [u8]) {
 /// Writes the scale, and gives the codes `q + zero`, of which there are `2 * zero`.
 fn encode_symmetric(w: &[f32; BLOCK], zero: u8, block: &mut [u8]) -> Result<[u8; BLOCK]> {
     // The signed value of largest magnitude becomes code 0: it uses the range -zero..zero-1 best.
-    let mut extreme = 0.0f32;
-    for &v in w {
-        if v.abs() > extreme.abs() {
-            extreme = v;
-        }
-    }
+    let largest = w.iter().fold(0i32, |max, v| max.max(v.to_bits() as i32));
+    let least = w.iter().fold(0i32, |max, v| max.max((v.to_bits() ^ SIGN) as i32));
+    let extreme = match largest.cmp(&least) {
+        Ordering::Greater => f32::from_bits(largest as u32),
+        Ordering::Less => f32::from_bits(least as u32 ^ SIGN),
+        _ if largest == 0 => 0.0,
+        // Both are there: the first one.
+        _ => w.iter().copied().find(|v| v.to_bits() & !SIGN == largest as u32).unwrap_or(0.0),
+    };
     let d = extreme / -(zero as f32);
     let id = inverse(d);
     put_half(block, 0, d)?;
-    let top = 2 * zero as i8 - 1;
-    Ok(w.map(|v| ((v * id + (zero as f32 + 0.5)) as i8).clamp(0, top) as u8))
+    let (middle, top) = (zero as f32 + 0.5, 2.0 * zero as f32 - 1.0);
+    let mut codes = [0; BLOCK];
+    for (v, code) in w.iter().zip(&mut codes) {
+        *code = nearest::byte(nearest::floor((v * id + middle).clamp(0.0, top)));
+    }
+    Ok(codes)
 }
 
 /// Writes scale and minimum, and gives the codes 0..=levels.
@@ -223,5 +231,10 @@ fn encode_affine(w: &[f32; BLOCK], levels: u8, block: &mut [u8]) -> Result<[u8; 
     let id = inverse(d);
     put_half(block, 0, d)?;
     put_half(block, 2, min)?;
-    Ok(w.map(|v| (((v - min) * id + 0.5) as u8).min(levels)))
+    let top = levels as f32;
+    let mut codes = [0; BLOCK];
+    for (v, code) in w.iter().zip(&mut codes) {
+        *code = nearest::byte(nearest::floor(((v - min) * id + 0.5).clamp(0.0, top)));
+    }
+    Ok(codes)
 }

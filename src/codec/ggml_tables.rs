@@ -18,7 +18,7 @@
 use super::bits::{pack_nibbles, unpack_nibbles};
 use super::blocks::{Blocks, abs_max, half_at, put_exact_half, super_blocks};
 use crate::error::fail;
-use crate::layout::packed::{e8m0, e8m0_of};
+use crate::layout::head::{e8m0, e8m0_of};
 use crate::layout::{Coded, Layout, Offset, SUPER_BLOCK, ScaleType, Scales, Values};
 use crate::types::Type;
 

@@ -14,10 +14,10 @@
 //! Source: AutoGPTQ and AutoAWQ, the layouts that transformers loads under `quant_method` "gptq" and
 //! "awq" (version "gemm"); 4 bits only.
 
+use super::check_index;
 use super::stored::{Floats, check_bytes, check_multiple, check_shape};
-use super::{Matrix, check_index};
 use crate::error::{Result, fail};
-use crate::layout::{Coded, Layout, Offset, Row, Scales, Values};
+use crate::layout::{Coded, Layout, Matrix, Offset, Row, Scales, Values};
 use crate::memory::filled;
 
 /// Codes in a 32-bit word.

@@ -17,10 +17,10 @@
 
 use super::bits::{three_is_zero, unpack_shifted};
 use super::blocks::{abs_max, check_finite};
+use super::check_index;
 use super::stored::{check_bytes, check_len, check_multiple, check_shape};
-use super::{Matrix, check_index};
 use crate::error::{Result, fail};
-use crate::layout::{Layout, Row, Values};
+use crate::layout::{Layout, Matrix, Row, Values};
 use crate::memory::filled;
 use crate::types::Type;
 

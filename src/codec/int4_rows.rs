@@ -14,11 +14,11 @@
 //! 0.9 (g_idx); MLX `mx.quantize` with 4 bits.
 
 use super::bits::unpack_nibble_stream;
+use super::check_index;
 use super::gptq::{sorted_columns, zero_point_layout};
 use super::stored::{Floats, check_bytes, check_multiple, check_shape};
-use super::{Matrix, check_index};
 use crate::error::{Result, fail};
-use crate::layout::{Coded, Layout, Offset, Row, Scales, Values};
+use crate::layout::{Coded, Layout, Matrix, Offset, Row, Scales, Values};
 
 /// Codes in a 32-bit word.
 const WORD: usize = 8;

@@ -6,7 +6,8 @@
 //! lets through is valid for the packer.
 //!
 //! A format whose rows are contiguous bytes is a [`Codec`] and one word in the registry below. One
-//! that spreads a row over the tensor, or over several tensors, implements [`Matrix`] itself.
+//! that spreads a row over the tensor, or over several tensors, implements [`Matrix`] itself: what the packer
+//! reads.
 
 use crate::error::{Result, fail};
 use crate::layout::{Layout, Row};
@@ -31,6 +32,7 @@ pub mod ruvllm;
 mod stored;
 pub mod transposed;
 
+pub use crate::layout::Matrix; // what codecs make
 pub use bitnet_hf::BitnetHf;
 pub use ggml_tables as tables;
 pub use int4_rows::CompressedTensors;
@@ -58,23 +60,6 @@ pub trait Codec: Sync {
     fn store_row(&self, row: &Row, bytes: &mut [u8]) -> Result<()> {
         let _ = (row, bytes);
         Err(fail!(Unsupported, "{} cannot be written", self.ty().name()))
-    }
-}
-
-/// A whole matrix of weights in storage, readable row by row from several threads.
-pub trait Matrix: Sync {
-    /// The compute layout it decodes into.
-    fn layout(&self) -> Layout;
-    /// Rows.
-    fn out_features(&self) -> usize;
-    /// Columns.
-    fn in_features(&self) -> usize;
-    /// Decodes row `index` into `row`, which was made for this layout and number of columns.
-    fn read_row(&self, index: usize, row: &mut Row) -> Result<()>;
-    /// Where the stored format orders columns by group (GPTQ's `desc_act`): the column of x that each
-    /// column of a [`Row`] belongs to. A permutation of `0..in_features`; `None` is the identity.
-    fn permutation(&self) -> Option<&[u32]> {
-        None
     }
 }
 

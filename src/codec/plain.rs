@@ -3,11 +3,10 @@
 //! Source: IEEE 754 binary32 and binary16; bfloat16 is the upper half of a binary32. Decoding to f32
 //! is exact. Encoding rounds to nearest, ties to even; a NaN stays a NaN.
 
-use half::{bf16, f16};
-
 use super::Codec;
 use super::stored::check_len;
 use crate::error::Result;
+use crate::float16::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use crate::layout::{Float, Layout, Row};
 use crate::types::Type;
 
@@ -43,12 +42,12 @@ impl Codec for Plain {
             }
             Float::F16 => {
                 for (w, b) in row.floats.iter_mut().zip(bytes.as_chunks().0) {
-                    *w = f16::from_le_bytes(*b).to_f32();
+                    *w = f16_to_f32(u16::from_le_bytes(*b));
                 }
             }
             Float::Bf16 => {
                 for (w, b) in row.floats.iter_mut().zip(bytes.as_chunks().0) {
-                    *w = bf16::from_le_bytes(*b).to_f32();
+                    *w = bf16_to_f32(u16::from_le_bytes(*b));
                 }
             }
         }
@@ -65,12 +64,12 @@ impl Codec for Plain {
             }
             Float::F16 => {
                 for (w, b) in weights.iter().zip(bytes.as_chunks_mut().0) {
-                    *b = f16::from_f32(*w).to_le_bytes();
+                    *b = f32_to_f16(*w).to_le_bytes();
                 }
             }
             Float::Bf16 => {
                 for (w, b) in weights.iter().zip(bytes.as_chunks_mut().0) {
-                    *b = bf16::from_f32(*w).to_le_bytes();
+                    *b = f32_to_bf16(*w).to_le_bytes();
                 }
             }
         }

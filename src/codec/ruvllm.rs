@@ -18,10 +18,10 @@
 
 use super::bits::{three_is_zero, unpack_pairs};
 use super::blocks::{check_finite, half_at, put_half};
+use super::check_index;
 use super::stored::{Floats, check_bytes, check_len, check_shape};
-use super::{Matrix, check_index};
 use crate::error::{Result, fail};
-use crate::layout::{Coded, Float, Layout, Offset, Row, ScaleType, Scales, Values};
+use crate::layout::{Coded, Float, Layout, Matrix, Offset, Row, ScaleType, Scales, Values};
 
 /// Elements of a block of the T158 file form.
 const BLOCK: usize = 256;

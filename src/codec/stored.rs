@@ -1,8 +1,7 @@
 //! What formats that spread a matrix over several tensors share: float tensors and checked sizes.
 
-use half::{bf16, f16};
-
 use crate::error::{Result, fail};
+use crate::float16::{bf16_to_f32, f16_to_f32};
 use crate::layout::ScaleType;
 use crate::limits::FEATURES_MAX;
 use crate::types::Type;
@@ -44,8 +43,8 @@ impl<'a> Floats<'a> {
         let at = index.saturating_mul(self.ty.bytes());
         match (self.ty, self.bytes.get(at..)) {
             (ScaleType::F32, Some([a, b, c, d, ..])) => f32::from_le_bytes([*a, *b, *c, *d]),
-            (ScaleType::F16, Some([a, b, ..])) => f16::from_le_bytes([*a, *b]).to_f32(),
-            (ScaleType::Bf16, Some([a, b, ..])) => bf16::from_le_bytes([*a, *b]).to_f32(),
+            (ScaleType::F16, Some([a, b, ..])) => f16_to_f32(u16::from_le_bytes([*a, *b])),
+            (ScaleType::Bf16, Some([a, b, ..])) => bf16_to_f32(u16::from_le_bytes([*a, *b])),
             _ => f32::NAN,
         }
     }

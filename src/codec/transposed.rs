@@ -2,11 +2,10 @@
 //!
 //! Source: row-major float matrices of programs that write `y = x W`. Decoding to f32 is exact.
 
-use half::{bf16, f16};
-
-use super::{Matrix, check_index, stored};
+use super::{check_index, stored};
 use crate::error::{Result, fail};
-use crate::layout::{Float, Layout, Row};
+use crate::float16::{bf16_to_f32, f16_to_f32};
+use crate::layout::{Float, Layout, Matrix, Row};
 use crate::types::Type;
 
 /// A float matrix whose columns are the rows of W.
@@ -68,8 +67,8 @@ impl Matrix for Transposed<'_> {
             let bytes = &stored[index * size..][..size];
             *w = match (self.float, bytes) {
                 (Float::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
-                (Float::F16, &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
-                (_, bytes) => bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+                (Float::F16, &[a, b]) => f16_to_f32(u16::from_le_bytes([a, b])),
+                (_, bytes) => bf16_to_f32(u16::from_le_bytes([bytes[0], bytes[1]])),
             };
         }
         Ok(())

@@ -131,6 +131,12 @@ impl Source {
         let _ = start..end;
     }
 
+    /// The same where adjacent ranges are done in any order: the pages at both ends are given back too.
+    /// Who still reads there gets them again from the system's cache.
+    pub fn done_around(&self, range: Range<usize>) {
+        self.done(range.start..range.end.saturating_add(page_size() - 1));
+    }
+
     /// These bytes will be read soon, from front to back.
     pub fn soon(&self, range: Range<usize>) {
         let len = self.bytes().len();

@@ -6,11 +6,10 @@ use std::ffi::{CStr, c_void};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use crate::codec::Matrix;
 use crate::epilogue::Epilogue;
 use crate::error::{Result, fail};
-use crate::layer::{Activation, Around, Options};
-use crate::layout::{Float, Layout, Row};
+use crate::layer::{Activation, Around, Options, Seen};
+use crate::layout::{Float, Layout, Matrix, Row};
 use crate::matrix::{MatrixMut, MatrixRef};
 use crate::memory::Heap;
 
@@ -108,12 +107,11 @@ pub enum Room {
 }
 
 /// One layer of a call with host pointers.
-#[derive(Clone, Copy)]
 pub struct HostTarget<'a> {
     /// The layer.
     pub layer: &'a DeviceLayer,
     /// Its rows.
-    pub y: MatrixMut,
+    pub y: MatrixMut<'a>,
     /// Columns of x.
     pub columns: usize,
     /// Outputs.
@@ -124,7 +122,7 @@ pub struct HostTarget<'a> {
 
 impl<'a> HostTarget<'a> {
     /// All of a layer.
-    pub fn new(layer: &'a DeviceLayer, _: MatrixMut) -> HostTarget<'a> {
+    pub fn new(layer: &'a DeviceLayer, _: MatrixMut<'a>) -> HostTarget<'a> {
         match layer.never {}
     }
 }
@@ -193,14 +191,14 @@ impl DeviceLayer {
         _: &Options<'_>,
         _: &Arc<Lanes>,
         _: Room,
-        _: &mut dyn FnMut(usize),
+        _: Seen<'_>,
     ) -> Result<DeviceLayer> {
         none()
     }
     pub fn forward(
         _: &[HostTarget<'_>],
         _: usize,
-        _: MatrixRef,
+        _: MatrixRef<'_>,
         _: &[f32],
         _: Option<&dyn Fn(&'static CStr, u64)>,
     ) -> Result<()> {

@@ -16,15 +16,14 @@ use super::device::{Entered, Slow};
 use super::lanes::Lanes;
 use super::memory::{ALIGNMENT, DeviceMemory, Pinned, Stream};
 use crate::activation::Width;
-use crate::codec::Matrix;
 use crate::epilogue::Epilogue;
 use crate::error::{Result, fail};
 use crate::kernel::cuda::launch::{
     self, Gpu, Input, Launch, Module, Norm, Placed, Rotation, RowScales, Target,
 };
 use crate::kernel::cuda::weights::{Form, STRIP};
-use crate::layer::{Activation, Around, Options};
-use crate::layout::{Float, Layout, Row};
+use crate::layer::{Activation, Around, Options, Seen};
+use crate::layout::{Float, Layout, Matrix, Row};
 use crate::limits::LAYERS_MAX;
 use crate::matrix::{MatrixMut, MatrixRef};
 use crate::memory::{Heap, filled};
@@ -107,12 +106,11 @@ pub struct DevicePlan {
 }
 
 /// One layer of a call with host pointers, and where its rows go.
-#[derive(Clone, Copy)]
 pub struct HostTarget<'a> {
     /// The layer.
     pub layer: &'a DeviceLayer,
     /// `m` rows of `outputs`.
-    pub y: MatrixMut,
+    pub y: MatrixMut<'a>,
     /// Columns of x: the layer's, or (one scale a row only) a prefix of them. The same for all of a call.
     pub columns: usize,
     /// How many of its outputs are computed: the first ones.
@@ -123,7 +121,7 @@ pub struct HostTarget<'a> {
 
 impl<'a> HostTarget<'a> {
     /// All of a layer, as it was made.
-    pub fn new(layer: &'a DeviceLayer, y: MatrixMut) -> HostTarget<'a> {
+    pub fn new(layer: &'a DeviceLayer, y: MatrixMut<'a>) -> HostTarget<'a> {
         let (columns, outputs) = (layer.in_features(), layer.out_features());
         HostTarget { layer, y, columns, outputs, epilogue: layer.around.epilogue }
     }
@@ -146,7 +144,7 @@ impl DeviceLayer {
         Ok(Map::new(&form, &around, matrix.permutation().is_some())?.bytes)
     }
 
-    /// Packs a matrix onto a device. `seen` is told each row of it that has been read.
+    /// Packs a matrix onto a device. `seen` is told which rows of it have been read.
     ///
     /// # Safety
     /// Memory of the host's is as [`Room::Host`] says, on that device, for as long as the layer lives.
@@ -155,7 +153,7 @@ impl DeviceLayer {
         options: &Options<'_>,
         lanes: &Arc<Lanes>,
         room: Room,
-        seen: &mut dyn FnMut(usize),
+        seen: Seen<'_>,
     ) -> Result<DeviceLayer> {
         let (layout, rows, columns) = (matrix.layout(), matrix.out_features(), matrix.in_features());
         // Before the weights are packed: a wrong parameter should not take seconds to find.
@@ -208,13 +206,7 @@ impl DeviceLayer {
     }
 
     /// Weights and parameters to the device; they are there when this comes back.
-    fn upload(
-        &self,
-        slow: &Slow<'_>,
-        matrix: &dyn Matrix,
-        map: &Map,
-        seen: &mut dyn FnMut(usize),
-    ) -> Result<()> {
+    fn upload(&self, slow: &Slow<'_>, matrix: &dyn Matrix, map: &Map, seen: Seen<'_>) -> Result<()> {
         let form = &self.placed.form;
         let strips = (STAGING / form.strip_bytes).clamp(1, form.strips());
         let mut pinned = Pinned::new(slow, &self.lanes.device, strips * form.strip_bytes)?;
@@ -384,7 +376,7 @@ impl DeviceLayer {
     pub fn forward(
         targets: &[HostTarget<'_>],
         m: usize,
-        x: MatrixRef,
+        x: MatrixRef<'_>,
         scales: &[f32],
         counted: Option<Counted<'_>>,
     ) -> Result<()> {
@@ -400,7 +392,8 @@ impl DeviceLayer {
         let x_bytes = x_only + up(4 * scales.len().min(rows));
         let y_bytes: usize = targets.iter().map(|t| up(4 * rows * t.outputs)).sum();
         let plain = |i: usize, y: u64| {
-            let HostTarget { layer, columns, outputs, epilogue, .. } = targets[i];
+            let HostTarget { layer, columns, outputs, epilogue, .. } = &targets[i];
+            let (columns, outputs, epilogue) = (*columns, *outputs, *epilogue);
             let before = i.checked_sub(1).map(|i| targets[i].layer);
             let whole = layer.target(before, y, Float::F32, 4 * outputs, false);
             Target { columns, outputs, epilogue, ..whole }
@@ -498,16 +491,17 @@ fn pack(
     first: usize,
     bytes: &mut [u8],
     row: &mut Row<'_>,
-    seen: &mut dyn FnMut(usize),
+    seen: Seen<'_>,
 ) -> Result<()> {
     bytes.fill(0);
     for (i, strip) in bytes.chunks_exact_mut(form.strip_bytes).enumerate() {
         let begin = (first + i) * STRIP;
-        for lane in 0..STRIP.min(form.out_features - begin) {
+        let lanes = STRIP.min(form.out_features - begin);
+        for lane in 0..lanes {
             matrix.read_row(begin + lane, row)?;
-            seen(begin + lane);
             form.write_row(lane, row, strip);
         }
+        seen(begin..begin + lanes);
     }
     Ok(())
 }

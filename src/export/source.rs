@@ -1,9 +1,8 @@
 //! Weights on their way to be rounded: dequantised where they are packed, rotated where that is asked.
 
-use crate::codec::Matrix;
 use crate::cpu::Isa;
 use crate::error::Result;
-use crate::layout::{Float, Layout, Row};
+use crate::layout::{Float, Layout, Matrix, Row};
 use crate::memory::reserve;
 use crate::rotation::Rotation;
 use std::sync::Mutex;

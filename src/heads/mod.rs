@@ -23,7 +23,7 @@ use crate::codes::{Coder, Format, Tensor, check_finite};
 use crate::cuda::{DeviceLayer, HostTarget, Lanes, Room};
 use crate::epilogue::Epilogue;
 use crate::error::{Result, fail};
-use crate::layer::{self, Activation, Extra, Linear, Options, Stage, Stages, Target};
+use crate::layer::{self, Activation, Extra, Linear, Options, Packer, Stage, Stages, Target};
 use crate::layout::Packed;
 use crate::limits::{BATCH_MAX, FEATURES_MAX, LAYERS_MAX};
 use crate::math;
@@ -210,11 +210,12 @@ impl Projection {
         };
         let options = Options { activation: self.activation(), ..Options::default() };
         let matrices = if self.shape.kind == Kind::Lowrank { self.shape.heads } else { 1 };
+        let packer = Packer { isa: self.isa, heap: machine.heap, executor: machine.executor };
         let mut linears = Vec::new();
         reserve(&mut linears, matrices, "heads")?;
         for head in 0..matrices {
             let view = View { codes: &codes, shape: &self.shape, head };
-            let linear = Linear::new(&view, &options, self.isa, machine.heap, &mut |_| {})?;
+            let linear = Linear::load(&view, &options, &packer, &|_| {})?;
             linears.push(Arc::new(linear));
         }
         if let Some(OnDevice { lanes, .. }) = &self.device {
@@ -374,7 +375,7 @@ impl Projection {
     }
 
     /// The tokens of a tail's sequence.
-    fn tokens(&self, batch: &Batch, x: &[f32], sequence: usize) -> MatrixRef {
+    fn tokens<'x>(&self, batch: &Batch, x: &'x [f32], sequence: usize) -> MatrixRef<'x> {
         let Batch { time, latent, .. } = *batch;
         let per_sequence = self.shape.heads * time * latent;
         let x = &x[sequence * per_sequence..][..per_sequence];
@@ -499,11 +500,11 @@ impl Projection {
             0 | 1 => scales,
             _ => &scales[first..first + time],
         };
-        let call = |targets: &[Target<'_>], x: MatrixRef, first: usize| {
+        let call = |targets: &[Target<'_>], x: MatrixRef<'_>, first: usize| {
             let extra = Extra { scales: of_rows(first), stages };
             layer::forward_with(targets, time, x, extra, None, machine.heap, machine.executor)
         };
-        let call_there = |targets: &[HostTarget<'_>], x: MatrixRef, first: usize| {
+        let call_there = |targets: &[HostTarget<'_>], x: MatrixRef<'_>, first: usize| {
             DeviceLayer::forward(targets, time, x, of_rows(first), None)
         };
         match (kind, &self.device) {

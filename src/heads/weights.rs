@@ -1,10 +1,9 @@
 //! The weights of a projection of heads: flat codes with one scale, and the matrices in them.
 
 use super::{Kind, RUN, Shape};
-use crate::codec::Matrix;
 use crate::codec::burn_dragon::{encode, packed_bytes};
 use crate::error::{Result, fail};
-use crate::layout::{Layout, Row, Values};
+use crate::layout::{Layout, Matrix, Row, Values};
 use crate::memory::filled;
 use crate::plan::LowBit;
 use crate::types::Type;

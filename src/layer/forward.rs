@@ -61,7 +61,7 @@ impl Linear {
         &self,
         panel: usize,
         rows: usize,
-        x: MatrixRef,
+        x: MatrixRef<'_>,
         scales: &[f32],
         call: &Call<'_>,
         slot: usize,
@@ -200,7 +200,6 @@ impl Linear {
         target: &Target<'_>,
         first_row: usize,
     ) {
-        let y = target.y.skip(first_row);
         let first = tile * TILE;
         let lanes = TILE.min(target.outputs - first);
         for (i, row) in out.chunks_exact_mut(TILE).take(rows).enumerate() {
@@ -216,18 +215,17 @@ impl Linear {
                 }
             }
             target.epilogue.apply(self.isa, row);
-            y.write(i, first, row);
+            target.y.write(first_row + i, first, row);
         }
     }
 }
 
 /// One layer of a call and where its rows go.
-#[derive(Clone, Copy)]
 pub struct Target<'a> {
     /// The layer.
     pub layer: &'a Linear,
     /// `m` rows of `outputs`.
-    pub y: MatrixMut,
+    pub y: MatrixMut<'a>,
     /// How many of its outputs are computed: the first ones.
     pub outputs: usize,
     /// What is done to them; the layer's own, or the call's.
@@ -236,7 +234,7 @@ pub struct Target<'a> {
 
 impl<'a> Target<'a> {
     /// All outputs of a layer, as it was made.
-    pub fn new(layer: &'a Linear, y: MatrixMut) -> Target<'a> {
+    pub fn new(layer: &'a Linear, y: MatrixMut<'a>) -> Target<'a> {
         Target { layer, y, outputs: layer.out_features(), epilogue: layer.around.epilogue }
     }
 
@@ -262,7 +260,7 @@ pub struct Extra<'a> {
 pub fn forward(
     targets: &[Target<'_>],
     m: usize,
-    x: MatrixRef,
+    x: MatrixRef<'_>,
     workspace: Option<&mut [u8]>,
     heap: &Heap,
     executor: &Executor,
@@ -274,7 +272,7 @@ pub fn forward(
 pub fn forward_with(
     targets: &[Target<'_>],
     m: usize,
-    x: MatrixRef,
+    x: MatrixRef<'_>,
     extra: Extra<'_>,
     mut workspace: Option<&mut [u8]>,
     heap: &Heap,
@@ -297,7 +295,7 @@ pub fn forward_with(
 fn forward_sharing(
     targets: &[Target<'_>],
     m: usize,
-    x: MatrixRef,
+    x: MatrixRef<'_>,
     scales: &[f32],
     workspace: Option<&mut [u8]>,
     heap: &Heap,
@@ -395,7 +393,7 @@ fn block(
     targets: &[Target<'_>],
     first: usize,
     rows: usize,
-    x: MatrixRef,
+    x: MatrixRef<'_>,
     scales: &[f32],
     call: &Call<'_>,
     executor: &Executor,

@@ -9,21 +9,22 @@
 mod around;
 mod forward;
 mod options;
+mod pack;
 mod stages;
 
 pub use around::Around;
 pub use forward::{Extra, Target, forward, forward_with};
 pub use options::{Activation, Options, Settings};
+pub use pack::{Packer, Seen};
 pub use stages::{Stage, Stages};
 
 use crate::activation::{Kind, RowCodes, Rule, Shape, WeightSums, Width};
-use crate::codec::Matrix;
 use crate::cpu::Isa;
 use crate::epilogue::Epilogue;
 use crate::error::{Result, fail};
 use crate::exec::Executor;
 use crate::kernel::{self, Choice, Kernel};
-use crate::layout::{Layout, Packed, QUAD, Row};
+use crate::layout::{Layout, Matrix, Packed, QUAD, Row};
 use crate::matrix::{MatrixMut, MatrixRef};
 use crate::memory::{Heap, filled};
 use crate::norm::Norm;
@@ -63,28 +64,22 @@ pub struct PlanInfo {
 }
 
 impl Linear {
-    /// Packs a matrix. `seen` is told each row of it that has been read.
-    pub fn new(
+    /// Packs a matrix on the calling thread.
+    pub fn new(matrix: &dyn Matrix, options: &Options<'_>, isa: Isa, heap: &Heap) -> Result<Linear> {
+        Linear::load(matrix, options, &Packer { isa, heap, executor: &Executor::Serial }, &|_| {})
+    }
+
+    /// Packs a matrix. `seen` is told which rows of it have been read.
+    pub fn load(
         matrix: &dyn Matrix,
         options: &Options<'_>,
-        isa: Isa,
-        heap: &Heap,
-        seen: &mut dyn FnMut(usize),
+        packer: &Packer<'_>,
+        seen: Seen<'_>,
     ) -> Result<Linear> {
         // Before the weights are packed: a wrong parameter should not take seconds to find.
         let (rows, columns) = (matrix.out_features(), matrix.in_features());
         let around = Around::new(options, &matrix.layout(), rows, columns)?;
-        Linear::with(Linear::pack(matrix, heap, seen)?, around, isa)
-    }
-
-    /// The panels of a matrix. `seen` is told each row of it that has been read.
-    pub fn pack(matrix: &dyn Matrix, heap: &Heap, seen: &mut dyn FnMut(usize)) -> Result<Packed> {
-        let mut packed = Packed::room_for(matrix, heap)?;
-        let mut row = Row::new(matrix.layout(), matrix.in_features())?;
-        for tile in 0..packed.tiles() {
-            packed.fill_tile(tile, matrix, &mut row, seen)?;
-        }
-        Ok(packed)
+        Linear::with(packer.pack(matrix, seen)?, around, packer.isa)
     }
 
     /// The layer of panels that are there already.
@@ -270,8 +265,8 @@ impl Linear {
     pub fn forward(
         &self,
         m: usize,
-        x: MatrixRef,
-        y: MatrixMut,
+        x: MatrixRef<'_>,
+        y: MatrixMut<'_>,
         workspace: Option<&mut [u8]>,
         heap: &Heap,
         executor: &Executor,

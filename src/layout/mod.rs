@@ -5,7 +5,9 @@
 //! the packer writes rows into panels ([`packed`]); kernels read panels. Decoding is exact: what a
 //! [`Row`] holds stands for the same real numbers as the stored bytes.
 
+pub mod head;
 pub mod packed;
+pub mod panels;
 pub mod row;
 pub mod shard;
 
@@ -14,6 +16,23 @@ use crate::error::{Result, fail};
 pub use packed::Packed;
 pub use row::Row;
 pub use shard::{Part, Shard};
+
+/// A matrix of weights, readable row by row from several threads: what the packer takes. Codecs implement it.
+pub trait Matrix: Sync {
+    /// The compute layout it decodes into.
+    fn layout(&self) -> Layout;
+    /// Rows.
+    fn out_features(&self) -> usize;
+    /// Columns.
+    fn in_features(&self) -> usize;
+    /// Decodes row `index` into `row`, which was made for this layout and number of columns.
+    fn read_row(&self, index: usize, row: &mut Row) -> Result<()>;
+    /// Where the stored format orders columns by group (GPTQ's `desc_act`): the column of x that each
+    /// column of a [`Row`] belongs to. A permutation of `0..in_features`; `None` is the identity.
+    fn permutation(&self) -> Option<&[u32]> {
+        None
+    }
+}
 
 /// Rows of W in a panel: one vector lane each.
 pub const PANEL: usize = 16;
@@ -117,7 +136,7 @@ pub enum ScaleType {
     /// bfloat16.
     Bf16,
     /// A power of two: byte `e` stands for `2^(e - 128)`, MXFP4's scale halved because its values
-    /// are doubled. See [`packed::e8m0`].
+    /// are doubled. See [`head::e8m0`].
     E8m0,
 }
 

@@ -26,14 +26,11 @@
 //! A tile is one sequential stream of memory: four panels read as four streams reach 57 % of the
 //! DRAM bandwidth, as one stream 92 %.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use half::{bf16, f16};
-
-use super::{
-    Coded, Float, Layout, Offset, PANEL, QUAD, Row, SUPER_BLOCK, ScaleType, Scales, TILE, TILE_PANELS,
-};
-use crate::codec::Matrix;
+use super::panels::{self, Panel};
+use super::{Coded, Float, Layout, Matrix, Offset, PANEL, QUAD, Row, SUPER_BLOCK, Scales, TILE, TILE_PANELS};
 use crate::error::{Result, fail};
 use crate::limits::FEATURES_MAX;
 use crate::memory::{Block, Heap, filled, reserve};
@@ -152,6 +149,16 @@ pub const fn unit_columns(bits: u8) -> usize {
     }
 }
 
+/// Room for the rows of one panel.
+pub fn panel_rows(layout: &Layout, in_features: usize) -> Result<Vec<Row<'static>>> {
+    let mut rows = Vec::new();
+    reserve(&mut rows, PANEL, "rows of a panel")?;
+    for _ in 0..PANEL {
+        rows.push(Row::new(*layout, in_features)?);
+    }
+    Ok(rows)
+}
+
 /// A matrix of weights in panels.
 pub struct Packed {
     layout: Layout,
@@ -176,18 +183,53 @@ pub struct Tile<'a> {
     pub panels: usize,
 }
 
+/// One tile to be written.
+pub struct TileMut<'a> {
+    layout: &'a Layout,
+    geometry: &'a Geometry,
+    rows: Range<usize>,
+    bytes: &'a mut [u8],
+}
+
+impl TileMut<'_> {
+    /// Its rows of W.
+    pub fn rows(&self) -> Range<usize> {
+        self.rows.clone()
+    }
+
+    /// Reads its rows into `room`, 16 rows made for this layout, and gives them to `write` panel by panel.
+    pub fn fill(
+        &mut self,
+        matrix: &dyn Matrix,
+        room: &mut [Row<'_>],
+        write: &mut dyn FnMut(Panel<'_>),
+    ) -> Result<()> {
+        let panels = self.rows.len().div_ceil(PANEL);
+        for panel in 0..panels {
+            let first = self.rows.start + panel * PANEL;
+            let count = PANEL.min(self.rows.end - first).min(room.len());
+            for (lane, row) in room.iter_mut().enumerate().take(count) {
+                matrix.read_row(first + lane, row)?;
+            }
+            let (layout, geometry, rows) = (self.layout, self.geometry, &room[..count]);
+            write(Panel { layout, geometry, bytes: self.bytes, panels, panel, rows });
+        }
+        Ok(())
+    }
+}
+
 impl Packed {
-    /// Packs a matrix: rows stream through one decoded row, so that the peak is the packed size.
+    /// Packs a matrix on the calling thread, with no instruction set but the one that all machines have.
     pub fn new(matrix: &dyn Matrix) -> Result<Packed> {
         let mut packed = Packed::room_for(matrix, &Heap::default())?;
-        let mut row = Row::new(packed.layout, packed.geometry.in_features)?;
-        for tile in 0..packed.tiles() {
-            packed.fill_tile(tile, matrix, &mut row, &mut |_| {})?;
+        let mut room = panel_rows(&packed.layout, packed.in_features())?;
+        for mut tile in packed.tiles_mut() {
+            tile.fill(matrix, &mut room, &mut |panel| panel.write())?;
         }
         Ok(packed)
     }
 
-    /// Zeroed panels for a matrix, to be filled tile by tile.
+    /// Zeroed panels for a matrix, to be filled tile by tile (`layer::pack` does that).
     pub fn room_for(matrix: &dyn Matrix, heap: &Heap) -> Result<Packed> {
         let (layout, out_features, in_features) =
             (matrix.layout(), matrix.out_features(), matrix.in_features());
@@ -313,29 +355,14 @@ impl Packed {
         Ok(packed)
     }
 
-    /// Writes the rows of one tile. `row` was made for this layout; `seen` is told each row that has
-    /// been read, so that a loader can let go of the source behind the reader.
-    pub fn fill_tile(
-        &mut self,
-        tile: usize,
-        matrix: &dyn Matrix,
-        row: &mut Row,
-        seen: &mut dyn FnMut(usize),
-    ) -> Result<()> {
-        let (layout, geometry, out_features) = (self.layout, self.geometry, self.out_features);
-        let panels = self.tile(tile).panels;
-        let at = tile * geometry.tile_bytes(TILE_PANELS);
-        let bytes = &mut self.buffer.bytes_mut()[at..][..geometry.tile_bytes(panels)];
-        for lane in 0..(panels * PANEL).min(out_features - tile * TILE) {
-            let index = tile * TILE + lane;
-            matrix.read_row(index, row)?;
-            seen(index);
-            match layout {
-                Layout::Dense(float) => write_dense(float, bytes, panels, lane, row),
-                Layout::Coded(coded) => write_coded(&coded, &geometry, bytes, panels, lane, row),
-            }
-        }
-        Ok(())
+    /// All tiles, to be written in any order; none where the panels are another's.
+    pub fn tiles_mut(&mut self) -> impl Iterator<Item = TileMut<'_>> + Send {
+        let (layout, geometry, out_features) = (&self.layout, &self.geometry, self.out_features);
+        let tiles = self.buffer.bytes_mut().chunks_mut(self.stride).enumerate();
+        tiles.map(move |(tile, bytes)| {
+            let rows = tile * TILE..out_features.min((tile + 1) * TILE);
+            TileMut { layout, geometry, rows, bytes }
+        })
     }
 
     /// How the weights lie.
@@ -398,284 +425,25 @@ impl Packed {
     pub fn read_row(&self, index: usize, row: &mut Row) {
         let tile = self.tile(index / TILE);
         let lane = index % TILE;
-        match self.layout {
-            Layout::Dense(float) => read_dense(float, tile, lane, row),
-            Layout::Coded(coded) => read_coded(&coded, &self.geometry, tile, lane, row),
-        }
+        panels::read(&self.layout, &self.geometry, tile, lane, row);
     }
 
     /// Dequantises one row into `weights`, columns in the order of W.
     pub fn read_weights(&self, index: usize, row: &mut Row, weights: &mut [f32]) {
         self.read_row(index, row);
-        row.weights(&self.layout, self.permutation(), weights);
+        match &self.permutation {
+            None => (0..weights.len()).for_each(|k| weights[k] = row.weight(&self.layout, k)),
+            Some(columns) => {
+                for (packed, &k) in columns.iter().enumerate() {
+                    weights[k as usize] = row.weight(&self.layout, packed);
+                }
+            }
+        }
     }
 
     /// A row buffer for [`Packed::read_row`].
     pub fn row(&self) -> Result<Row<'static>> {
         Row::new(self.layout, self.geometry.in_features)
-    }
-}
-
-// ---- dense ------------------------------------------------------------------------------------
-
-fn write_dense(float: Float, bytes: &mut [u8], panels: usize, lane: usize, row: &Row) {
-    let size = float.bytes();
-    let stride = panels * PANEL * size;
-    for (w, column) in row.floats.iter().zip(bytes.chunks_exact_mut(stride)) {
-        let place = &mut column[lane * size..][..size];
-        match float {
-            Float::F32 => place.copy_from_slice(&w.to_le_bytes()),
-            Float::F16 => place.copy_from_slice(&f16::from_f32(*w).to_le_bytes()),
-            Float::Bf16 => place.copy_from_slice(&bf16::from_f32(*w).to_le_bytes()),
-        }
-    }
-}
-
-fn read_dense(float: Float, tile: Tile<'_>, lane: usize, row: &mut Row) {
-    let size = float.bytes();
-    let stride = tile.panels * PANEL * size;
-    for (w, column) in row.floats.iter_mut().zip(tile.bytes.chunks_exact(stride)) {
-        let b = &column[lane * size..];
-        *w = match float {
-            Float::F32 => f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
-            Float::F16 => f16::from_le_bytes([b[0], b[1]]).to_f32(),
-            Float::Bf16 => bf16::from_le_bytes([b[0], b[1]]).to_f32(),
-        };
-    }
-}
-
-// ---- scales -----------------------------------------------------------------------------------
-
-/// Writes a scale as stored. Exact: the value came from this type.
-fn put_scale(ty: ScaleType, bytes: &mut [u8], lane: usize, value: f32) {
-    let place = &mut bytes[lane * ty.bytes()..][..ty.bytes()];
-    match ty {
-        ScaleType::F32 => place.copy_from_slice(&value.to_le_bytes()),
-        ScaleType::F16 => place.copy_from_slice(&f16::from_f32(value).to_le_bytes()),
-        ScaleType::Bf16 => place.copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
-        ScaleType::E8m0 => place[0] = e8m0_of(value),
-    }
-}
-
-/// Reads a scale.
-pub(crate) fn scale_at(ty: ScaleType, bytes: &[u8], lane: usize) -> f32 {
-    let b = &bytes[lane * ty.bytes()..];
-    match ty {
-        ScaleType::F32 => f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
-        ScaleType::F16 => f16::from_le_bytes([b[0], b[1]]).to_f32(),
-        ScaleType::Bf16 => bf16::from_le_bytes([b[0], b[1]]).to_f32(),
-        ScaleType::E8m0 => e8m0(b[0]),
-    }
-}
-
-/// The power of two of an E8M0 byte, halved: tables of MXFP4 hold doubled values. Byte `e` is
-/// `2^(e - 128)`: a normal f32 from 2 on, below it the two largest subnormal powers.
-pub fn e8m0(byte: u8) -> f32 {
-    match byte {
-        0 => f32::from_bits(0x0020_0000),
-        1 => f32::from_bits(0x0040_0000),
-        e => f32::from_bits((e as u32 - 1) << 23),
-    }
-}
-
-/// The inverse of [`e8m0`].
-pub(crate) fn e8m0_of(value: f32) -> u8 {
-    match value.to_bits() {
-        0x0020_0000 => 0,
-        0x0040_0000 => 1,
-        bits => ((bits >> 23) + 1) as u8,
-    }
-}
-
-// ---- codes ------------------------------------------------------------------------------------
-
-/// Four codes side by side, as one lane of one quad; columns past the end are `pad`.
-fn quad(codes: &[u8], at: usize, pad: u8) -> u32 {
-    match codes.get(at..at + QUAD) {
-        Some(&[a, b, c, d]) => u32::from_le_bytes([a, b, c, d]),
-        _ => u32::from_le_bytes(std::array::from_fn(|j| codes.get(at + j).copied().unwrap_or(pad))),
-    }
-}
-
-/// Replicates a mask of at most 8 bits to the four bytes of a lane.
-const fn each(mask: u32) -> u32 {
-    mask * 0x0101_0101
-}
-
-/// Writes the units of `codes` (one record of one row of one base) into lane `lane`.
-fn write_units(
-    bits: u8,
-    codes: &[u8],
-    pad: u8,
-    out: &mut [u8],
-    panels: usize,
-    lane: usize,
-    base: (usize, usize),
-) {
-    let (low, high) = planes(bits);
-    let low_columns = 32 / low;
-    let unit = unit_columns(bits);
-    let low_lines = unit / low_columns;
-    let lines = low_lines + (high != 0) as usize;
-    let mut put = |line: usize, word: u32| {
-        let at = line * panels * LINE + lane / PANEL * LINE + lane % PANEL * QUAD;
-        out[at..at + QUAD].copy_from_slice(&word.to_le_bytes());
-    };
-    for u in 0..codes.len().div_ceil(unit) {
-        let first = (u * base.1 + base.0) * lines;
-        for line in 0..low_lines {
-            let mut word = 0;
-            for i in 0..low_columns / QUAD {
-                let q = quad(codes, u * unit + line * low_columns + i * QUAD, pad);
-                word |= (q & each((1 << low) - 1)) << (low * i);
-            }
-            put(first + line, word);
-        }
-        if high != 0 {
-            let mut word = 0;
-            for i in 0..unit / QUAD {
-                let q = quad(codes, u * unit + i * QUAD, pad);
-                word |= (q >> low & each((1 << high) - 1)) << (high * i);
-            }
-            put(first + low_lines, word);
-        }
-    }
-}
-
-/// The inverse of [`write_units`].
-fn read_units(bits: u8, codes: &mut [u8], bytes: &[u8], panels: usize, lane: usize, base: (usize, usize)) {
-    let (low, high) = planes(bits);
-    let low_columns = 32 / low;
-    let unit = unit_columns(bits);
-    let low_lines = unit / low_columns;
-    let lines = low_lines + (high != 0) as usize;
-    let word = |line: usize| {
-        let at = line * panels * LINE + lane / PANEL * LINE + lane % PANEL * QUAD;
-        u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-    };
-    for (u, codes) in codes.chunks_mut(unit).enumerate() {
-        let first = (u * base.1 + base.0) * lines;
-        for (line, codes) in codes.chunks_mut(low_columns).enumerate() {
-            let word = word(first + line);
-            for (i, codes) in codes.chunks_mut(QUAD).enumerate() {
-                let q = (word >> (low * i)) & each(((1u64 << low) - 1) as u32);
-                codes.copy_from_slice(&q.to_le_bytes()[..codes.len()]);
-            }
-        }
-        if high != 0 {
-            let word = word(first + low_lines);
-            for (i, codes) in codes.chunks_mut(QUAD).enumerate() {
-                let q = (word >> (high * i)) & each((1 << high) - 1);
-                for (code, q) in codes.iter_mut().zip(q.to_le_bytes()) {
-                    *code |= q << low;
-                }
-            }
-        }
-    }
-}
-
-/// Writes row `lane` of the head of record `r`, in a head for `lanes` rows.
-pub(crate) fn write_head(coded: &Coded, head: &mut [u8], lanes: usize, lane: usize, r: usize, row: &Row) {
-    match coded.scales {
-        Scales::Row => {
-            for (scale, head) in row.scales.iter().zip(head.chunks_exact_mut(lanes * 4)) {
-                put_scale(ScaleType::F32, head, lane, *scale);
-            }
-        }
-        Scales::Group { offset, .. } => {
-            let (scales, rest) = head.split_at_mut(lanes * coded.scale_type.bytes());
-            put_scale(coded.scale_type, scales, lane, row.scales[r]);
-            match offset {
-                Offset::None => {}
-                Offset::Minimum => put_scale(coded.scale_type, rest, lane, row.minimums[r]),
-                Offset::Zero => rest[lane] = row.zeros[r],
-            }
-        }
-        Scales::TwoLevel { len, minimum } => {
-            let groups = SUPER_BLOCK / len;
-            let size = lanes * coded.scale_type.bytes();
-            let (scales, rest) = head.split_at_mut(size);
-            put_scale(coded.scale_type, scales, lane, row.scales[r]);
-            let rest = if minimum {
-                let (minimums, rest) = rest.split_at_mut(size);
-                put_scale(coded.scale_type, minimums, lane, row.minimums[r]);
-                rest
-            } else {
-                rest
-            };
-            let (subs, sub_minimums) = rest.split_at_mut(groups * lanes);
-            for j in 0..groups {
-                subs[j * lanes + lane] = row.sub_scales[r * groups + j] as u8;
-                if minimum {
-                    sub_minimums[j * lanes + lane] = row.sub_minimums[r * groups + j] as u8;
-                }
-            }
-        }
-    }
-}
-
-/// The inverse of [`write_head`].
-pub(crate) fn read_head(coded: &Coded, head: &[u8], lanes: usize, lane: usize, r: usize, row: &mut Row) {
-    match coded.scales {
-        Scales::Row => {
-            for (scale, head) in row.scales.iter_mut().zip(head.chunks_exact(lanes * 4)) {
-                *scale = scale_at(ScaleType::F32, head, lane);
-            }
-        }
-        Scales::Group { offset, .. } => {
-            let (scales, rest) = head.split_at(lanes * coded.scale_type.bytes());
-            row.scales[r] = scale_at(coded.scale_type, scales, lane);
-            match offset {
-                Offset::None => {}
-                Offset::Minimum => row.minimums[r] = scale_at(coded.scale_type, rest, lane),
-                Offset::Zero => row.zeros[r] = rest[lane],
-            }
-        }
-        Scales::TwoLevel { len, minimum } => {
-            let groups = SUPER_BLOCK / len;
-            let size = lanes * coded.scale_type.bytes();
-            row.scales[r] = scale_at(coded.scale_type, head, lane);
-            let mut rest = &head[size..];
-            if minimum {
-                row.minimums[r] = scale_at(coded.scale_type, rest, lane);
-                rest = &rest[size..];
-            }
-            for j in 0..groups {
-                row.sub_scales[r * groups + j] = rest[j * lanes + lane] as i8;
-                if minimum {
-                    row.sub_minimums[r * groups + j] = rest[(groups + j) * lanes + lane] as i8;
-                }
-            }
-        }
-    }
-}
-
-fn write_coded(coded: &Coded, geometry: &Geometry, bytes: &mut [u8], panels: usize, lane: usize, row: &Row) {
-    let lanes = panels * PANEL;
-    let bases = coded.bases as usize;
-    for (r, record) in bytes.chunks_mut(geometry.record_bytes(panels)).enumerate() {
-        let (head, units) = record.split_at_mut(lanes * geometry.head);
-        write_head(coded, head, lanes, lane, r, row);
-        for base in 0..bases {
-            let at = base * geometry.in_features + r * geometry.record;
-            let codes = &row.codes[at..at + geometry.record_len(r)];
-            write_units(coded.bits, codes, 0, units, panels, lane, (base, bases));
-        }
-    }
-}
-
-fn read_coded(coded: &Coded, geometry: &Geometry, tile: Tile<'_>, lane: usize, row: &mut Row) {
-    let panels = tile.panels;
-    let lanes = panels * PANEL;
-    let bases = coded.bases as usize;
-    for (r, record) in tile.bytes.chunks(geometry.record_bytes(panels)).enumerate() {
-        let (head, units) = record.split_at(lanes * geometry.head);
-        read_head(coded, head, lanes, lane, r, row);
-        for base in 0..bases {
-            let at = base * geometry.in_features + r * geometry.record;
-            let codes = &mut row.codes[at..at + geometry.record_len(r)];
-            read_units(coded.bits, codes, units, panels, lane, (base, bases));
-        }
     }
 }
 

@@ -11,8 +11,7 @@
 use std::ops::Range;
 use std::sync::Mutex;
 
-use super::{Coded, Layout, Row, SUPER_BLOCK, Scales};
-use crate::codec::Matrix;
+use super::{Coded, Layout, Matrix, Row, SUPER_BLOCK, Scales};
 use crate::error::{Result, fail};
 
 /// Which part of a matrix.

@@ -8,9 +8,10 @@ use crate::codec::burn_dragon::{Artifact, View};
 use crate::codec::gptq::{Awq, Gptq, GptqVersion};
 use crate::codec::int4_rows::{CompressedTensors, Mlx};
 use crate::codec::transposed::Transposed;
-use crate::codec::{self, Floats, Matrix, cortex, ruvllm};
+use crate::codec::{self, Floats, cortex, ruvllm};
 use crate::container::Tensor;
 use crate::error::{Result, fail};
+use crate::layout::Matrix;
 use crate::memory::filled;
 use crate::types::Type;
 

@@ -4,9 +4,9 @@
 
 use super::rounding::Kind;
 use super::{Rule, flat_mean};
-use crate::codec::Matrix;
 use crate::error::Result;
-use crate::layout::{Layout, Row, Values};
+use crate::layout::{Layout, Matrix, Row, Values};
+use crate::nearest;
 use crate::types::Type;
 
 pub(super) struct Int8 {
@@ -35,24 +35,20 @@ impl Rule for Int8 {
         if let Some([scale]) = self.scale {
             row.scales.fill(scale);
             for (w, code) in weights.iter().zip(&mut row.codes) {
-                *code = ((w / scale).round().clamp(-127.0, 127.0) + 128.0) as u8;
+                *code = nearest::byte(nearest::half_away((w / scale).clamp(-127.0, 127.0))) ^ 128;
             }
             return Ok(());
         }
-        // Weights are finite: their magnitudes are in the order of their bits.
-        let largest = weights.iter().fold(0, |max, w| max.max(w.to_bits() & 0x7fff_ffff));
-        let scale = f32::from_bits(largest) / 127.0;
+        let scale = f32::from_bits(nearest::largest_bits(weights)) / 127.0;
         row.scales.fill(scale);
         if scale == 0.0 {
             row.codes.fill(128); // a row of zeros, or of so little that the scale is 0
             return Ok(());
         }
-        // Adding 1.5 * 2^23 rounds to an integer, half to even, and leaves it in the low bits; the bounds are
-        // integers, so that rounding after them is rounding before.
-        const ROUND: f32 = 12_582_912.0;
+        // The bounds are integers: rounding after them is rounding before. A byte keeps only the low bits, and
+        // so rounds as it is taken.
         for (w, code) in weights.iter().zip(&mut row.codes) {
-            let t = (w / scale).clamp(-127.0, 127.0) + ROUND;
-            *code = t.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(128) as u8;
+            *code = nearest::byte((w / scale).clamp(-127.0, 127.0)) ^ 128;
         }
         Ok(())
     }

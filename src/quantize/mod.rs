@@ -32,15 +32,14 @@ mod ternary;
 
 pub use calibration::Calibration;
 pub use moments::{BLOCK as MOMENTS_BLOCK, Moments};
-pub use rounding::{Kind, Method, PANEL_ROWS, Rounded as RoundedRows, Rounding};
+pub use rounding::{DAMPING, Kind, Method, PANEL_ROWS, Rounded as RoundedRows, Rounding};
 
 use std::sync::Mutex;
 
-use crate::codec::Matrix;
 use crate::cpu::Isa;
 use crate::error::{Result, fail};
 use crate::kernel::{self, Portable};
-use crate::layout::{Layout, Row};
+use crate::layout::{Layout, Matrix, Row};
 use crate::memory::filled;
 use crate::types::Type;
 
@@ -176,6 +175,9 @@ fn flat_mean(source: &dyn Matrix, target: Type) -> Result<f32> {
 
 /// The first weight that is not finite, as an error.
 fn check_finite(index: usize, weights: &[f32], target: Type) -> Result<()> {
+    if crate::nearest::all_finite(weights) {
+        return Ok(());
+    }
     match weights.iter().position(|w| !w.is_finite()) {
         None => Ok(()),
         Some(k) => Err(fail!(

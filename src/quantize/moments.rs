@@ -179,16 +179,37 @@ struct Add<'a> {
     block: &'a mut [f32],
 }
 
+/// Columns whose sums stay in registers while the rows go by: 64 floats are eight AVX2 registers.
+const TILE: usize = 64;
+
 impl Portable for Add<'_> {
     type Output = ();
     #[inline(always)]
     fn run(self) {
-        for row in self.rows.chunks_exact(self.columns) {
-            let x = &row[self.start..][..self.len];
-            for (sums, a) in self.block.chunks_exact_mut(self.len).zip(x) {
-                if *a != 0.0 {
-                    for (sum, b) in sums.iter_mut().zip(x) {
-                        *sum += a * b;
+        // A tile of all waiting rows is 8 KiB, which stays close; the sums are read and written once
+        // for all rows. Each sum still adds its rows in order.
+        let Add { rows, columns, start, len, block } = self;
+        let mut column = [0.0f32; ROWS];
+        for tile in (0..len).step_by(TILE) {
+            let width = TILE.min(len - tile);
+            for (i, sums) in block.chunks_exact_mut(len).enumerate() {
+                for (a, row) in column.iter_mut().zip(rows.chunks_exact(columns)) {
+                    *a = row[start + i];
+                }
+                let pairs = column.iter().zip(rows.chunks_exact(columns));
+                let pairs = pairs.map(|(a, row)| (*a, &row[start + tile..][..width]));
+                let sums = &mut sums[tile..tile + width];
+                if let Some(sums) = sums.as_mut_array::<TILE>() {
+                    let mut own = *sums;
+                    for (a, x) in pairs {
+                        if let Some(x) = x.as_array::<TILE>() {
+                            (0..TILE).for_each(|j| own[j] += a * x[j]);
+                        }
+                    }
+                    *sums = own;
+                } else {
+                    for (a, x) in pairs {
+                        sums.iter_mut().zip(x).for_each(|(sum, b)| *sum += a * b);
                     }
                 }
             }
@@ -314,9 +335,12 @@ mod tests {
 
     #[test]
     fn sums_are_those_of_the_formula() {
-        let (count, columns) = (70, 24);
-        let x = rows(count, columns);
-        for block in [1, 8, 10, 24, 100] {
+        // Blocks below, of and beyond the 64 columns of a tile.
+        for (columns, block) in
+            [(24, 1), (24, 8), (24, 10), (24, 24), (24, 100), (150, 64), (150, 100), (150, 150)]
+        {
+            let count = 70;
+            let x = rows(count, columns);
             let got = moments(&x, columns, block);
             assert_eq!(got.count(), count as u64);
             for k in 0..columns {

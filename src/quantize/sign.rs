@@ -3,9 +3,8 @@
 
 use super::rounding::Kind;
 use super::{Rule, flat_mean};
-use crate::codec::Matrix;
 use crate::error::Result;
-use crate::layout::{Layout, Row, Values};
+use crate::layout::{Layout, Matrix, Row, Values};
 use crate::types::Type;
 
 pub(super) struct Sign {

@@ -14,9 +14,8 @@
 
 use super::rounding::Kind;
 use super::{Rule, check_finite};
-use crate::codec::Matrix;
 use crate::error::{Result, fail};
-use crate::layout::{Coded, Layout, Offset, Row, ScaleType, Scales, Values};
+use crate::layout::{Coded, Layout, Matrix, Offset, Row, ScaleType, Scales, Values};
 use crate::memory::filled;
 use crate::types::Type;
 

@@ -1,8 +1,8 @@
 //! ggml's formats: vectors made by its C reference, and every tensor of a GGUF file it wrote.
 
-use bitlinear::codec::{self, Codec, Matrix, Rows};
+use bitlinear::codec::{self, Codec, Rows};
 use bitlinear::error::Status;
-use bitlinear::layout::Row;
+use bitlinear::layout::{Matrix, Row};
 use bitlinear::types::Type;
 
 use crate::support::*;

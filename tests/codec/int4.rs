@@ -2,9 +2,9 @@
 
 use bitlinear::codec::gptq::{Awq, Gptq, GptqVersion};
 use bitlinear::codec::int4_rows::{CompressedTensors, Mlx};
-use bitlinear::codec::{Floats, Matrix, cortex};
+use bitlinear::codec::{Floats, cortex};
 use bitlinear::error::Status;
-use bitlinear::layout::{Coded, Layout, Scales};
+use bitlinear::layout::{Coded, Layout, Matrix, Scales};
 use bitlinear::types::Type;
 
 use crate::support::*;

@@ -4,9 +4,8 @@ use std::collections::HashMap;
 use std::io::Read;
 use std::path::PathBuf;
 
-use bitlinear::codec::Matrix;
 use bitlinear::layout::packed::Packed;
-use bitlinear::layout::{Coded, Layout, Offset, Row, Scales};
+use bitlinear::layout::{Coded, Layout, Matrix, Offset, Row, Scales};
 use serde_json::Value;
 
 /// A file of `tests/data`.

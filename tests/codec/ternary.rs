@@ -4,9 +4,9 @@
 use bitlinear::codec::burn_dragon::{self, Artifact, View};
 use bitlinear::codec::cortex::{self, TernaryScale};
 use bitlinear::codec::i2_s::{self, I2S};
-use bitlinear::codec::{self, Floats, Matrix, bitnet_hf, ruvllm};
+use bitlinear::codec::{self, Floats, bitnet_hf, ruvllm};
 use bitlinear::error::Status;
-use bitlinear::layout::{Layout, Row};
+use bitlinear::layout::{Layout, Matrix, Row};
 use bitlinear::types::Type;
 
 use crate::support::*;

@@ -47,7 +47,8 @@ const STABLE: [&str; 11] = [
     "convert",
 ];
 /// Those that may still change.
-const UNSTABLE: [&str; 7] = ["quantize", "low_bit", "codes", "heads", "train", "state", "runtime"];
+const UNSTABLE: [&str; 9] =
+    ["quantize", "calibration", "compare", "low_bit", "codes", "heads", "train", "state", "runtime"];
 const UNSTABLE_TEXT: &str = "
 /*
  * UNSTABLE UNTIL 1.0: what stands below may change with any minor version. The rules at the top hold.

@@ -75,6 +75,17 @@ pub(super) fn prefetch(bytes: &[u8], at: usize) {
     }
 }
 
+/// The same for later: the line goes to the second cache.
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) fn prefetch_far(bytes: &[u8], at: usize) {
+    let place = bytes.as_ptr().wrapping_add(at);
+    // SAFETY: as above.
+    unsafe {
+        core::arch::asm!("prfm pldl2keep, [{0}]", in(reg) place, options(nostack, readonly, preserves_flags))
+    }
+}
+
 /// The scales of rows `lane ..` as f32.
 #[inline]
 #[target_feature(enable = "neon")]
@@ -165,6 +176,28 @@ pub(super) fn sub_ints(a: Int, b: Int) -> Int {
 #[target_feature(enable = "neon")]
 pub(super) fn mul_ints(a: Int, b: Int) -> Int {
     vmulq_s32(a, b)
+}
+
+/// Two numbers of 16 bits for each row, and two for all rows: what [`add_two`] multiplies.
+pub(super) type Two = [Int; 2];
+
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) fn two(a: Int, b: Int) -> Two {
+    [a, b]
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) fn of_two(a: i32, b: i32) -> Two {
+    [ints(a), ints(b)]
+}
+
+/// `acc + a.0 b.0 + a.1 b.1`
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) fn add_two(acc: Int, a: Two, b: Two) -> Int {
+    add_ints(add_ints(acc, mul_ints(a[0], b[0])), mul_ints(a[1], b[1]))
 }
 
 /// To the nearest float.

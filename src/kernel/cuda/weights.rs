@@ -29,7 +29,8 @@
 use half::{bf16, f16};
 
 use crate::error::{Result, fail};
-use crate::layout::packed::{self, Geometry, planes};
+use crate::layout::head::{read_head, write_head};
+use crate::layout::packed::{Geometry, planes};
 use crate::layout::{Coded, Float, Layout, Packed, QUAD, Row, Scales};
 use crate::limits::{FEATURES_MAX, INT32_COLUMNS};
 
@@ -207,7 +208,7 @@ impl Form {
         };
         for r in 0..self.records {
             let head = &mut out[self.heads + r * self.head_bytes..][..self.head_bytes];
-            packed::write_head(coded, head, STRIP, lane, r, row);
+            write_head(coded, head, STRIP, lane, r, row);
         }
         for base in 0..coded.bases as usize {
             let at = base * self.units * self.unit_bytes;
@@ -280,7 +281,7 @@ impl Form {
         };
         for r in 0..self.records {
             let head = &strip[self.heads + r * self.head_bytes..][..self.head_bytes];
-            packed::read_head(coded, head, STRIP, lane, r, row);
+            read_head(coded, head, STRIP, lane, r, row);
         }
         let (low, high) = planes(coded.bits);
         for base in 0..coded.bases as usize {

@@ -68,7 +68,7 @@ macro_rules! decode {
             table: Bytes,
             block: &mut [u8],
         ) {
-            use $crate::kernel::narrow::{unit_lines, unit_quads};
+            use $crate::kernel::narrow::{unit_lines, unit_quads, unrolled};
             let (block, _) = block.as_chunks_mut::<LINE>();
             let (at, stride) = (units.at, units.stride);
             let mut blocks = block.chunks_exact_mut(unit_quads(BITS));
@@ -78,11 +78,11 @@ macro_rules! decode {
                         prefetch(unit, 2048 + at + line * stride);
                     }
                     let lines = lines::<BITS>(unit, at, stride);
-                    for i in 0..unit_quads(BITS) {
+                    unrolled!(unit_quads(BITS), I => {
                         for h in 0..PARTS {
-                            store(&mut block[i], h, quad::<BITS, TABLE>(&lines, h, i, table));
+                            store(&mut block[I], h, quad::<BITS, TABLE>(&lines, h, I, table));
                         }
-                    }
+                    });
                 }
             }
         }

@@ -6,7 +6,8 @@
 //! ```
 //! Each output is one chain of fma, k ascending, as the contract wants it: lanes are rows of W, so the
 //! order of the sum is the same in every instruction set. One row of x takes all panels at a time and
-//! several take one, so that there are chains enough to hide the latency.
+//! several take one, so that there are chains enough to hide the latency. Plain floats that meet few rows of
+//! x ([`DIRECT`]) are multiplied without a block.
 
 /// `run` for one kind of vector: float activations on every layout, any number of rows of x.
 macro_rules! float {
@@ -15,9 +16,9 @@ macro_rules! float {
         use crate::activation::{Activations, Floats};
         use crate::error::Result;
         use crate::kernel::Job;
-        use crate::kernel::narrow::float::{BLOCK, Mode, block_columns, code_bytes};
+        use crate::kernel::narrow::float::{BLOCK, DIRECT, Mode, block_columns, code_bytes};
         use crate::kernel::narrow::gemm::split;
-        use crate::kernel::narrow::{Units, for_rows, unit_lines, zero_point};
+        use crate::kernel::narrow::{Units, for_rows, unit_lines, unrolled, zero_point};
         use crate::layout::packed::{Geometry, LINE, Tile, unit_columns};
         use crate::layout::{
             self, Coded, Layout, Offset, PANEL, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE, TILE_PANELS,
@@ -28,6 +29,12 @@ macro_rules! float {
             let Activations::Float(x) = job.x else { return Ok(()) };
             let (tile, geometry) = (job.packed.tile(job.tile), *job.packed.geometry());
             let in_features = geometry.in_features;
+            if let Layout::Dense(float) = job.packed.layout()
+                && job.rows <= DIRECT
+            {
+                direct(*float, tile, &x, in_features, job.out);
+                return Ok(());
+            }
             let (codes, floats) = split(job.scratch, code_bytes(job.packed));
             let size = block_columns(job.packed) * PANEL;
             for at in (0..in_features).step_by(BLOCK) {
@@ -76,15 +83,117 @@ macro_rules! float {
                     }
                 }
             }
-            let mut weights = [&block[..len * PANEL]; NP];
+            let mut weights = [&block[..len * PANEL].as_chunks::<PANEL>().0[..len]; NP];
             for (p, weights) in weights.iter_mut().enumerate() {
-                *weights = &block[p * size..][..len * PANEL];
+                *weights = &block[p * size..].as_chunks::<PANEL>().0[..len];
             }
-            for (k, x) in x.values[at * MR..][..len * MR].chunks_exact(MR).enumerate() {
+            let (x, _) = x.values[at * MR..].as_chunks::<MR>();
+            for (k, x) in x[..len].iter().enumerate() {
                 for p in 0..NP {
                     let mut w = [all(0.0); PARTS];
                     for h in 0..PARTS {
-                        w[h] = floats(weights[p], k * PANEL + h * LANES);
+                        w[h] = floats(&weights[p][k], h * LANES);
+                    }
+                    for i in 0..MR {
+                        let x = all(x[i]);
+                        for h in 0..PARTS {
+                            acc[i][p][h] = fma(x, w[h], acc[i][p][h]);
+                        }
+                    }
+                }
+            }
+            for i in 0..MR {
+                for p in 0..NP {
+                    for h in 0..PARTS {
+                        put_floats(out, place(i, p, h), acc[i][p][h]);
+                    }
+                }
+            }
+        }
+
+        /// A few rows of x times a tile of plain floats, which are converted for every panel of x anew.
+        #[inline(never)]
+        #[target_feature(enable = $features)]
+        fn direct(float: layout::Float, tile: Tile<'_>, x: &Floats<'_>, columns: usize, out: &mut [f32]) {
+            match float {
+                layout::Float::F32 => direct_rows::<{ 4 * PANEL }>(ScaleType::F32, tile, x, columns, out),
+                layout::Float::F16 => direct_rows::<{ 2 * PANEL }>(ScaleType::F16, tile, x, columns, out),
+                layout::Float::Bf16 => direct_rows::<{ 2 * PANEL }>(ScaleType::Bf16, tile, x, columns, out),
+            }
+        }
+
+        /// `SIZE`: bytes of a column of a panel.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn direct_rows<const SIZE: usize>(
+            ty: ScaleType,
+            tile: Tile<'_>,
+            x: &Floats<'_>,
+            columns: usize,
+            out: &mut [f32],
+        ) {
+            let mr = x.mr;
+            let panels = x.values.chunks_exact(columns * mr).zip(out.chunks_exact_mut(TILE * mr));
+            if mr == 1 && tile.panels == TILE_PANELS {
+                for (x, out) in panels {
+                    direct_columns::<1, TILE_PANELS, SIZE>(ty, tile, x, out, 0, 0, 0);
+                }
+                return;
+            }
+            // A block of columns stays in the first caches while all panels take it.
+            for at in (0..columns).step_by(BLOCK) {
+                for p in 0..tile.panels {
+                    let panels = x.values.chunks_exact(columns * mr).zip(out.chunks_exact_mut(TILE * mr));
+                    // The first panel of x asks for the next block, a part with each panel of W.
+                    let mut ahead = ((at + BLOCK) * tile.panels + p * BLOCK) * SIZE;
+                    for (x, out) in panels {
+                        let x = &x[at * mr..];
+                        for_rows!([1 2 3 4 5 6] mr, MR => direct_columns::<MR, 1, SIZE>(ty, tile, x, out, p, at, ahead));
+                        ahead = 0;
+                    }
+                }
+            }
+        }
+
+        /// Columns from `at` on: a block of them for one panel, all of them for a whole tile.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn direct_columns<const MR: usize, const NP: usize, const SIZE: usize>(
+            ty: ScaleType,
+            tile: Tile<'_>,
+            x: &[f32],
+            out: &mut [f32],
+            first: usize,
+            at: usize,
+            mut ahead: usize,
+        ) {
+            let place = |i: usize, p: usize, h: usize| i * TILE + (first + p) * PANEL + h * LANES;
+            let mut acc = [[[all(0.0); PARTS]; NP]; MR];
+            if at > 0 {
+                for i in 0..MR {
+                    for p in 0..NP {
+                        for h in 0..PARTS {
+                            acc[i][p][h] = floats(out, place(i, p, h));
+                        }
+                    }
+                }
+            }
+            let count = if NP == TILE_PANELS { usize::MAX } else { BLOCK };
+            let stride = tile.panels * SIZE;
+            let columns = tile.bytes[at * stride..].chunks_exact(stride).take(count);
+            for (column, x) in columns.zip(x.as_chunks::<MR>().0) {
+                if NP == 1 {
+                    prefetch_far(tile.bytes, ahead);
+                    ahead += SIZE;
+                }
+                let (column, _) = column[first * SIZE..].as_chunks::<SIZE>();
+                for p in 0..NP {
+                    if NP > 1 {
+                        prefetch(&column[p], 4096);
+                    }
+                    let mut w = [all(0.0); PARTS];
+                    for h in 0..PARTS {
+                        w[h] = scales(ty, &column[p], h * LANES);
                     }
                     for i in 0..MR {
                         let x = all(x[i]);
@@ -197,7 +306,7 @@ macro_rules! float {
                                 weights(codes, skip, zero, block, h, |v, _| add(mul(scale, v), plus))
                             }
                             Mode::Onto => {
-                                weights(codes, skip, zero, block, h, |v, before| add(before, mul(scale, v)))
+                                weights(codes, skip, zero, block, h, |v, before| add(floats(before, 0), mul(scale, v)))
                             }
                         }
                     }
@@ -215,18 +324,31 @@ macro_rules! float {
             zero: Int,
             block: &mut [f32],
             h: usize,
-            f: impl Fn(Float, Float) -> Float,
+            f: impl Fn(Float, &[f32]) -> Float,
         ) {
             let (lines, _) = codes.as_chunks::<LINE>();
+            let lines = &lines[skip / QUAD..];
+            if skip.is_multiple_of(QUAD) && block.len().is_multiple_of(QUAD * PANEL) {
+                for (line, block) in lines.iter().zip(block.as_chunks_mut::<{ QUAD * PANEL }>().0) {
+                    let codes = load(line, h / LANES);
+                    unrolled!(QUAD, C => {
+                        let block = &mut block[C * PANEL + h..][..LANES];
+                        let v = to_floats(sub_ints(column(codes, C), zero));
+                        put_floats(block, 0, f(v, block));
+                    });
+                }
+                return;
+            }
+            // A group begins or ends inside a quad.
             let columns = block.len() / PANEL;
-            for (q, line) in lines[skip / QUAD..(skip + columns).div_ceil(QUAD)].iter().enumerate() {
+            for (q, line) in lines.iter().enumerate() {
                 let codes = load(line, h / LANES);
                 for c in 0..QUAD {
                     let k = (q * QUAD + c).wrapping_sub(skip % QUAD);
                     if k < columns {
-                        let place = k * PANEL + h;
+                        let block = &mut block[k * PANEL + h..][..LANES];
                         let v = to_floats(sub_ints(column(codes, c), zero));
-                        put_floats(block, place, f(v, floats(block, place)));
+                        put_floats(block, 0, f(v, block));
                     }
                 }
             }
@@ -242,6 +364,9 @@ use crate::layout::{Layout, PANEL, Packed, TILE_PANELS};
 pub(in crate::kernel) const ROWS: usize = 6;
 /// Columns of a k-block: a tile is 64 KiB of floats.
 pub(in crate::kernel) const BLOCK: usize = 256;
+/// Up to so many rows of x plain floats are not converted into a block: that costs as much as six rows do, and
+/// its gain is a twentieth of each.
+pub(in crate::kernel) const DIRECT: usize = 36;
 /// How a weight follows from a product.
 pub(in crate::kernel) enum Mode {
     /// It is the product.

@@ -6,12 +6,12 @@
 /// `run` for one instruction set: integer activations, rows of x one by one.
 macro_rules! gemv {
     ($features:literal) => {
-        use super::step::{BIAS, begin, end, step};
+        use super::step::{BIAS, OTHER_WAY, begin, end, step};
         use super::vector::*;
         use crate::activation::{Activations, Codes};
         use crate::error::Result;
         use crate::kernel::Job;
-        use crate::kernel::narrow::{for_width, run as run_of, unit_lines, unit_quads, wide, zero_point};
+        use crate::kernel::narrow::{for_width_full, run as run_of, unit_lines, unit_quads, unrolled, wide, zero_point};
         use crate::layout::packed::{LINE, Tile};
         use crate::layout::{Coded, Layout, Offset, PANEL, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE};
         use crate::limits::INT32_COLUMNS;
@@ -20,6 +20,9 @@ macro_rules! gemv {
         const AHEAD: usize = 4096;
         /// Columns of a long record that one panel takes before the next one does.
         const SPAN: usize = 256;
+        /// Who calls `units`.
+        const ROW: u8 = 0;
+        const GROUP: u8 = 1;
 
         #[target_feature(enable = $features)]
         pub(in crate::kernel) fn run(job: &mut Job<'_>) -> Result<()> {
@@ -30,61 +33,77 @@ macro_rules! gemv {
             for (i, out) in job.out.chunks_exact_mut(TILE).take(job.rows).enumerate() {
                 let x = x.panel(i);
                 match coded.scales {
-                    Scales::Row => for_width!(coded, row(coded, tile, &x, out)),
-                    Scales::Group { offset, .. } => for_width!(coded, group(coded, offset, tile, &x, out)),
+                    Scales::Row => for_width_full!(coded, x, row(coded, tile, &x, out)),
+                    Scales::Group { offset, .. } => {
+                        for_width_full!(coded, x, group(coded, offset, tile, &x, out))
+                    }
                     Scales::TwoLevel { len: 16, minimum } => {
-                        for_width!(coded, two_level_16(coded, minimum, tile, &x, out))
+                        for_width_full!(coded, x, two_level_16(coded, minimum, tile, &x, out))
                     }
                     Scales::TwoLevel { minimum, .. } => {
-                        for_width!(coded, two_level_32(coded, minimum, tile, &x, out))
+                        for_width_full!(coded, x, two_level_32(coded, minimum, tile, &x, out))
                     }
                 }
             }
             Ok(())
         }
 
-        /// Adds the products of one panel's units to `acc`. `at` and `stride` as in `lines`.
+        /// Adds the products of one panel's units to `acc`. `at` and `stride` as in `lines`. Each caller has its
+        /// own copy: compilers inline what has one caller.
         #[inline]
         #[target_feature(enable = $features)]
-        fn units<const BITS: u8, const TABLE: bool>(
+        fn units<const BITS: u8, const TABLE: bool, const FULL: bool, const CALLER: u8>(
             units: &[u8],
             unit_bytes: usize,
             at: usize,
             stride: usize,
-            (x, full): (&[i8], bool),
+            x: &[i8],
             table: Bytes,
             acc: &mut [Int; PARTS],
         ) {
+            // Long records: each panel asks for a part of what comes, line after line; a stream of addresses is
+            // fetched sooner than every fourth line four times.
+            let part = if CALLER == ROW || BITS == 8 {
+                x.len() / (unit_quads(BITS) * QUAD) * unit_lines(BITS) * LINE
+            } else {
+                0
+            };
+            let mut ahead = 2 * AHEAD + at % stride / LINE * part;
             for (unit, x) in units.chunks_exact(unit_bytes).zip(x.chunks_exact(unit_quads(BITS) * QUAD)) {
                 for line in 0..unit_lines(BITS) {
-                    prefetch(unit, AHEAD + at + line * stride);
+                    if part > 0 {
+                        prefetch(units, ahead);
+                        ahead += LINE;
+                    } else {
+                        prefetch(unit, AHEAD + at + line * stride);
+                    }
                 }
                 let lines = lines::<BITS>(unit, at, stride);
-                for r in 0..unit_quads(BITS) / run_of(BITS, TABLE) {
-                    let i = r * run_of(BITS, TABLE);
-                    steps::<BITS, TABLE>(&lines, i, (x, full), i, table, acc);
-                }
+                unrolled!(unit_quads(BITS) / run_of(BITS, TABLE), R => {
+                    let i = R * run_of(BITS, TABLE);
+                    steps::<BITS, TABLE, FULL>(&lines, i, x, i, table, acc);
+                });
             }
         }
 
         /// One run of steps: quads `i ..` of a unit with quads `j ..` of x.
         #[inline]
         #[target_feature(enable = $features)]
-        fn steps<const BITS: u8, const TABLE: bool>(
+        fn steps<const BITS: u8, const TABLE: bool, const FULL: bool>(
             lines: &[&[u8; LINE]; 5],
             i: usize,
-            (x, full): (&[i8], bool),
+            x: &[i8],
             j: usize,
             table: Bytes,
             acc: &mut [Int; PARTS],
         ) {
             for h in 0..PARTS {
                 let mut part = begin(acc[h]);
-                for r in 0..run_of(BITS, TABLE) {
-                    let codes = quad::<BITS, TABLE>(lines, h, i + r, table);
-                    part = step(part, codes, quad_of(x, j + r), wide(BITS, TABLE), full);
-                }
-                acc[h] = end(acc[h], part, wide(BITS, TABLE) && full);
+                unrolled!(run_of(BITS, TABLE), R => {
+                    let codes = quad::<BITS, TABLE>(lines, h, i + R, table);
+                    part = step(part, codes, quad_of(x, j + R), wide(BITS, TABLE), FULL);
+                });
+                acc[h] = end(acc[h], part, FULL);
             }
         }
 
@@ -109,14 +128,13 @@ macro_rules! gemv {
 
         #[inline(never)]
         #[target_feature(enable = $features)]
-        fn row<const BITS: u8, const TABLE: bool>(
+        fn row<const BITS: u8, const TABLE: bool, const FULL: bool>(
             coded: &Coded,
             tile: Tile<'_>,
             x: &Codes<'_>,
             out: &mut [f32],
         ) {
             let (bases, table, zero) = (coded.bases as usize, table(coded), zero_of::<BITS, TABLE>(coded));
-            let full = x.bias != 0;
             let lanes = tile.panels * PANEL;
             let (head, bytes) = tile.bytes.split_at(lanes * 4 * bases);
             let base_bytes = unit_lines(BITS) * tile.panels * LINE;
@@ -138,7 +156,7 @@ macro_rules! gemv {
                         for (p, sums) in sums.iter_mut().enumerate().take(tile.panels) {
                             let at = base * base_bytes + p * LINE;
                             let stride = tile.panels * LINE;
-                            units::<BITS, TABLE>(bytes, unit_bytes, at, stride, (codes, full), table, sums);
+                            units::<BITS, TABLE, FULL, ROW>(bytes, unit_bytes, at, stride, codes, table, sums);
                         }
                     }
                     if chunks > 1 {
@@ -208,7 +226,7 @@ macro_rules! gemv {
 
         #[inline(never)]
         #[target_feature(enable = $features)]
-        fn group<const BITS: u8, const TABLE: bool>(
+        fn group<const BITS: u8, const TABLE: bool, const FULL: bool>(
             coded: &Coded,
             offset: Offset,
             tile: Tile<'_>,
@@ -216,7 +234,6 @@ macro_rules! gemv {
             out: &mut [f32],
         ) {
             let (ty, table, zero) = (coded.scale_type, table(coded), zero_of::<BITS, TABLE>(coded));
-            let full = x.bias != 0;
             let geometry = &x.shape.geometry;
             let lanes = tile.panels * PANEL;
             let unit_bytes = unit_lines(BITS) * tile.panels * LINE;
@@ -238,12 +255,12 @@ macro_rules! gemv {
                         }
                     }
                     let stride = tile.panels * LINE;
-                    units::<BITS, TABLE>(
+                    units::<BITS, TABLE, FULL, GROUP>(
                         bytes,
                         unit_bytes,
                         p * LINE,
                         stride,
-                        (codes, full),
+                        codes,
                         table,
                         &mut sums,
                     );
@@ -263,32 +280,32 @@ macro_rules! gemv {
 
         #[inline(never)]
         #[target_feature(enable = $features)]
-        fn two_level_16<const BITS: u8, const TABLE: bool>(
+        fn two_level_16<const BITS: u8, const TABLE: bool, const FULL: bool>(
             coded: &Coded,
             minimum: bool,
             tile: Tile<'_>,
             x: &Codes<'_>,
             out: &mut [f32],
         ) {
-            two_level::<BITS, TABLE, 4>(coded, minimum, tile, x, out)
+            two_level::<BITS, TABLE, FULL, 4>(coded, minimum, tile, x, out)
         }
 
         #[inline(never)]
         #[target_feature(enable = $features)]
-        fn two_level_32<const BITS: u8, const TABLE: bool>(
+        fn two_level_32<const BITS: u8, const TABLE: bool, const FULL: bool>(
             coded: &Coded,
             minimum: bool,
             tile: Tile<'_>,
             x: &Codes<'_>,
             out: &mut [f32],
         ) {
-            two_level::<BITS, TABLE, 8>(coded, minimum, tile, x, out)
+            two_level::<BITS, TABLE, FULL, 8>(coded, minimum, tile, x, out)
         }
 
         /// `GQ`: quads of a group, 4 or 8.
         #[inline]
         #[target_feature(enable = $features)]
-        fn two_level<const BITS: u8, const TABLE: bool, const GQ: usize>(
+        fn two_level<const BITS: u8, const TABLE: bool, const FULL: bool, const GQ: usize>(
             coded: &Coded,
             minimum: bool,
             tile: Tile<'_>,
@@ -296,15 +313,13 @@ macro_rules! gemv {
             out: &mut [f32],
         ) {
             let (ty, table, zero) = (coded.scale_type, table(coded), zero_of::<BITS, TABLE>(coded));
-            let full = x.bias != 0;
             let geometry = &x.shape.geometry;
             let groups = SUPER_BLOCK / QUAD / GQ;
             let lanes = tile.panels * PANEL;
             let stride = tile.panels * LINE;
             let unit_bytes = unit_lines(BITS) * stride;
             let (uq, run) = (unit_quads(BITS), run_of(BITS, TABLE));
-            // Quads of a step: whole units and whole groups; quads that one unit has of one group.
-            let (quads, part) = if uq > GQ { (uq, GQ) } else { (GQ, uq) };
+            let quads = uq.max(GQ); // of a step: whole units and whole groups
             out[..lanes].fill(0.0);
             let records = tile.bytes.chunks_exact(geometry.record_bytes(tile.panels));
             for (b, (record, codes)) in records.zip(x.codes.chunks_exact(SUPER_BLOCK)).enumerate() {
@@ -324,33 +339,44 @@ macro_rules! gemv {
                         for line in 0..quads / uq * unit_lines(BITS) {
                             prefetch(bytes, AHEAD + p * LINE + line * stride);
                         }
-                        for g in 0..quads / GQ {
-                            let mut dot = start(x, b * groups + j, p * PANEL, -zero * xsums[j]);
-                            for u in 0..GQ / part {
-                                let q = g * GQ + u * part;
-                                let unit = &bytes[q / uq * unit_bytes..][..unit_bytes];
-                                let lines = lines::<BITS>(unit, p * LINE, stride);
-                                for r in 0..part / run {
-                                    let r = r * run;
-                                    steps::<BITS, TABLE>(
-                                        &lines,
-                                        q % uq + r,
-                                        (codes, full),
-                                        q + r,
-                                        table,
-                                        &mut dot,
-                                    );
-                                }
-                            }
-                            for h in 0..PARTS {
-                                let sc = signed_bytes(subs, j * lanes + p * PANEL + h * LANES);
-                                isum[h] = add_ints(isum[h], mul_ints(sc, dot[h]));
-                            }
+                        let (mut dot, first) = ([ints(0); PARTS], b * groups);
+                        if uq < GQ {
+                            dot = start(x, first + j, p * PANEL, -zero * xsums[j]);
+                            unrolled!(GQ / uq, U => {
+                                let lines = lines::<BITS>(&bytes[U * unit_bytes..][..unit_bytes], p * LINE, stride);
+                                unrolled!(uq / run, R => {
+                                    let q = R * run;
+                                    steps::<BITS, TABLE, FULL>(&lines, q, codes, U * uq + q, table, &mut dot);
+                                });
+                            });
+                            add_group(&mut isum, subs, j * lanes + p * PANEL, &dot);
                             j += 1;
+                        } else {
+                            let lines = lines::<BITS>(bytes, p * LINE, stride);
+                            unrolled!(uq / run, R => {
+                                let q = R * run;
+                                if q % GQ == 0 {
+                                    dot = start(x, first + j, p * PANEL, -zero * xsums[j]);
+                                }
+                                steps::<BITS, TABLE, FULL>(&lines, q, codes, q, table, &mut dot);
+                                if (q + run) % GQ == 0 {
+                                    add_group(&mut isum, subs, j * lanes + p * PANEL, &dot);
+                                    j += 1;
+                                }
+                            });
                         }
                     }
                     add_block(coded, minimum, head, (lanes, p * PANEL), &isum, totals, x.scales[b], out);
                 }
+            }
+        }
+
+        /// A group's sums times its sub-scales.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn add_group(isum: &mut [Int; PARTS], subs: &[u8], at: usize, dot: &[Int; PARTS]) {
+            for h in 0..PARTS {
+                isum[h] = add_ints(isum[h], mul_ints(signed_bytes(subs, at + h * LANES), dot[h]));
             }
         }
 

@@ -22,7 +22,7 @@ mod gemv;
 
 pub(super) use decode::decode;
 pub(super) use float::float;
-pub(super) use gemm::{gemm, multiply};
+pub(super) use gemm::{gemm, multiply, multiply_groups};
 pub(super) use gemv::gemv;
 
 use crate::layout::packed::{planes, unit_columns};
@@ -60,10 +60,24 @@ const _: () = {
     while bits <= 6 {
         let code = if bits == 1 { 2 } else { (1 << bits) - 1 };
         assert!(run(bits, false) as i32 * 2 * 128 * code < 1 << 15);
+        assert!(long_run(bits, false) as i32 * 2 * 128 * code < 1 << 15);
         assert!(unit_quads(bits).is_multiple_of(run(bits, false)) && 4 % run(bits, false) == 0);
         bits += 1;
     }
 };
+
+/// The most steps that may go into a part, at most 32, and 1 for wide codes: a power of two, so that it divides groups of
+/// 16 and 32 columns or they divide it.
+pub(super) const fn long_run(bits: u8, wide: bool) -> usize {
+    match bits {
+        _ if wide => 1,
+        1 | 2 => 32,
+        3 => 16,
+        4 => 8,
+        5 => 4,
+        _ => 2,
+    }
+}
 
 /// The integer to take from a code as the kernels here see it.
 pub(super) fn zero_point(coded: &Coded) -> i32 {
@@ -99,6 +113,20 @@ macro_rules! for_rows {
     };
 }
 
+/// Evaluates an expression with the constant `$i` equal to 0, 1, ... below `$count`, at most 8 times: shifts by
+/// constants do not depend on what a compiler unrolls.
+macro_rules! unrolled {
+    ($count:expr, $i:ident => $body:expr) => {
+        $crate::kernel::narrow::unrolled!(@ $count, $i => $body; 0 1 2 3 4 5 6 7)
+    };
+    (@ $count:expr, $i:ident => $body:expr; $($n:literal)*) => {
+        $(if $n < $count {
+            const $i: usize = $n;
+            $body
+        })*
+    };
+}
+
 /// Calls `$f::<BITS, TABLE>` for the width of `$coded`; more constants may stand in brackets.
 macro_rules! for_width {
     ($coded:expr, $f:ident $args:tt) => {
@@ -116,8 +144,20 @@ macro_rules! for_width {
             _ => $crate::kernel::narrow::for_width!(@ 8, false, $f $more $args),
         }
     };
-    (@ $bits:literal, $table:literal, $f:ident [$($more:ident),*] $args:tt) => {
+    (@ $bits:literal, $table:literal, $f:ident [$($more:tt),*] $args:tt) => {
         $f::<$bits, $table $(, $more)*> $args
+    };
+}
+
+/// Calls `$f::<BITS, TABLE, FULL>` for the width of `$coded`; FULL: codes are wide, those of `$x` may be -128, and
+/// steps take another way then.
+macro_rules! for_width_full {
+    ($coded:expr, $x:expr, $f:ident $args:tt) => {
+        match (OTHER_WAY && $x.bias != 0, $coded.bits, matches!($coded.values, $crate::layout::Values::Table(_))) {
+            (true, 4, true) => $f::<4, true, true> $args,
+            (true, 8, _) => $f::<8, false, true> $args,
+            _ => $crate::kernel::narrow::for_width!($coded, $f [false] $args),
+        }
     };
 }
 
@@ -176,4 +216,4 @@ macro_rules! dense_kernels {
     };
 }
 
-pub(super) use {coded_kernels, dense_kernels, for_rows, for_width};
+pub(super) use {coded_kernels, dense_kernels, for_rows, for_width, for_width_full, unrolled};

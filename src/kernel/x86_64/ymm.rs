@@ -70,6 +70,13 @@ pub(super) fn prefetch(bytes: &[u8], at: usize) {
     _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(at).cast())
 }
 
+/// The same for later: the line goes to the second cache.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn prefetch_far(bytes: &[u8], at: usize) {
+    _mm_prefetch::<_MM_HINT_T1>(bytes.as_ptr().wrapping_add(at).cast())
+}
+
 /// The scales of rows `lane ..` as f32.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -146,6 +153,28 @@ pub(super) fn sub_ints(a: Int, b: Int) -> Int {
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn mul_ints(a: Int, b: Int) -> Int {
     _mm256_mullo_epi32(a, b)
+}
+
+/// Two numbers of 16 bits for each row, and two for all rows: what [`add_two`] multiplies.
+pub(super) type Two = __m256i;
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn two(a: Int, b: Int) -> Two {
+    _mm256_blend_epi16::<0xaa>(a, _mm256_slli_epi32::<16>(b))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn of_two(a: i32, b: i32) -> Two {
+    ints(a & 0xffff | b << 16)
+}
+
+/// `acc + a.0 b.0 + a.1 b.1`
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn add_two(acc: Int, a: Two, b: Two) -> Int {
+    _mm256_add_epi32(acc, _mm256_madd_epi16(a, b))
 }
 
 /// To the nearest float.

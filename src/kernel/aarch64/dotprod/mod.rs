@@ -27,6 +27,9 @@ pub(super) mod step {
     /// What `step` adds to each wide code.
     pub(in crate::kernel::aarch64) const BIAS: i32 = 0;
 
+    /// Whether `full` matters.
+    pub(in crate::kernel::aarch64) const OTHER_WAY: bool = false;
+
     #[inline]
     #[target_feature(enable = "neon,dotprod")]
     pub(in crate::kernel::aarch64) fn begin(acc: Int) -> Part {

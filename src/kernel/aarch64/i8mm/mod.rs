@@ -20,6 +20,7 @@ mod multiply {
 
     use super::step;
     use super::vector::*;
+    use crate::kernel::narrow;
     use crate::layout::QUAD;
     use crate::layout::packed::LINE;
 
@@ -31,7 +32,7 @@ mod multiply {
     /// goes through `sdot`.
     #[inline]
     #[target_feature(enable = "neon,dotprod,i8mm")]
-    pub(super) fn multiply<const MR: usize, const WIDE: bool>(
+    fn multiply_group<const MR: usize, const WIDE: bool>(
         codes: &[u8],
         x: &[i8],
         full: bool,
@@ -78,6 +79,8 @@ mod multiply {
             }
         }
     }
+
+    narrow::multiply_groups!("neon,dotprod,i8mm");
 
     /// A quad of each of two rows of x.
     #[inline]

@@ -33,6 +33,9 @@ mod step {
     /// What `step` adds to each wide code.
     pub(super) const BIAS: i32 = 0;
 
+    /// Whether `full` matters.
+    pub(super) const OTHER_WAY: bool = true;
+
     #[inline]
     #[target_feature(enable = "neon")]
     pub(super) fn begin(_acc: Int) -> Part {

@@ -16,9 +16,7 @@ mod gemm {
 pub(super) mod gemv {
     crate::kernel::narrow::gemv!("avx2,fma,f16c");
 }
-mod multiply {
-    crate::kernel::narrow::multiply!("avx2,fma,f16c");
-}
+mod multiply;
 
 /// Products of bytes in pairs, summed in 16 bits.
 pub(super) mod step {
@@ -31,6 +29,9 @@ pub(super) mod step {
 
     /// What `step` adds to each wide code.
     pub(in crate::kernel::x86_64) const BIAS: i32 = 0;
+
+    /// Whether `full` matters.
+    pub(in crate::kernel::x86_64) const OTHER_WAY: bool = true;
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]

@@ -29,6 +29,9 @@ pub(super) mod step {
     /// Wide codes are made unsigned by adding this. Of 8-bit ones the compiler then drops both flips.
     pub(in crate::kernel::x86_64) const BIAS: i32 = 128;
 
+    /// Whether `full` matters.
+    pub(in crate::kernel::x86_64) const OTHER_WAY: bool = false;
+
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
     pub(in crate::kernel::x86_64) fn begin(acc: Int) -> Part {

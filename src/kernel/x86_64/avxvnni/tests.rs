@@ -38,6 +38,7 @@ mod evex {
 
         pub(super) type Part = Int;
         pub(super) const BIAS: i32 = crate::kernel::x86_64::avxvnni::step::BIAS;
+        pub(super) const OTHER_WAY: bool = crate::kernel::x86_64::avxvnni::step::OTHER_WAY;
 
         #[inline]
         #[target_feature(enable = "avx2,fma,f16c,avx512vl,avx512vnni")]
