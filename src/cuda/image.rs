@@ -97,7 +97,8 @@ mod tests {
     #[test]
     fn every_module_runs_everywhere() {
         for module in Module::ALL {
-            for arch in [75, 80, 86, 89, 90, 100, 120] {
+            let hopper = module.name().starts_with("hopper");
+            for arch in if hopper { &[90][..] } else { &[75, 80, 86, 89, 90, 100, 120] }.iter().copied() {
                 assert!(
                     first(IMAGES, module, arch, true, |i| unpacked(i).ok()).is_some(),
                     "{module:?} on {arch}"

@@ -170,7 +170,8 @@ impl DeviceLayer {
             shared_block: description.shared_memory as usize,
         };
         let slow = device.enter_slowly()?;
-        for module in [Module::Prepare, Module::of(&layout, around.rule)] {
+        let hopper = Module::hopper(&layout, around.rule).filter(|_| gpu.capability == (9, 0));
+        for module in [Module::Prepare, Module::of(&layout, around.rule)].into_iter().chain(hopper) {
             device.modules.load(&slow, module, &gpu)?;
         }
         let memory = match room {

@@ -39,7 +39,9 @@ macro_rules! hole {
 #[macro_export]
 macro_rules! attempt {
     ($module:ident :: $name:ident ( $($argument:expr),* $(,)? )) => {{
-        let like = bitlinear::capi::$module::$name as unsafe extern "C" fn($($crate::hole!($argument),)* _) -> _;
+        // Coerced, not cast: a cast would wait for the arguments' types instead of giving them.
+        let like: unsafe extern "C" fn($($crate::hole!($argument),)* _) -> _ =
+            bitlinear::capi::$module::$name;
         let function = $crate::shipped::symbol(stringify!($name), like);
         // SAFETY: zeros are a `bl_error`; the arguments are as the header wants them.
         unsafe {
@@ -72,7 +74,7 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        let like = bitlinear::capi::context::bl_free as unsafe extern "C" fn(_);
+        let like: unsafe extern "C" fn(_) = bitlinear::capi::context::bl_free;
         // SAFETY: a handle that is not freed yet.
         unsafe { symbol("bl_free", like)(self.0) }
     }
