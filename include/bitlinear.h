@@ -1603,6 +1603,13 @@ typedef struct {
   float scale;
   /** Must be 0. */
   uint32_t reserved;
+  /**
+   * Where bl_heads_forward runs, a number of bl_device_describe: 0, the CPU, or a GPU, with x and y in host
+   * memory all the same. The weights are kept on the CPU too: gradients are computed there.
+   */
+  uint32_t device;
+  /** Must be 0. */
+  uint32_t device_flags;
 } bl_heads_options;
 
 /** The shape of a call, and what it does beside the product. */
@@ -1689,6 +1696,9 @@ typedef struct {
   /** Most bytes of codes of x, and of y, of one call. */
   uint64_t peak_code_bytes;
   uint64_t peak_output_bytes;
+  /** Where bl_heads_forward runs. */
+  uint32_t device;
+  uint32_t reserved;
 } bl_heads_info;
 
 /** A backward call of a layer. Matrices are f32; strides in bytes, 0: rows touch. */
