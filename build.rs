@@ -41,7 +41,10 @@ fn build_info() {
     };
     // A released crate has no repository, and then no commit.
     let commit = first_line("git", &["rev-parse", "--short=12", "HEAD"]);
-    println!("cargo::rerun-if-changed=.git/HEAD");
+    // In a second worktree `.git` is a file: a path that is not there would build everything again, every time.
+    if std::path::Path::new(".git/HEAD").exists() {
+        println!("cargo::rerun-if-changed=.git/HEAD");
+    }
     println!("cargo::rustc-env=BITLINEAR_COMMIT={}", commit.as_deref().unwrap_or("no commit"));
     let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into());
     let rustc = first_line(&rustc, &["--version"]);
