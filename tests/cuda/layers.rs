@@ -370,7 +370,7 @@ fn many_layers_and_types_give_the_bits_of_the_cpu() {
 fn weights_come_back() {
     let Some(driver) = emulated::driver() else { return };
     let file = model(None, "ggml_all_64x512.gguf");
-    for name in ["q4_k", "q5_1", "tq1_0", "f16", "mxfp4"] {
+    for name in ["q4_k", "q5_1", "tq1_0", "f16", "iq1_s"] {
         let cpu = open(&file, &format!("blk.0.{name}.weight"), &layer_options()).unwrap();
         let device = copy(&cpu, 1).unwrap();
         let back = copy(&device, 0).unwrap();
