@@ -155,6 +155,7 @@ struct Refusal {
 }
 
 /// The driver; the first call opens and starts it.
+#[allow(clippy::result_large_err)] // there is one, in a static
 pub fn driver() -> Result<&'static Driver> {
     static DRIVER: OnceLock<Result<Driver, Refusal>> = OnceLock::new();
     match DRIVER.get_or_init(|| {

@@ -78,7 +78,7 @@ impl Lane {
             self.pinned = None;
             self.pinned = Some(Pinned::new(slow, &lanes.device, host)?);
         }
-        if self.memory.as_ref().is_none_or(|memory| memory.len() < device) {
+        if self.memory.as_ref().is_none_or(|memory| memory.size() < device) {
             self.memory = None;
             self.memory = Some(DeviceMemory::new(slow, &lanes.device, device, &lanes.count)?);
         }

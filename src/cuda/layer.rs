@@ -219,7 +219,7 @@ impl DeviceLayer {
                 let count = strips.min(form.strips() - first);
                 let bytes = &mut pinned.bytes()[..count * form.strip_bytes];
                 pack(form, matrix, first, bytes, &mut row, seen)?;
-                self.memory.write(slow, first * form.strip_bytes, bytes, stream.handle())?;
+                self.memory.write(slow, first * form.strip_bytes, bytes, &stream)?;
                 stream.wait(slow)?;
             }
             let mut put = |offset: Option<usize>, count: usize, word: &dyn Fn(usize) -> [u8; 4]| {
@@ -230,7 +230,7 @@ impl DeviceLayer {
                     let n = words.len().min(count - done);
                     words[..n].iter_mut().enumerate().for_each(|(i, place)| *place = word(done + i));
                     let bytes = &pinned.bytes()[..4 * n];
-                    self.memory.write(slow, offset + 4 * done, bytes, stream.handle())?;
+                    self.memory.write(slow, offset + 4 * done, bytes, &stream)?;
                     stream.wait(slow)?;
                     done += n;
                 }
@@ -275,10 +275,10 @@ impl DeviceLayer {
         let mut packed = heap.buffer(form.bytes(), "packed weights")?;
         let mut row = Row::new(form.layout, form.in_features)?;
         let bytes = &mut packed.bytes_mut()[..form.bytes()];
-        pack(form, matrix, 0, bytes, &mut row, &mut |_| {})?;
+        pack(form, matrix, 0, bytes, &mut row, &|_| {})?;
         let slow = self.lanes.device.enter_slowly()?;
         let stream = Stream::new(&slow, &self.lanes.device)?;
-        let written = self.memory.write(&slow, 0, bytes, stream.handle());
+        let written = self.memory.write(&slow, 0, bytes, &stream);
         let waited = stream.wait(&slow);
         written.and(waited)
     }
@@ -321,7 +321,7 @@ impl DeviceLayer {
 
     /// Bytes on the device, and whether they are the host's.
     pub fn bytes(&self) -> (usize, bool) {
-        (self.memory.len(), self.memory.is_hosts())
+        (self.memory.size(), self.memory.is_hosts())
     }
 
     /// What a call on `m` rows will do and need.
@@ -343,7 +343,7 @@ impl DeviceLayer {
         Ok(DevicePlan {
             kernel,
             workspace: launch::workspace(&target, m.max(1), &self.gpu)?,
-            bytes_read: self.memory.len() as u64,
+            bytes_read: self.memory.size() as u64,
             operations: 2 * m as u64 * self.in_features() as u64 * self.out_features() as u64,
         })
     }
@@ -414,13 +414,13 @@ impl DeviceLayer {
                 for (i, row) in floats.chunks_exact_mut(in_features).enumerate() {
                     x.read_row(at + i, row);
                 }
-                device.write(&slow, 0, staged, stream.handle())?;
+                device.write(&slow, 0, staged, stream)?;
                 let scales = if scales.len() > 1 { &scales[at..at + rows] } else { scales };
                 let staged = &mut host[x_only..][..4 * scales.len()];
                 for (place, scale) in staged.as_chunks_mut().0.iter_mut().zip(scales) {
                     *place = scale.to_le_bytes();
                 }
-                device.write(&slow, x_only, staged, stream.handle())?;
+                device.write(&slow, x_only, staged, stream)?;
                 let scales_there = device.address() + x_only as u64;
                 let mut y = device.address() + x_bytes as u64;
                 for (i, target) in planned.iter_mut().enumerate().take(targets.len()) {
@@ -455,7 +455,7 @@ impl DeviceLayer {
                 })?;
                 // x has been copied before the first kernel runs: its place is free for y.
                 let back = (y - device.address()) as usize - x_bytes;
-                device.read(&slow, x_bytes, &mut host[..back], stream.handle())?;
+                device.read(&slow, x_bytes, &mut host[..back], stream)?;
                 stream.wait(&slow)?;
                 let mut from = 0;
                 for target in targets {
@@ -686,7 +686,7 @@ impl Matrix for DeviceRows<'_> {
             let first = index / STRIP * form.strip_bytes;
             self.layer.lanes.call(&slow, form.strip_bytes, 0, |stream, host, _| {
                 let host = &mut host[..form.strip_bytes];
-                self.layer.memory.read(&slow, first, host, stream.handle())?;
+                self.layer.memory.read(&slow, first, host, stream)?;
                 stream.wait(&slow)?;
                 bytes.copy_from_slice(host);
                 Ok(())

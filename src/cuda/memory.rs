@@ -57,7 +57,7 @@ impl DeviceMemory {
     }
 
     /// How many there are.
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.len
     }
 
@@ -68,7 +68,7 @@ impl DeviceMemory {
 
     /// Writes bytes at `at`, once what is before it on the stream is done. The bytes may be changed once
     /// the stream has been waited for.
-    pub fn write(&self, slow: &Slow<'_>, at: usize, bytes: &[u8], stream: CUstream) -> Result<()> {
+    pub fn write(&self, slow: &Slow<'_>, at: usize, bytes: &[u8], stream: &Stream) -> Result<()> {
         assert!(at <= self.len && bytes.len() <= self.len - at);
         if bytes.is_empty() {
             return Ok(());
@@ -76,19 +76,19 @@ impl DeviceMemory {
         let (to, from) = (self.address + at as u64, bytes.as_ptr().cast());
         // SAFETY: inside the allocation (line above); the source is read before the stream has been waited
         // for, or, where it is not pinned, before the call comes back.
-        let result = unsafe { (slow.driver().functions.to_device)(to, from, bytes.len(), stream) };
+        let result = unsafe { (slow.driver().functions.to_device)(to, from, bytes.len(), stream.handle()) };
         slow.check(result, "cuMemcpyHtoDAsync")
     }
 
     /// Reads bytes from `at` on; they are there once the stream has been waited for.
-    pub fn read(&self, slow: &Slow<'_>, at: usize, bytes: &mut [u8], stream: CUstream) -> Result<()> {
+    pub fn read(&self, slow: &Slow<'_>, at: usize, bytes: &mut [u8], stream: &Stream) -> Result<()> {
         assert!(at <= self.len && bytes.len() <= self.len - at);
         if bytes.is_empty() {
             return Ok(());
         }
         let (to, from) = (bytes.as_mut_ptr().cast(), self.address + at as u64);
         // SAFETY: inside the allocation (line above); the callers wait for the stream while `bytes` lives.
-        let result = unsafe { (slow.driver().functions.to_host)(to, from, bytes.len(), stream) };
+        let result = unsafe { (slow.driver().functions.to_host)(to, from, bytes.len(), stream.handle()) };
         slow.check(result, "cuMemcpyDtoHAsync")
     }
 }

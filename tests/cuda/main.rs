@@ -4,6 +4,7 @@
 //! `sh tests/cuda.sh` runs it in every schedule of the emulation and for several GPUs. Alone it runs on one.
 //! What needs a process of its own (a driver that is missing, a fork) starts this program again (`alone`).
 #![allow(unreachable_pub)] // modules of one program
+#![allow(clippy::macro_metavars_in_unsafe)] // `attempt!` calls C: what its arguments promise, the caller writes
 
 #[path = "../native/mod.rs"]
 mod native;
