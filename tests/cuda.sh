@@ -2,6 +2,7 @@
 # CUDA without a GPU: the emulated one is built and tested, then the kernels and the whole library run on it, in several
 # schedules and on several capabilities; then the compiled kernels are compiled again and looked into.
 #   BITLINEAR_CUDA_CHECK=0    leaves the compiler out, which is a download of 170 MB
+#   BITLINEAR_CUDA_FAULTS=1   plants a few faults too (all: tests/cuda/mutate.py)
 set -eu
 cd "$(dirname "$0")/.."
 CARGO=${CARGO:-cargo}
@@ -54,8 +55,10 @@ say "greedy on 8.9, greedy reverse on 9.0"
 run 5 6 120 0xA5 3
 say "greedy random on 12.0"
 
-say "a few planted faults (all: tests/cuda/mutate.py)"
-if command -v python3 >/dev/null 2>&1; then
+if [ "${BITLINEAR_CUDA_FAULTS:-0}" = 0 ]; then
+  echo "cuda: NOT RUN: planted faults; BITLINEAR_CUDA_FAULTS=1 plants some"
+elif command -v python3 >/dev/null 2>&1; then
+  say "a few planted faults (all: tests/cuda/mutate.py)"
   python3 tests/cuda/mutate.py --few --every 5
 else
   echo "cuda: NOT RUN: planted faults; there is no python3"
