@@ -95,7 +95,8 @@ pub(super) fn unpack_pairs(qs: &[u8], codes: &mut [u8]) {
         let word = a as u64 | (b as u64) << 32;
         (word | word << 6 | word << 12 | word << 18) & each(3)
     };
-    let (pairs, rest) = qs.as_chunks::<2>();
+    // Bytes past the last code would shift what stands in the remainder.
+    let (pairs, rest) = qs[..qs.len().min(codes.len() / 4)].as_chunks::<2>();
     let mut codes = codes.chunks_exact_mut(8);
     for (&[a, b], codes) in pairs.iter().zip(&mut codes) {
         codes.copy_from_slice(&pair(a, b).to_le_bytes());
