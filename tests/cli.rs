@@ -65,7 +65,7 @@ fn a_model_is_looked_at_quantised_compared_and_verified() {
     }
     let speeds = json(&["bench", GOLDEN, "--only", "blk.0.q4_0", "--rows", "1,4", "--time", "1"]);
     assert_eq!(speeds["layers"].as_array().unwrap().len(), 2);
-    assert!(speeds["layers"][0]["kernel"].as_str().unwrap().contains("w4g32"), "{speeds}");
+    assert!(speeds["layers"][0]["kernel"].as_str().unwrap().contains("w4g_i8_"), "{speeds}");
     assert_eq!(all["metadata"]["general.architecture"], "llama");
 }
 
