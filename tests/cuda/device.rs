@@ -61,7 +61,7 @@ pub struct Device {
     set: Option<Set>,
     /// What it is.
     pub gpu: Gpu,
-    kernels: Vec<(&'static CStr, usize)>,
+    pub kernels: Vec<(&'static CStr, usize)>,
 }
 
 // SAFETY: used behind a lock; contexts of the emulated driver are made current in `lock`.
