@@ -5,10 +5,9 @@ use std::sync::Arc;
 
 use super::boundary::guard;
 use super::context::{Context, out_handle};
-use super::forward::batch;
+use super::forward::Several;
 use super::handle;
-use super::layer::{Body, Layer, addressable, float_type, row_stride};
-use super::options;
+use super::layer::{Body, Layer};
 use super::types::*;
 use crate::cuda::{self, DeviceLayer, Room, StreamCall, StreamTarget};
 use crate::error::{Result, fail};
@@ -129,38 +128,17 @@ pub unsafe extern "C" fn bl_forward_device(
     // SAFETY: as in `bl_layer_copy`; the arrays have `count` items by the header's rules.
     unsafe {
         guard(error, || {
-            if count == 0 || count > LAYERS_MAX {
-                return Err(fail!(InvalidArgument, "{count} layers: 1 to {LAYERS_MAX}"));
-            }
-            if layers.is_null() || ys.is_null() {
-                let which = if layers.is_null() { "layers" } else { "ys" };
-                return Err(fail!(InvalidArgument, "{which} is NULL"));
-            }
-            let m = batch(m)?;
-            let (x_float, y_float) = (float_type(x_type, "x")?, float_type(y_type, "y")?);
-            let run = options::read(options)?;
-            if run.flags & !(BL_RUN_ACCUMULATE | BL_RUN_CHECK) != 0 {
-                return Err(fail!(InvalidArgument, "run flags {:#x} are unknown", run.flags));
-            }
-            let first: &Layer = handle::get(layers.read())?;
-            let x_stride = row_stride(x_stride, first.in_features(), x_float, "x")?;
-            aligned(x.addr(), x_stride, x_float, "x")?;
-            addressable(m, x_stride, "x")?;
+            let (x, ys) = ((x, x_type, x_stride), (ys, y_type, y_strides));
+            let flags = BL_RUN_ACCUMULATE | BL_RUN_CHECK;
+            let call = Several::read((layers, count), m, x, ys, options, flags)?;
+            let Several { first, m, run, x, .. } = call;
+            aligned(x.addr(), call.x_stride, call.x_type, "x")?;
             // A fixed array: the call allocates nothing.
             let mut targets = [None; LAYERS_MAX];
             for (i, target) in targets[..count].iter_mut().enumerate() {
-                let layer: &Layer = handle::get(layers.add(i).read())?;
-                alike(layer, first, i)?;
-                let on_device = device_layer(layer)?;
-                let stride = if y_strides.is_null() { 0 } else { y_strides.add(i).read() };
-                let y_stride = row_stride(stride, layer.out_features(), y_float, "y")?;
-                let y = ys.add(i).read().addr();
-                if m > 0 && (y == 0 || x.is_null()) {
-                    return Err(fail!(InvalidArgument, "{} is NULL", if x.is_null() { "x" } else { "a y" }));
-                }
-                aligned(y, y_stride, y_float, "a y")?;
-                addressable(m, y_stride, "y")?;
-                *target = Some(StreamTarget { layer: on_device, y: y as u64, y_stride });
+                let (layer, y, y_stride) = call.place(i)?;
+                aligned(y.addr(), y_stride, call.y_type, "a y")?;
+                *target = Some(StreamTarget { layer: device_layer(layer)?, y: y.addr() as u64, y_stride });
             }
             if m == 0 {
                 return Ok(());
@@ -173,10 +151,10 @@ pub unsafe extern "C" fn bl_forward_device(
             let call = StreamCall {
                 m,
                 x: x.addr() as u64,
-                x_type: x_float,
-                x_stride,
-                y_type: y_float,
-                accumulate: run.flags & BL_RUN_ACCUMULATE != 0,
+                x_type: call.x_type,
+                x_stride: call.x_stride,
+                y_type: call.y_type,
+                accumulate: call.accumulates(),
                 workspace: (run.workspace.addr() as u64, run.workspace_size),
                 check: run.flags & BL_RUN_CHECK != 0,
                 stream,

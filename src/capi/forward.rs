@@ -14,6 +14,7 @@ use super::types::*;
 use crate::cuda::{self, DeviceLayer, HostTarget, StreamTarget};
 use crate::error::{Result, fail};
 use crate::layer::{self, Extra, Stage, Stages, Target};
+use crate::layout::Float;
 use crate::limits::{BATCH_MAX, LAYERS_MAX};
 use crate::matrix::{MatrixMut, MatrixRef};
 use crate::memory::ALIGNMENT;
@@ -254,6 +255,77 @@ fn run_counted(
     result
 }
 
+/// The arguments of a call on several layers, checked as far as the host's and a device's calls are alike.
+pub(super) struct Several<'a> {
+    pub(super) first: &'a Layer,
+    pub(super) count: usize,
+    pub(super) m: usize,
+    pub(super) x: *const c_void,
+    pub(super) x_type: Float,
+    pub(super) x_stride: usize,
+    pub(super) y_type: Float,
+    pub(super) run: bl_run_options,
+    layers: *const *const bl_layer,
+    ys: *const *mut c_void,
+    y_strides: *const i64,
+}
+
+impl<'a> Several<'a> {
+    /// Reads them; `flags` are those of `bl_run_options` that the call knows.
+    ///
+    /// # Safety
+    /// As the header says of each pointer; the arrays have `count` items for as long as the value lives.
+    pub(super) unsafe fn read(
+        (layers, count): (*const *const bl_layer, usize),
+        m: i64,
+        (x, x_type, x_stride): (*const c_void, TypeArg, i64),
+        (ys, y_type, y_strides): (*const *mut c_void, TypeArg, *const i64),
+        options: *const bl_run_options,
+        flags: u32,
+    ) -> Result<Several<'a>> {
+        if count == 0 || count > LAYERS_MAX {
+            return Err(fail!(InvalidArgument, "{count} layers: 1 to {LAYERS_MAX}"));
+        }
+        if layers.is_null() || ys.is_null() {
+            let which = if layers.is_null() { "layers" } else { "ys" };
+            return Err(fail!(InvalidArgument, "{which} is NULL"));
+        }
+        let m = batch(m)?;
+        let (x_type, y_type) = (float_type(x_type, "x")?, float_type(y_type, "y")?);
+        // SAFETY: the caller's contract; `layers` has an item, as `count` is not 0.
+        let (run, first) = unsafe { (options::read(options)?, handle::get::<_, Layer>(layers.read())?) };
+        if run.flags & !flags != 0 {
+            return Err(fail!(InvalidArgument, "run flags {:#x} are unknown", run.flags));
+        }
+        let x_stride = row_stride(x_stride, first.in_features(), x_type, "x")?;
+        addressable(m, x_stride, "x")?;
+        Ok(Several { first, count, m, x, x_type, x_stride, y_type, run, layers, ys, y_strides })
+    }
+
+    /// Whether results are added to the y's.
+    pub(super) fn accumulates(&self) -> bool {
+        self.run.flags & BL_RUN_ACCUMULATE != 0
+    }
+
+    /// Layer `i < count`, its y and the bytes from row to row of that.
+    pub(super) fn place(&self, i: usize) -> Result<(&'a Layer, *mut c_void, usize)> {
+        assert!(i < self.count);
+        // SAFETY: the arrays have `count` items (contract of `read`), `y_strides` where it is there.
+        let (layer, y, stride) = unsafe {
+            let layer: &Layer = handle::get(self.layers.add(i).read())?;
+            let stride = if self.y_strides.is_null() { 0 } else { self.y_strides.add(i).read() };
+            (layer, self.ys.add(i).read(), stride)
+        };
+        alike(layer, self.first, i)?;
+        let stride = row_stride(stride, layer.out_features(), self.y_type, "y")?;
+        if self.m > 0 && (y.is_null() || self.x.is_null()) {
+            return Err(fail!(InvalidArgument, "{} is NULL", if self.x.is_null() { "x" } else { "a y" }));
+        }
+        addressable(self.m, stride, "y")?;
+        Ok((layer, y, stride))
+    }
+}
+
 /// Several layers on the same x (Q, K and V; gate and up): ys[i] = x W_i^T + b_i, each bit for bit what
 /// bl_forward gives. x is quantised once (and normed and rotated, where all layers do that alike) and all
 /// layers are one parallel region. The layers have the
@@ -280,39 +352,17 @@ pub unsafe extern "C" fn bl_forward_many(
     // SAFETY: as in `bl_forward`; the arrays have `count` items by the header's rules.
     unsafe {
         guard(error, || {
-            if count == 0 || count > LAYERS_MAX {
-                return Err(fail!(InvalidArgument, "{count} layers: 1 to {LAYERS_MAX}"));
-            }
-            if layers.is_null() || ys.is_null() {
-                let which = if layers.is_null() { "layers" } else { "ys" };
-                return Err(fail!(InvalidArgument, "{which} is NULL"));
-            }
-            let m = batch(m)?;
-            let (x_float, y_float) = (float_type(x_type, "x")?, float_type(y_type, "y")?);
-            let first: &Layer = handle::get(layers.read())?;
-            let in_features = first.in_features();
-            let x_stride = row_stride(x_stride, in_features, x_float, "x")?;
-            let run = options::read(options)?;
-            if run.flags & !BL_RUN_ACCUMULATE != 0 {
-                return Err(fail!(InvalidArgument, "run flags {:#x} are unknown", run.flags));
-            }
-            // The layer of that number and its rows; fixed arrays of them: a call allocates nothing where it
-            // has a workspace.
+            let (x, ys) = ((x, x_type, x_stride), (ys, y_type, y_strides));
+            let call = Several::read((layers, count), m, x, ys, options, BL_RUN_ACCUMULATE)?;
+            let Several { first, m, run, .. } = call;
+            // The layer of that number and its rows.
             let place = |i: usize| -> Result<(&Layer, MatrixMut<'_>)> {
-                let layer: &Layer = handle::get(layers.add(i).read())?;
-                alike(layer, first, i)?;
-                let stride = if y_strides.is_null() { 0 } else { y_strides.add(i).read() };
-                let stride = row_stride(stride, layer.out_features(), y_float, "y")?;
-                let y = ys.add(i).read();
-                if m > 0 && (y.is_null() || x.is_null()) {
-                    return Err(fail!(InvalidArgument, "{} is NULL", if x.is_null() { "x" } else { "a y" }));
-                }
-                addressable(m, x_stride, "x")?;
-                addressable(m, stride, "y")?;
-                let y = MatrixMut::new(y.cast(), y_float, stride, layer.out_features());
-                Ok((layer, y.accumulating(run.flags & BL_RUN_ACCUMULATE != 0)))
+                let (layer, y, stride) = call.place(i)?;
+                let y = MatrixMut::new(y.cast(), call.y_type, stride, layer.out_features());
+                Ok((layer, y.accumulating(call.accumulates())))
             };
-            let x = MatrixRef::new(x.cast(), x_float, x_stride, in_features);
+            let x = MatrixRef::new(call.x.cast(), call.x_type, call.x_stride, first.in_features());
+            // Fixed arrays: a call allocates nothing where it has a workspace.
             match &first.body {
                 Body::Cpu(linear) => {
                     let mut targets: [_; LAYERS_MAX] =

@@ -2,15 +2,15 @@
 //! would give can exist.
 
 use std::convert::Infallible;
-use std::ffi::{CStr, c_void};
+use std::ffi::CStr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use crate::epilogue::Epilogue;
+use super::call::{HostTarget, Room, StreamCall, StreamTarget};
 use crate::error::{Result, fail};
 use crate::layer::{Activation, Around, Options, Seen};
-use crate::layout::{Float, Layout, Matrix, Row};
-use crate::matrix::{MatrixMut, MatrixRef};
+use crate::layout::{Layout, Matrix, Row};
+use crate::matrix::MatrixRef;
 use crate::memory::Heap;
 
 /// Alignment of everything on a device.
@@ -95,62 +95,6 @@ impl Lanes {
     pub fn new(_: u32) -> Result<Lanes> {
         none()
     }
-}
-
-/// Where a layer's memory comes from.
-#[derive(Clone, Copy)]
-pub enum Room {
-    /// It is allocated.
-    Own,
-    /// The host's.
-    Host(u64, usize),
-}
-
-/// One layer of a call with host pointers.
-pub struct HostTarget<'a> {
-    /// The layer.
-    pub layer: &'a DeviceLayer,
-    /// Its rows.
-    pub y: MatrixMut<'a>,
-    /// Columns of x.
-    pub columns: usize,
-    /// Outputs.
-    pub outputs: usize,
-    /// What is done to them.
-    pub epilogue: Epilogue,
-}
-
-impl<'a> HostTarget<'a> {
-    /// All of a layer.
-    pub fn new(layer: &'a DeviceLayer, _: MatrixMut<'a>) -> HostTarget<'a> {
-        match layer.never {}
-    }
-}
-
-/// One layer of a call with device pointers.
-#[derive(Clone, Copy)]
-pub struct StreamTarget<'a> {
-    /// The layer.
-    pub layer: &'a DeviceLayer,
-    /// Its rows.
-    pub y: u64,
-    /// Bytes from row to row.
-    pub y_stride: usize,
-}
-
-/// A call with device pointers.
-#[derive(Clone, Copy)]
-#[expect(missing_docs, reason = "as in a build with CUDA")]
-pub struct StreamCall {
-    pub m: usize,
-    pub x: u64,
-    pub x_type: Float,
-    pub x_stride: usize,
-    pub y_type: Float,
-    pub accumulate: bool,
-    pub workspace: (u64, usize),
-    pub check: bool,
-    pub stream: *mut c_void,
 }
 
 /// Puts a call on a stream: there is none.

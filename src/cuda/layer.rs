@@ -6,17 +6,17 @@
 //! Everything slow happens when the layer is made: the device's context, its kernels, memory, the upload.
 //! A call with device pointers only computes launches and puts them on the caller's stream.
 
-use std::ffi::{CStr, c_uint, c_void};
+use std::ffi::{CStr, c_uint};
 use std::sync::{Arc, Mutex};
 
 use cudarc::driver::sys::CUstream;
 use xxhash_rust::xxh3::Xxh3Default;
 
+use super::call::{HostTarget, Room, StreamCall, StreamTarget};
 use super::device::{Entered, Slow};
 use super::lanes::Lanes;
 use super::memory::{ALIGNMENT, DeviceMemory, Pinned, Stream};
 use crate::activation::Width;
-use crate::epilogue::Epilogue;
 use crate::error::{Result, fail};
 use crate::kernel::cuda::launch::{
     self, Gpu, Input, Launch, Module, Norm, Placed, Rotation, RowScales, Target,
@@ -25,7 +25,7 @@ use crate::kernel::cuda::weights::{Form, STRIP};
 use crate::layer::{Activation, Around, Options, Seen};
 use crate::layout::{Float, Layout, Matrix, Row};
 use crate::limits::LAYERS_MAX;
-use crate::matrix::{MatrixMut, MatrixRef};
+use crate::matrix::MatrixRef;
 use crate::memory::{Heap, filled};
 
 /// Bytes that are packed before they are copied to the device: one strip, where that is more.
@@ -84,15 +84,6 @@ impl Map {
     }
 }
 
-/// Where a layer's memory comes from.
-#[derive(Clone, Copy)]
-pub enum Room {
-    /// It is allocated.
-    Own,
-    /// The host's: address and bytes.
-    Host(u64, usize),
-}
-
 /// What a call will do and need.
 pub struct DevicePlan {
     /// The product's kernel.
@@ -103,28 +94,6 @@ pub struct DevicePlan {
     pub bytes_read: u64,
     /// Multiplications and additions.
     pub operations: u64,
-}
-
-/// One layer of a call with host pointers, and where its rows go.
-pub struct HostTarget<'a> {
-    /// The layer.
-    pub layer: &'a DeviceLayer,
-    /// `m` rows of `outputs`.
-    pub y: MatrixMut<'a>,
-    /// Columns of x: the layer's, or (one scale a row only) a prefix of them. The same for all of a call.
-    pub columns: usize,
-    /// How many of its outputs are computed: the first ones.
-    pub outputs: usize,
-    /// What is done to them; the layer's own, or the call's.
-    pub epilogue: Epilogue,
-}
-
-impl<'a> HostTarget<'a> {
-    /// All of a layer, as it was made.
-    pub fn new(layer: &'a DeviceLayer, y: MatrixMut<'a>) -> HostTarget<'a> {
-        let (columns, outputs) = (layer.in_features(), layer.out_features());
-        HostTarget { layer, y, columns, outputs, epilogue: layer.around.epilogue }
-    }
 }
 
 /// Called after each launch of a call that is counted: its kernel, and the nanoseconds that it took.
@@ -565,40 +534,6 @@ fn start(entered: &Entered<'_>, launch: &Launch<'_>, stream: CUstream) -> Result
 }
 
 // ---- device pointers --------------------------------------------------------------------------
-
-/// One layer of a call with device pointers, and where its rows go.
-#[derive(Clone, Copy)]
-pub struct StreamTarget<'a> {
-    /// The layer.
-    pub layer: &'a DeviceLayer,
-    /// The first row of y, aligned to its elements.
-    pub y: u64,
-    /// Bytes from row to row, a multiple of an element's.
-    pub y_stride: usize,
-}
-
-/// What all layers of a call with device pointers share.
-#[derive(Clone, Copy)]
-pub struct StreamCall {
-    /// Rows of x.
-    pub m: usize,
-    /// The first row, aligned to its elements.
-    pub x: u64,
-    /// Its type.
-    pub x_type: Float,
-    /// Bytes from row to row, a multiple of an element's.
-    pub x_stride: usize,
-    /// The type of the y's.
-    pub y_type: Float,
-    /// Whether results are added to the y's.
-    pub accumulate: bool,
-    /// The workspace: address and bytes.
-    pub workspace: (u64, usize),
-    /// Whether the driver is asked whose memory all that is.
-    pub check: bool,
-    /// The caller's stream.
-    pub stream: *mut c_void,
-}
 
 /// Puts a call on the caller's stream: nothing is allocated, loaded or waited for.
 ///

@@ -8,6 +8,7 @@
 //! module   kernels on a device                        loaded with the first layer that needs them
 //! memory   of the device, pinned, streams             counted, given back by their owners
 //! lanes    what a context has on a device             for calls with host pointers
+//! call     what calls on layers are made of           in builds without CUDA too
 //! layer    weights there, and calls
 //! ```
 //! Nothing is printed, nothing panics where the driver, a function or a device is missing, and no layer ever
@@ -16,6 +17,7 @@
 
 #[cfg(not(feature = "cuda"))]
 mod absent;
+pub mod call;
 #[cfg(feature = "cuda")]
 pub mod device;
 #[cfg(feature = "cuda")]
@@ -31,14 +33,14 @@ pub mod memory;
 #[cfg(feature = "cuda")]
 pub mod module;
 
+pub use call::{HostTarget, Room, StreamCall, StreamTarget};
+
 #[cfg(not(feature = "cuda"))]
 pub use absent::*;
 #[cfg(feature = "cuda")]
 pub use {
     driver::{Description, driver},
     lanes::Lanes,
-    layer::{
-        DeviceLayer, DevicePlan, DeviceRows, HostTarget, Room, StreamCall, StreamTarget, enqueue, kernels,
-    },
+    layer::{DeviceLayer, DevicePlan, DeviceRows, enqueue, kernels},
     memory::ALIGNMENT,
 };
