@@ -19,6 +19,7 @@ pub mod forward;
 pub mod handle;
 pub mod heads;
 pub mod layer;
+mod layer_options;
 pub mod low_bit;
 pub mod model;
 pub mod options;

@@ -45,7 +45,7 @@ pub unsafe extern "C" fn bl_rotate(
             if flags & !BL_ROTATE_INVERSE != 0 {
                 return Err(fail!(InvalidArgument, "rotation flags {flags:#x} are unknown"));
             }
-            let read = super::layer::read_some(signs, columns, "rotation signs")?;
+            let read = super::layer_options::read_some(signs, columns, "rotation signs")?;
             let rotation = Rotation::new(&Spec { block: block as usize, signs: read.as_deref() }, columns)?;
             if rows == 0 || columns == 0 {
                 return Ok(());

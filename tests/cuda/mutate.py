@@ -4,10 +4,12 @@
     tests/cuda/mutate.py [--list] [--only TEXT] [--kernels | --host | --few]
 
 A fault of a kernel is compiled into the emulated GPU (the modules named with it; the others stay as they are) and the
-kernel tests run in one schedule after another until one fails. A fault of the host is compiled into the library. A
-fault that nothing finds is a missing test: the script then fails. Everything happens in target/mutants.
+kernel tests run in one schedule after another until one fails; two faults at a time. A fault of the host is compiled
+into the library, without optimisation. A fault that nothing finds is a missing test: the script then fails. The rest of
+the emulated GPU comes from target/emulator (tests/cuda.sh builds it); mutants live in target/mutants.
 """
 import argparse
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -15,6 +17,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -54,26 +57,11 @@ def must(command, **options):
     return done
 
 
-def compile_unit(source, kernels, out):
-    """Begins to compile one source."""
-    emulated = ["-DBL_EMU", "-x", "c++"] if source.suffix == ".cu" else []
-    command = ["g++", *FLAGS, f"-I{EMULATOR}", f"-I{kernels}", *emulated, "-c", str(source), "-o", str(out)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def compile_all(sources, kernels, folder):
-    """Two at a time; the objects, and what the first that failed says."""
-    objects, running, broken = {}, [], None
-    for source in [*sources, None, None]:
-        if len(running) == 2 or (source is None and running):
-            text = running[0].communicate()[0]
-            if running.pop(0).returncode and not broken:
-                broken = f"does not compile: {(text.strip().splitlines() or ['?'])[0][:100]}"
-        if source:
-            out = folder / (source.name + ".o")
-            objects[out.name] = out
-            running.append(compile_unit(source, kernels, out))
-    return objects, broken
+def compile_unit(source, kernels, folder):
+    """One file of kernels; the object, or what the compiler says."""
+    out = folder / (source.name + ".o")
+    done = run(["g++", *FLAGS, f"-I{EMULATOR}", f"-I{kernels}", "-DBL_EMU", "-x", "c++", "-c", source, "-o", out])
+    return out, done.returncode and f"does not compile: {(done.stderr.strip().splitlines() or ['?'])[0][:100]}"
 
 
 def test_binaries(names):
@@ -103,53 +91,64 @@ def found_by(tests, folder, every):
     return None
 
 
+def kernel_fault(fault, objects, tests, every):
+    """What found a fault in the emulated GPU, and the seconds that it took. No fault: whether the tests pass."""
+    begun = time.time()
+    folder = WORK / f"kernel-{threading.get_ident()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    kernels = folder / "kernels"
+    shutil.copytree(ROOT / "kernels", kernels, ignore=shutil.ignore_patterns("prebuilt"))
+    linked = dict(objects)
+    if fault:
+        path = kernels / fault.file
+        path.write_text(fault.apply(path.read_text()))
+        for module in [fault.file[:-3]] if fault.file.endswith(".cu") else fault.modules:
+            out, broken = compile_unit(kernels / f"{module}.cu", kernels, folder)
+            if broken:
+                return broken, time.time() - begun
+            linked[out.name] = out
+    must(["g++", "-shared", *FLAGS, "-Wl,-soname,libcuda.so.1", *linked.values(), "-o", folder / "libcuda.so.1",
+          "-ldl", "-lpthread"])
+    os.symlink("libcuda.so.1", folder / "libcuda.so")
+    return found_by(tests, folder, every), time.time() - begun
+
+
 def kernel_faults(faults, every):
-    """The emulated GPU with one fault after another; yields the fault and what found it."""
-    base = WORK / "base"
-    base.mkdir(parents=True, exist_ok=True)
-    sources = sorted((ROOT / "kernels").glob("*.cu")) + sorted(EMULATOR.glob("*.cpp"))
-    objects, broken = compile_all(sources, ROOT / "kernels", base)
-    if broken:
-        raise SystemExit(broken)
+    """The emulated GPU with one fault after another; yields each fault, what found it, and the seconds."""
+    emulator = ROOT / "target" / "emulator"
+    must(["sh", EMULATOR / "build.sh", emulator])
+    objects = {path.name: path for path in (emulator / "objects").glob("*.o")}
     tests = test_binaries(["cuda_kernels"])
-    for fault in [None] + faults:
-        folder = WORK / "mutant"
-        shutil.rmtree(folder, ignore_errors=True)
-        kernels = folder / "kernels"
-        shutil.copytree(ROOT / "kernels", kernels, ignore=shutil.ignore_patterns("prebuilt"))
-        linked = dict(objects)
-        broken = None
-        if fault:
-            path = kernels / fault.file
-            path.write_text(fault.apply(path.read_text()))
-            modules = [fault.file[:-3]] if fault.file.endswith(".cu") else fault.modules
-            changed, broken = compile_all([kernels / f"{module}.cu" for module in modules], kernels, folder)
-            linked.update(changed)
-        if not broken:
-            must(["g++", "-shared", *FLAGS, "-Wl,-soname,libcuda.so.1", *map(str, linked.values()), "-o",
-                  str(folder / "libcuda.so.1"), "-ldl", "-lpthread"])
-            os.symlink("libcuda.so.1", folder / "libcuda.so")
-        yield fault, broken or found_by(tests, folder, every)
+    if clean := kernel_fault(None, objects, tests, every)[0]:
+        raise SystemExit(f"the tests fail without a fault: {clean}")
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for fault, result in zip(faults, pool.map(lambda f: kernel_fault(f, objects, tests, every), faults)):
+            yield fault, *result
 
 
 def host_faults(faults):
     """The library with one fault after another, in a copy of the tree with a target folder of its own."""
     copy = WORK / "host"
+    quick = {"CARGO_PROFILE_TEST_OPT_LEVEL": "0", "CARGO_PROFILE_TEST_DEBUG": "0", "CARGO_INCREMENTAL": "1"}
+    for part in ("src", "kernels", "include", "tests", "benches", "examples", "cli", "xtask", ".cargo", "abi"):
+        shutil.copytree(ROOT / part, copy / part, dirs_exist_ok=True, copy_function=copy_if_other)
+    for part in ("Cargo.toml", "Cargo.lock", "build.rs", "cbindgen.toml"):
+        copy_if_other(ROOT / part, copy / part)
     for fault in [None] + faults:
-        for part in ("src", "kernels", "include", "tests", "benches", "examples", "cli", "xtask", ".cargo", "abi"):
-            shutil.copytree(ROOT / part, copy / part, dirs_exist_ok=True, copy_function=copy_if_other)
-        for part in ("Cargo.toml", "Cargo.lock", "build.rs", "cbindgen.toml"):
-            copy_if_other(ROOT / part, copy / part)
+        begun = time.time()
         if fault:
             path = copy / fault.file
             path.write_text(fault.apply((ROOT / fault.file).read_text()))
         done = subprocess.run(["cargo", "test", "--quiet", "--test", "cuda"], cwd=copy, capture_output=True, text=True,
-                              env=dict(os.environ, BITLINEAR_EMULATOR=str(ROOT / "target" / "emulator")))
-        text = done.stdout + done.stderr
-        lines = [l.strip() for l in text.splitlines() if re.search(r"^error|panicked|emulated GPU:|FAILED", l)]
+                              env=dict(os.environ, **quick, BITLINEAR_EMULATOR=str(ROOT / "target" / "emulator")))
+        lines = [l.strip() for l in (done.stdout + done.stderr).splitlines()
+                 if re.search(r"^error|panicked|emulated GPU:|FAILED", l)]
+        found = (lines or ["failed"])[0][:110] if done.returncode else None
         if fault:
             path.write_text((ROOT / fault.file).read_text())
-        yield fault, (lines or ["failed"])[0][:110] if done.returncode else None
+            yield fault, found, time.time() - begun
+        elif found:
+            raise SystemExit(f"the tests fail without a fault: {found}")
 
 
 def copy_if_other(source, to):
@@ -262,12 +261,13 @@ def main():
     words.add_argument("--only", default="", help="faults whose name contains this")
     words.add_argument("--kernels", action="store_true", help="those in kernels only")
     words.add_argument("--host", action="store_true", help="those of the host only")
-    words.add_argument("--few", action="store_true", help="every sixth of those in kernels, as in CI")
+    words.add_argument("--few", action="store_true", help="every fourth, as in CI")
     words.add_argument("--every", type=int, default=1, help="of the kernel tests' cases, every so many")
     words = words.parse_args()
     chosen = lambda faults: [f for f in faults if words.only in f.name()]
-    kernels = [] if words.host else chosen(KERNELS[::6] if words.few else KERNELS)
-    host = [] if words.kernels or words.few else chosen(HOST)
+    step = 4 if words.few else 1
+    kernels = [] if words.host else chosen(KERNELS[::step])
+    host = [] if words.kernels else chosen(HOST[::step])
     for fault in kernels + host:
         text = (ROOT / ("" if fault in host else "kernels") / fault.file).read_text()
         fault.apply(text)  # all are still there
@@ -276,17 +276,10 @@ def main():
     if words.list:
         return
     alive, count = [], 0
-    for source in ([kernel_faults(kernels, words.every)] if kernels else []) + ([host_faults(host)] if host else []):
-        begun = time.time()
-        for fault, found in source:
-            if fault is None:
-                if found:
-                    raise SystemExit(f"the tests fail without a fault: {found}")
-                begun = time.time()
-                continue
+    for source in [kernel_faults(kernels, words.every)] * bool(kernels) + [host_faults(host)] * bool(host):
+        for fault, found, seconds in source:
             count += 1
-            print(f"{'found' if found else 'ALIVE'} {fault.name()}  [{found}] {time.time() - begun:.0f} s", flush=True)
-            begun = time.time()
+            print(f"{'found' if found else 'ALIVE'} {fault.name()}  [{found}] {seconds:.0f} s", flush=True)
             if not found:
                 alive.append(fault.name())
     print(f"{count - len(alive)} of {count} faults found")
