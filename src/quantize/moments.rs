@@ -334,6 +334,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "minutes there, and nothing but arithmetic")]
     fn sums_are_those_of_the_formula() {
         // Blocks below, of and beyond the 64 columns of a tile.
         for (columns, block) in
@@ -377,6 +378,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "minutes there, and nothing but arithmetic")]
     fn rotated_sums_are_those_of_rotated_rows() {
         let columns = 32;
         let x = rows(50, columns);

@@ -122,8 +122,9 @@ def kernel_faults(faults, every):
     if clean := kernel_fault(None, objects, tests, every)[0]:
         raise SystemExit(f"the tests fail without a fault: {clean}")
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        for fault, result in zip(faults, pool.map(lambda f: kernel_fault(f, objects, tests, every), faults)):
-            yield fault, *result
+        running = {pool.submit(kernel_fault, fault, objects, tests, every): fault for fault in faults}
+        for done in concurrent.futures.as_completed(running):
+            yield running[done], *done.result()
 
 
 def host_faults(faults):
@@ -168,19 +169,19 @@ KERNELS = [
     Fault("few.cuh", SYNC + "\n      more_chunks", "more_chunks"),
     # few rows: copies, bounds, groups
     Fault("few.cuh", "bl_copy_wait<RING - 1>", "bl_copy_wait<RING>"),
-    Fault("few.cuh", "if (n < rows) atomicAdd", "atomicAdd"),
+    Fault("few.cuh", "few_place(n, g + i / 2 * 8), c[j][i]", "few_place(n, g + i / 2 * 4), c[j][i]"),
     Fault("few.cuh", "? left - taken : 0", "? left - 1 : 0"),
     Fault("few.cuh", "walk.at + FEW_WARPS < walk.end", "true"),
     Fault("few.cuh", "len - j * p.group)", "len)"),
     Fault("few.cuh", "-__fmul_rn(low_scale, x_scale)", "__fmul_rn(low_scale, x_scale)"),
-    Fault("few.cuh", "row ^ (n & 2) << 2", "row ^ (n & 2) << 1"),
+    Fault("few.cuh", "row ^ (n & 2) << 2", "row | (n & 2) << 2"),
     Fault("few.cuh", "w_row < layer.outputs) bl_finish", "true) bl_finish"),
     # many rows
     Fault("gemm.cuh", "bl_copy_wait<1>();", "bl_copy_wait<2>();"),
     Fault("gemm.cuh", "bl_copy_wait<0>();\n    " + SYNC, "bl_copy_wait<0>();"),
     Fault("gemm.cuh", SYNC + "\n    copy(i + p.stages - 1);", "copy(i + p.stages - 1);"),
     Fault("gemm.cuh", "((piece * 16) ^ (row & 1) * 64)", "(piece * 16)"),
-    Fault("gemm.cuh", "&& in_base * UNITS + at / C::BYTES < p.units", ""),
+    Fault("gemm.cuh", "&& in_base * UNITS + at / C::BYTES < p.units", "", modules=("w8",)),
     Fault("gemm.cuh", "const bool there = m0 + row < p.m;", "const bool there = true;"),
     Fault("gemm.cuh", "__syncwarp();", ""),
     Fault("gemm.cuh", "bl_mma_k32_ss(c[s][j], a[s][1], b.z, b.w);", "bl_mma_k32_ss(c[s][j], a[s][1], b.w, b.z);"),
