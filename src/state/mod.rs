@@ -10,6 +10,8 @@
 //! lowest bits on, and every block begins a byte: bits past a short last block are 0. An array of four
 //! dimensions is taken flat, so that blocks run across its rows. Source: burn_dragon's rho state.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod block;
 mod statistics;
 
@@ -123,6 +125,10 @@ impl State {
         let Some(count) = count.filter(|n| (1..=STATE_MAX).contains(n)) else {
             return Err(fail!(InvalidArgument, "a state of shape {shape:?}: 1 to {STATE_MAX} values"));
         };
+        let isa = match isa {
+            Isa::Avx512Vnni => Isa::Avx2, // a copy of its own gains nothing
+            isa => isa,
+        };
         let (now, next) = (Blocks::new(format, count)?, Blocks::new(format, count)?);
         let content = RwLock::new(Content { now, next, statistics: Statistics::default() });
         Ok(State { format, shape, count, measured, isa, content })
@@ -179,7 +185,7 @@ impl State {
                 Update::Add { factor } => Some((factor, old_codes, old_scales)),
             };
             let format = self.format;
-            let work = Pack { format, values, old, codes, scales, measured: self.measured };
+            let work = Pack { isa: self.isa, format, values, old, codes, scales, measured: self.measured };
             pieces.push(Mutex::new((Some(work), Some(Sums::default()))));
         }
         executor.run(pieces.len(), &|_, piece| {
