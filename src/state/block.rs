@@ -90,7 +90,7 @@ fn pack_groups(
     sums: Option<&mut Sums>,
 ) -> u32 {
     #[cfg(target_arch = "x86_64")]
-    if matches!(isa, Isa::Avx2 | Isa::AvxVnni) {
+    if matches!(isa, Isa::Avx2 | Isa::AvxVnni | Isa::Avx512Vnni) {
         // SAFETY: a state's instruction set was detected when it was chosen (`Isa::detected`), and each of
         // these has AVX2.
         return unsafe { super::avx2::pack_groups(values, codes, scales, sums) };

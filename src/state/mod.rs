@@ -20,7 +20,7 @@ use std::sync::{Mutex, RwLock};
 use crate::cpu::Isa;
 use crate::error::{Result, fail};
 use crate::exec::Executor;
-use crate::kernel;
+use crate::kernel::{self, Portable};
 use crate::limits::STATE_MAX;
 use crate::memory::filled;
 
@@ -95,6 +95,14 @@ struct Content {
     statistics: Statistics,
 }
 
+/// Runs AVX2's compilation on AVX-512 too: a copy of its own gains nothing.
+fn compiled<P: Portable>(isa: Isa, work: P) -> P::Output {
+    match isa {
+        Isa::Avx512Vnni => kernel::compiled(Isa::Avx2, work),
+        isa => kernel::compiled(isa, work),
+    }
+}
+
 /// An array of four dimensions, compressed. Any number of threads may use it.
 pub struct State {
     format: Format,
@@ -124,10 +132,6 @@ impl State {
         let count = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
         let Some(count) = count.filter(|n| (1..=STATE_MAX).contains(n)) else {
             return Err(fail!(InvalidArgument, "a state of shape {shape:?}: 1 to {STATE_MAX} values"));
-        };
-        let isa = match isa {
-            Isa::Avx512Vnni => Isa::Avx2, // a copy of its own gains nothing
-            isa => isa,
         };
         let (now, next) = (Blocks::new(format, count)?, Blocks::new(format, count)?);
         let content = RwLock::new(Content { now, next, statistics: Statistics::default() });
@@ -191,7 +195,7 @@ impl State {
         executor.run(pieces.len(), &|_, piece| {
             let mut place = pieces[piece].lock().unwrap_or_else(|e| e.into_inner());
             if let Some(work) = place.0.take() {
-                place.1 = kernel::compiled(self.isa, work);
+                place.1 = compiled(self.isa, work);
             }
             Ok(())
         })?;
@@ -238,7 +242,7 @@ impl State {
         }
         executor.run(pieces.len(), &|_, piece| {
             if let Some(work) = pieces[piece].lock().unwrap_or_else(|e| e.into_inner()).take() {
-                kernel::compiled(self.isa, work);
+                compiled(self.isa, work);
             }
             Ok(())
         })
