@@ -22,9 +22,10 @@ use bitlinear::types::Type;
 
 /// Formats, and the bits of a byte that may be set: none makes a scale that is not finite, nor the code 3
 /// that HF BitNet does not have.
-const FORMATS: [(Type, u8); 16] = [
+const FORMATS: [(Type, u8); 17] = [
     (Type::F32, 0xbf),
     (Type::F16, 0xbf),
+    (Type::Bf16, 0xbf),
     (Type::Q8_0, 0xbf),
     (Type::Q6K, 0xbf),
     (Type::Q5K, 0xbf),

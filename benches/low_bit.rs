@@ -12,6 +12,7 @@ use bitlinear::codes::Format;
 use bitlinear::cpu::Isa;
 use bitlinear::exec::Executor;
 use bitlinear::heads::{Around, Backward, Batch, Input, Kind, Projection, Shape, Weights};
+use bitlinear::kernel::{self, Portable};
 use bitlinear::layer::{Activation, Linear, Options, Packer};
 use bitlinear::layout::{Float, Layout, Row};
 use bitlinear::matrix::{MatrixMut, MatrixRef};
@@ -114,6 +115,20 @@ fn rows(isa: Isa) {
     }
 }
 
+/// Reads all of memory once: sums of whole lines, as one chain of additions would not keep up.
+struct Read<'a>(&'a [f32]);
+
+impl Portable for Read<'_> {
+    type Output = [u32; 64];
+    #[inline(always)]
+    fn run(self) -> [u32; 64] {
+        self.0.as_chunks::<64>().0.iter().fold([0; 64], |mut sums, line| {
+            sums.iter_mut().zip(line).for_each(|(sum, v)| *sum = sum.wrapping_add(v.to_bits()));
+            sums
+        })
+    }
+}
+
 fn states(isa: Isa) {
     let count = 32 << 20;
     let (values, mut out) = (random(count, 1), vec![1.0f32; count]);
@@ -130,14 +145,8 @@ fn states(isa: Isa) {
     let mut cases: Vec<Case<'_>> = vec![(
         "read",
         Box::new(|| {
-            // Four streams of whole lines: one chain of additions would not keep up with the memory.
-            let (lines, _) = values.as_chunks::<64>();
-            let words = lines.iter().fold([0u32; 64], |mut sums, line| {
-                sums.iter_mut().zip(line).for_each(|(sum, v)| *sum = sum.wrapping_add(v.to_bits()));
-                sums
-            });
-            let words = words.map(u64::from);
-            sum = sum.wrapping_add(words[0]);
+            let words = kernel::compiled(isa, Read(&values));
+            sum = sum.wrapping_add(words[0] as u64);
         }),
     )];
     for (name, state) in &states {

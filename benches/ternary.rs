@@ -107,10 +107,11 @@ mod probes {
     }
     probe!(two_bits_avx2, "avx2", 16, 2, _mm256_setzero_si256(), _mm256_storeu_si256, two_bits_unit);
 
-    /// 3 t / 256 by averages: (t + t / 2) / 2 has the digit in its top two bits.
+    /// 3 t / 256 by averages: (t + t / 2) / 2 has the digit in its top two bits. They round up: of t - 1.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn digit_by_average(t: __m256i) -> __m256i {
+        let t = _mm256_subs_epu8(t, _mm256_set1_epi8(1));
         let v = _mm256_avg_epu8(t, _mm256_avg_epu8(t, _mm256_setzero_si256()));
         _mm256_and_si256(_mm256_srli_epi16::<6>(v), _mm256_set1_epi8(3))
     }

@@ -1,5 +1,5 @@
-//! What calls cost beside their products: handing over to threads, taking x once for several layers,
-//! adding to y.
+//! What calls cost beside their products: handing over to threads (first, without any layer), taking x once for
+//! several layers, adding to y.
 //!
 //! `cargo bench --bench threads [-- FILTER...]`: layers as the demo model has them (width 576, 30 blocks, 4-bit groups
 //! of 32 with minima), used one block after the other, so that weights come from the cache that they
@@ -8,7 +8,8 @@
 //! tells what a busy machine makes of it. `BITLINEAR_BENCH_SECONDS` is the time for a
 //! comparison (default 2), a filter keeps those whose name contains it. Only ratios inside one line mean something on a machine that is shared.
 
-use std::time::Instant;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use bitlinear::cpu::Isa;
 use bitlinear::error::Result;
@@ -99,6 +100,34 @@ fn compare(what: &str, mut ways: Vec<Way<'_>>) {
     println!();
 }
 
+/// How long a call of two pieces takes that wait for each other: handing over to the second thread, and back.
+fn hand_over(executor: &Executor, pause: Duration) {
+    let once = || {
+        if !pause.is_zero() {
+            std::thread::sleep(pause);
+        }
+        let met = AtomicUsize::new(0);
+        let start = Instant::now();
+        let work = |_, _| {
+            met.fetch_add(1, Ordering::SeqCst);
+            while met.load(Ordering::SeqCst) < 2 {
+                std::hint::spin_loop();
+            }
+            Ok(())
+        };
+        executor.run(2, &work).expect("a call");
+        start.elapsed().as_secs_f64() * 1e6
+    };
+    let mut times: Vec<f64> = (0..if pause.is_zero() { 20_000 } else { 500 }).map(|_| once()).collect();
+    times.sort_by(f64::total_cmp);
+    println!(
+        "{:32}  {:.2} ({:.2})",
+        if pause.is_zero() { "handing over, threads awake" } else { "handing over, threads asleep" },
+        times[0],
+        times[times.len() / 2]
+    );
+}
+
 /// Blocks of layers on one x.
 struct Blocks {
     layers: Vec<Vec<Linear>>,
@@ -172,6 +201,10 @@ fn main() {
     let pool = |threads| Executor::with_threads(threads).expect("threads");
     let executors: Vec<(usize, Executor)> = [1, 2].into_iter().map(|n| (n, pool(n))).collect();
     println!("machine: {}, {cores} processors for this process", bitlinear::cpu::name());
+    if std::env::args().skip(1).all(|a| a.starts_with('-')) {
+        hand_over(&executors[1].1, Duration::ZERO);
+        hand_over(&executors[1].1, Duration::from_millis(1));
+    }
 
     let qkv = Blocks::new(&[(WIDTH, WIDTH), (WIDTH / 3, WIDTH), (WIDTH / 3, WIDTH)]);
     let gate_up = Blocks::new(&[(INNER, WIDTH), (INNER, WIDTH)]);

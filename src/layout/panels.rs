@@ -4,9 +4,9 @@
 //! ```text
 //! codes   8 codes of one row in a 64-bit word, two quads; words shifted over each other; the upper half over
 //!         the lower one: a lane of a line
-//! floats  [value][16] f32: 16 rows side by side, then all to the stored type at once
+//! floats  the stored type, a word each
 //! ```
-//! Rows take turns after 64 units, so that their lines stay in L1. Loops over floats are what compilers
+//! First up to 64 words of each row side by side, then line after line. Both are loops that compilers
 //! vectorise for each instruction set (`kernel::compiled`): so all of it is inline.
 
 use std::ops::Range;
@@ -16,8 +16,8 @@ use super::packed::{Geometry, LINE, Tile, planes, unit_columns};
 use super::{Coded, Float, Layout, Offset, PANEL, QUAD, Row, SUPER_BLOCK, ScaleType, Scales};
 use crate::float16::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 
-/// Floats of a row that are turned at a time: 4 KiB of 16 rows.
-const FLOATS: usize = 64;
+/// Words of a row that are turned at a time: 4 KiB of 16 rows.
+const WORDS: usize = 64;
 
 /// The rows of one panel, to be written into their tile.
 pub struct Panel<'a> {
@@ -42,15 +42,7 @@ impl Panel<'_> {
             Layout::Coded(coded) => {
                 let place = Place { geometry, panels, panel };
                 write_heads(coded, &place, bytes, rows);
-                match coded.bits {
-                    1 => write_codes::<1, 0, 32>(coded, &place, bytes, rows),
-                    2 => write_codes::<2, 0, 16>(coded, &place, bytes, rows),
-                    3 => write_codes::<2, 1, 32>(coded, &place, bytes, rows),
-                    4 => write_codes::<4, 0, 8>(coded, &place, bytes, rows),
-                    5 => write_codes::<4, 1, 32>(coded, &place, bytes, rows),
-                    6 => write_codes::<4, 2, 16>(coded, &place, bytes, rows),
-                    _ => write_codes::<8, 0, 4>(coded, &place, bytes, rows),
-                }
+                write_codes(coded, &place, bytes, rows);
             }
         }
     }
@@ -98,34 +90,29 @@ fn put_floats<'r>(
     at: impl Fn(usize) -> usize,
 ) {
     // Lanes past the last row are never written: they stay zero.
-    let (mut turned, mut words) = ([0; FLOATS * PANEL], [0; FLOATS * PANEL]);
-    for first in (0..count).step_by(FLOATS) {
-        let len = FLOATS.min(count - first);
-        for (lane, row) in rows.iter().enumerate().take(PANEL) {
-            let places = turned[lane..].iter_mut().step_by(PANEL);
-            for (place, value) in places.zip(&values(row)[first..first + len]) {
-                *place = value.to_bits();
+    let mut words = [[0; WORDS]; PANEL];
+    for first in (0..count).step_by(WORDS) {
+        let len = WORDS.min(count - first);
+        for (row, words) in rows.iter().zip(&mut words) {
+            let parts = words.iter_mut().zip(&values(row)[first..first + len]);
+            match ty {
+                ScaleType::F32 => parts.for_each(|(word, value)| *word = value.to_bits()),
+                ScaleType::F16 => parts.for_each(|(word, value)| *word = f32_to_f16(*value) as u32),
+                ScaleType::Bf16 => parts.for_each(|(word, value)| *word = f32_to_bf16(*value) as u32),
+                ScaleType::E8m0 => parts.for_each(|(word, value)| *word = e8m0_of(*value) as u32),
             }
         }
-        let words = &mut words[..len * PANEL];
-        words.copy_from_slice(&turned[..len * PANEL]);
-        // One loop over all of them, its length no constant: such loops are what compilers vectorise.
-        match ty {
-            ScaleType::F32 => {}
-            ScaleType::F16 => words.iter_mut().for_each(|w| *w = f32_to_f16(f32::from_bits(*w)) as u32),
-            ScaleType::Bf16 => words.iter_mut().for_each(|w| *w = f32_to_bf16(f32::from_bits(*w)) as u32),
-            ScaleType::E8m0 => words.iter_mut().for_each(|w| *w = e8m0_of(f32::from_bits(*w)) as u32),
-        }
-        for (i, words) in words.as_chunks::<PANEL>().0.iter().enumerate() {
+        for i in 0..len {
             let place = &mut bytes[at(first + i)..][..PANEL * ty.bytes()];
+            let words = words.each_ref().map(|words| words[i]);
             match ty {
-                ScaleType::F32 => put_words(place, words),
+                ScaleType::F32 => put_words(place, &words),
                 ScaleType::F16 | ScaleType::Bf16 => {
                     for (bytes, word) in place.as_chunks_mut().0.iter_mut().zip(words) {
-                        *bytes = (*word as u16).to_le_bytes();
+                        *bytes = (word as u16).to_le_bytes();
                     }
                 }
-                ScaleType::E8m0 => place.iter_mut().zip(words).for_each(|(byte, word)| *byte = *word as u8),
+                ScaleType::E8m0 => place.iter_mut().zip(words).for_each(|(byte, word)| *byte = word as u8),
             }
         }
     }
@@ -172,7 +159,7 @@ fn write_heads(coded: &Coded, place: &Place<'_>, bytes: &mut [u8], rows: &[Row<'
                 Offset::Minimum => put_floats(ty, rows, records, |row| &row.minimums, bytes, at),
                 Offset::Zero => {
                     let at = |r: usize| r * record + lanes * size + lane;
-                    put_bytes(rows, |row| row.zeros.iter().copied(), bytes, at);
+                    put_bytes(rows, |row| &row.zeros, |zero| zero, (1, 0), bytes, at);
                 }
             }
         }
@@ -184,64 +171,68 @@ fn write_heads(coded: &Coded, place: &Place<'_>, bytes: &mut [u8], rows: &[Row<'
                 put_floats(ty, rows, records, |row| &row.minimums, bytes, at);
             }
             let subs = lanes * size * (1 + minimum as usize) + lane;
-            let at = |j: usize| j / groups * record + subs + j % groups * lanes;
-            put_bytes(rows, |row| row.sub_scales.iter().map(|sub| *sub as u8), bytes, at);
+            let at = |r: usize| r * record + subs;
+            put_bytes(rows, |row| &row.sub_scales, |sub| sub as u8, (groups, lanes), bytes, at);
             if minimum {
-                let at = |j: usize| at(j) + groups * lanes;
-                put_bytes(rows, |row| row.sub_minimums.iter().map(|sub| *sub as u8), bytes, at);
+                let at = |r: usize| at(r) + groups * lanes;
+                put_bytes(rows, |row| &row.sub_minimums, |sub| sub as u8, (groups, lanes), bytes, at);
             }
         }
     }
 }
 
-/// Writes bytes of every row, 16 side by side at `at(byte)`.
+/// Writes bytes of every row, 16 side by side: `count` of each record, `step` bytes apart, the first at
+/// `at(record)`.
 #[inline(always)]
-fn put_bytes<'r, I: Iterator<Item = u8>>(
+fn put_bytes<'r, T: Copy + 'r>(
     rows: &'r [Row<'_>],
-    values: impl Fn(&'r Row<'_>) -> I,
+    values: impl Fn(&'r Row<'_>) -> &'r [T],
+    byte: impl Fn(T) -> u8,
+    (count, step): (usize, usize),
     bytes: &mut [u8],
     at: impl Fn(usize) -> usize,
 ) {
-    for (lane, row) in rows.iter().enumerate().take(PANEL) {
-        for (i, value) in values(row).enumerate() {
-            bytes[at(i) + lane] = value;
+    let len = rows.first().map_or(0, |row| values(row).len());
+    // Lanes past the last row stay zero.
+    let mut turned = [[0; WORDS]; PANEL];
+    // Counted: a division for each byte would take as long as all the codes.
+    let (mut record, mut i) = (0, 0);
+    for first in (0..len).step_by(WORDS) {
+        let len = WORDS.min(len - first);
+        for (row, turned) in rows.iter().zip(&mut turned) {
+            turned.iter_mut().zip(&values(row)[first..first + len]).for_each(|(to, from)| *to = byte(*from));
+        }
+        for k in 0..len {
+            let bytes = &mut bytes[at(record) + i * step..][..PANEL];
+            bytes.copy_from_slice(&turned.each_ref().map(|turned| turned[k]));
+            i += 1;
+            if i == count {
+                (record, i) = (record + 1, 0);
+            }
         }
     }
 }
 
 // ---- codes ------------------------------------------------------------------------------------
 
-/// Units of a panel that all rows write before the next ones: their lines stay in L1.
-const BLOCK: usize = 64;
-
 /// Replicates a mask of at most 8 bits to the four bytes of a lane.
 const fn each(mask: u32) -> u32 {
     mask * 0x0101_0101
 }
 
-/// Writes the codes of a panel in units of `UNIT` columns: a lower plane of `LOW` bits and an upper one of
-/// `HIGH`, where that is not 0.
+/// Writes the codes of a panel.
 #[inline(always)]
-fn write_codes<const LOW: usize, const HIGH: usize, const UNIT: usize>(
-    coded: &Coded,
-    place: &Place<'_>,
-    bytes: &mut [u8],
-    rows: &[Row<'_>],
-) {
-    let (geometry, bases) = (place.geometry, coded.bases as usize);
+fn write_codes(coded: &Coded, place: &Place<'_>, bytes: &mut [u8], rows: &[Row<'_>]) {
+    let (geometry, bases, unit) = (place.geometry, coded.bases as usize, place.geometry.unit);
+    // Records without padding follow one another in a row as they do in packed order.
+    let runs = if geometry.record == geometry.record_padded() { 1 } else { geometry.records };
     for base in 0..bases {
         let start = base * geometry.in_features;
-        // Records without padding follow one another in a row as they do in packed order.
-        if geometry.record == geometry.record_padded() {
-            let all = start..start + geometry.in_features;
-            write_run::<LOW, HIGH, UNIT>(place, (base, bases), bytes, rows, all, 0);
-            continue;
-        }
-        let per_record = geometry.record_padded() / UNIT;
-        for r in 0..geometry.records {
+        for r in 0..runs {
             let at = start + r * geometry.record;
-            let codes = at..at + geometry.record_len(r);
-            write_run::<LOW, HIGH, UNIT>(place, (base, bases), bytes, rows, codes, r * per_record);
+            let len = if runs == 1 { geometry.in_features } else { geometry.record_len(r) };
+            let first = r * (geometry.record_padded() / unit);
+            write_run(coded, place, base, bytes, rows, at..at + len, first);
         }
     }
 }
@@ -249,64 +240,97 @@ fn write_codes<const LOW: usize, const HIGH: usize, const UNIT: usize>(
 /// Writes one run of codes of each row, from unit `first` of the panel on. The last unit may be ragged: codes
 /// past the end of the run are 0.
 #[inline(always)]
-fn write_run<const LOW: usize, const HIGH: usize, const UNIT: usize>(
+fn write_run(
+    coded: &Coded,
     place: &Place<'_>,
-    (base, bases): (usize, usize),
+    base: usize,
     bytes: &mut [u8],
     rows: &[Row<'_>],
     codes: Range<usize>,
     first: usize,
 ) {
     let &Place { geometry, panels, panel } = place;
-    let per_record = geometry.record_padded() / UNIT;
+    let per_record = geometry.record_padded() / geometry.unit;
     let (record_bytes, head) = (geometry.record_bytes(panels), panels * PANEL * geometry.head);
     let (stride, unit_bytes) = (panels * LINE, panels * geometry.unit_bytes);
-    let of_base = unit_bytes / bases;
-    let blocks = codes.clone().step_by(BLOCK * UNIT).zip((first..).step_by(BLOCK));
-    for (start, first) in blocks {
+    let of_base = unit_bytes / coded.bases as usize;
+    let lines = of_base / stride;
+    // Units of a row that are turned at a time.
+    let units = WORDS / lines;
+    let columns = units * geometry.unit;
+    // Lanes past the last row stay zero.
+    let mut words = [[0; WORDS]; PANEL];
+    for (start, first) in codes.clone().step_by(columns).zip((first..).step_by(units)) {
+        let end = codes.end.min(start + columns);
+        for (row, words) in rows.iter().zip(&mut words) {
+            put_row(coded.bits, &row.codes[start..end], words);
+        }
         let (record, unit) = (first / per_record, first % per_record);
-        let at = record * record_bytes + head + unit * unit_bytes + base * of_base + panel * LINE;
-        for (lane, row) in rows.iter().enumerate().take(PANEL) {
-            let run = &row.codes[start..codes.end.min(start + BLOCK * UNIT)];
-            let (mut at, mut left) = (at + lane * QUAD, per_record - unit);
-            let mut put = |codes: &[u8; UNIT]| {
-                put_unit::<LOW, HIGH, UNIT>(codes, &mut bytes[at..], stride);
-                (at, left) = (at + unit_bytes, left - 1);
-                if left == 0 {
-                    (at, left) = (at + head, per_record);
-                }
-            };
-            let (units, rest) = run.as_chunks::<UNIT>();
-            units.iter().for_each(&mut put);
-            if !rest.is_empty() {
-                let mut last = [0; UNIT];
-                last[..rest.len()].copy_from_slice(rest);
-                put(&last);
+        let mut at = record * record_bytes + head + unit * unit_bytes + base * of_base + panel * LINE;
+        let mut left = per_record - unit;
+        for unit in 0..(end - start).div_ceil(geometry.unit) {
+            for line in 0..lines {
+                let words = words.each_ref().map(|words| words[(unit * lines + line) % WORDS]);
+                put_words(&mut bytes[at + line * stride..][..LINE], &words);
+            }
+            (at, left) = (at + unit_bytes, left - 1);
+            if left == 0 {
+                (at, left) = (at + head, per_record);
             }
         }
     }
 }
 
-/// Writes one unit of one row: a lane of each of its lines, which are `stride` bytes apart.
+/// A lane of each line of some units of one row; a ragged last unit is filled up with zeros.
 #[inline(always)]
-fn put_unit<const LOW: usize, const HIGH: usize, const UNIT: usize>(
-    codes: &[u8; UNIT],
-    out: &mut [u8],
-    stride: usize,
-) {
-    let mut put = |line: usize, word: [u8; QUAD]| out[line * stride..][..QUAD].copy_from_slice(&word);
-    if LOW == 8 {
-        return put(0, std::array::from_fn(|j| codes[j]));
+fn put_row(bits: u8, codes: &[u8], words: &mut [u32; WORDS]) {
+    let whole = codes.len() - codes.len() % unit_columns(bits);
+    let mut last = [0; 32];
+    let rest = &codes[whole..];
+    last[..rest.len()].copy_from_slice(rest);
+    let rest = &last[..if rest.is_empty() { 0 } else { unit_columns(bits) }];
+    let mut words = &mut words[..];
+    // A loop, so that the code is there once.
+    for codes in [&codes[..whole], rest] {
+        let put = match bits {
+            1 => put_units::<1, 0, 32>(codes, words),
+            2 => put_units::<2, 0, 16>(codes, words),
+            3 => put_units::<2, 1, 32>(codes, words),
+            4 => put_units::<4, 0, 8>(codes, words),
+            5 => put_units::<4, 1, 32>(codes, words),
+            6 => put_units::<4, 2, 16>(codes, words),
+            _ => put_units::<8, 0, 4>(codes, words),
+        };
+        words = &mut words[put..];
     }
-    let (words, _) = codes.as_chunks::<8>();
-    let mut low_lines = 0;
-    for words in words.chunks_exact(4 / LOW.min(4)) {
-        put(low_lines, join::<LOW>(words, |w| if HIGH != 0 { w & bytes_of(LOW) } else { w }));
-        low_lines += 1;
+}
+
+/// Words of whole units of `UNIT` codes: a lower plane of `LOW` bits and an upper one of `HIGH`, where that is not
+/// 0. Gives how many.
+#[inline(always)]
+fn put_units<const LOW: usize, const HIGH: usize, const UNIT: usize>(
+    codes: &[u8],
+    words: &mut [u32],
+) -> usize {
+    let units = codes.as_chunks::<UNIT>().0;
+    let lines = UNIT * LOW / 32 + (HIGH != 0) as usize;
+    if HIGH == 0 {
+        for (word, codes) in words.iter_mut().zip(units) {
+            *word = match LOW {
+                8 => u32::from_le_bytes(std::array::from_fn(|j| codes[j])),
+                _ => join::<LOW>(codes.as_chunks().0, |w| w),
+            };
+        }
+    } else {
+        for (words, codes) in words.chunks_exact_mut(lines).zip(units) {
+            let codes = codes.as_chunks::<8>().0;
+            for (word, codes) in words.iter_mut().zip(codes.chunks_exact(4 / LOW.min(4))) {
+                *word = join::<LOW>(codes, |w| w & bytes_of(LOW));
+            }
+            words[lines - 1] = join::<HIGH>(codes, |w| w >> LOW & bytes_of(HIGH));
+        }
     }
-    if HIGH != 0 {
-        put(low_lines, join::<HIGH>(words, |w| w >> LOW & bytes_of(HIGH)));
-    }
+    units.len() * lines
 }
 
 /// The lowest bits of each byte of a word.
@@ -317,13 +341,13 @@ const fn bytes_of(bits: usize) -> u64 {
 /// A lane of a line of codes of `BITS` bits: `plane` takes them out of words of two quads. Quads are shifted
 /// over each other; codes fit their bits (`codec`), so that nothing leaves its byte.
 #[inline(always)]
-fn join<const BITS: usize>(words: &[[u8; 8]], plane: impl Fn(u64) -> u64) -> [u8; QUAD] {
+fn join<const BITS: usize>(words: &[[u8; 8]], plane: impl Fn(u64) -> u64) -> u32 {
     let mut quads = 0;
     for (i, word) in words.iter().enumerate() {
         quads |= plane(u64::from_le_bytes(*word)) << (2 * BITS * i);
     }
     // The second quad of each word goes above the first. The top bits of the first half are free.
-    ((quads | quads >> (32 - BITS)) as u32).to_le_bytes()
+    (quads | quads >> (32 - BITS)) as u32
 }
 
 /// The inverse of [`write_codes`] for one row of one record and base.

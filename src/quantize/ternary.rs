@@ -17,6 +17,7 @@ use super::{Rule, check_finite};
 use crate::error::{Result, fail};
 use crate::layout::{Coded, Layout, Matrix, Offset, Row, ScaleType, Scales, Values};
 use crate::memory::filled;
+use crate::nearest;
 use crate::types::Type;
 
 /// The least scale of BitNet's rule.
@@ -45,8 +46,8 @@ pub(super) fn residual_scales(source: &dyn Matrix, bases: usize, least: f32) -> 
         for index in 0..source.out_features() {
             source.read_row(index, &mut row)?;
             check_finite(index, &row.floats, Type::Ternary)?;
-            for w in &mut row.floats {
-                *w = residual(*w, &scales[..base]);
+            if base > 0 {
+                row.floats.iter_mut().for_each(|w| *w = residual(*w, &scales[..base]));
             }
             sum += sum_of_magnitudes(&row.floats);
         }
@@ -130,8 +131,11 @@ impl Rule for Ternary {
         }
         for (base, codes) in row.codes.chunks_exact_mut(weights.len()).enumerate() {
             let (before, scale) = (&self.scales[..base], self.scales[base]);
-            for (w, code) in weights.iter().zip(codes) {
-                *code = (value(residual(*w, before), scale) + 1.0) as u8;
+            let code = |w: f32| nearest::byte(value(w, scale) + 1.0);
+            // Without bases before it a loop that becomes a few vectors.
+            match before {
+                [] => weights.iter().zip(codes).for_each(|(w, to)| *to = code(*w)),
+                _ => weights.iter().zip(codes).for_each(|(w, to)| *to = code(residual(*w, before))),
             }
         }
         Ok(())

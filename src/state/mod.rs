@@ -10,6 +10,8 @@
 //! lowest bits on, and every block begins a byte: bits past a short last block are 0. An array of four
 //! dimensions is taken flat, so that blocks run across its rows. Source: burn_dragon's rho state.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod block;
 mod statistics;
 
@@ -18,7 +20,7 @@ use std::sync::{Mutex, RwLock};
 use crate::cpu::Isa;
 use crate::error::{Result, fail};
 use crate::exec::Executor;
-use crate::kernel;
+use crate::kernel::{self, Portable};
 use crate::limits::STATE_MAX;
 use crate::memory::filled;
 
@@ -91,6 +93,14 @@ struct Content {
     now: Blocks,
     next: Blocks,
     statistics: Statistics,
+}
+
+/// Runs AVX2's compilation on AVX-512 too: a copy of its own gains nothing.
+fn compiled<P: Portable>(isa: Isa, work: P) -> P::Output {
+    match isa {
+        Isa::Avx512Vnni => kernel::compiled(Isa::Avx2, work),
+        isa => kernel::compiled(isa, work),
+    }
 }
 
 /// An array of four dimensions, compressed. Any number of threads may use it.
@@ -179,13 +189,13 @@ impl State {
                 Update::Add { factor } => Some((factor, old_codes, old_scales)),
             };
             let format = self.format;
-            let work = Pack { format, values, old, codes, scales, measured: self.measured };
+            let work = Pack { isa: self.isa, format, values, old, codes, scales, measured: self.measured };
             pieces.push(Mutex::new((Some(work), Some(Sums::default()))));
         }
         executor.run(pieces.len(), &|_, piece| {
             let mut place = pieces[piece].lock().unwrap_or_else(|e| e.into_inner());
             if let Some(work) = place.0.take() {
-                place.1 = kernel::compiled(self.isa, work);
+                place.1 = compiled(self.isa, work);
             }
             Ok(())
         })?;
@@ -232,7 +242,7 @@ impl State {
         }
         executor.run(pieces.len(), &|_, piece| {
             if let Some(work) = pieces[piece].lock().unwrap_or_else(|e| e.into_inner()).take() {
-                kernel::compiled(self.isa, work);
+                compiled(self.isa, work);
             }
             Ok(())
         })

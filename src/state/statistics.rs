@@ -2,8 +2,8 @@
 
 use super::BLOCK;
 
-/// Sums over the values of one call. One lane for each value of a block, so that every instruction set adds
-/// in one order.
+/// Sums over the values of one call. Lanes are values of a block, or blocks of a group (`block::measure_group`),
+/// so that every instruction set adds in one order.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Sums {
     pub(super) original: [f64; BLOCK],
