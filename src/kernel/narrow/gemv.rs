@@ -320,53 +320,59 @@ macro_rules! gemv {
             let unit_bytes = unit_lines(BITS) * stride;
             let (uq, run) = (unit_quads(BITS), run_of(BITS, TABLE));
             let quads = uq.max(GQ); // of a step: whole units and whole groups
+            let step_bytes = quads / uq * unit_bytes;
+            let part = SUPER_BLOCK / (uq * QUAD) * unit_lines(BITS) * LINE;
             out[..lanes].fill(0.0);
             let records = tile.bytes.chunks_exact(geometry.record_bytes(tile.panels));
-            for (b, (record, codes)) in records.zip(x.codes.chunks_exact(SUPER_BLOCK)).enumerate() {
+            for (b, (record, codes)) in records.zip(x.codes.as_chunks::<SUPER_BLOCK>().0).enumerate() {
                 let (head, bytes) = record.split_at(lanes * geometry.head);
                 for line in 0..head.len().div_ceil(LINE) {
-                    prefetch(head, AHEAD + line * LINE);
+                    prefetch(head, 2 * AHEAD + line * LINE);
                 }
                 let subs = &head[lanes * ty.bytes() * (1 + minimum as usize)..];
-                let xsums = &x.sums[b * groups..][..groups];
-                let totals = &x.totals[b * groups..][..groups];
+                // Once for all panels; more than there are groups.
+                let mut begins = [0; SUPER_BLOCK / QUAD / 4];
+                for (begin, sum) in begins.iter_mut().zip(&x.sums[b * groups..][..groups]) {
+                    *begin = -zero * sum;
+                }
                 for p in 0..tile.panels {
                     let mut isum = [ints(0); PARTS];
-                    let mut j = 0;
-                    for (bytes, codes) in
-                        bytes.chunks_exact(quads / uq * unit_bytes).zip(codes.chunks_exact(quads * QUAD))
-                    {
-                        for line in 0..quads / uq * unit_lines(BITS) {
-                            prefetch(bytes, AHEAD + p * LINE + line * stride);
+                    // As in `units`: each panel asks for a part of what comes, line after line.
+                    let mut ahead = 2 * AHEAD + p * part;
+                    // No `zip` of chunks: it divides by each of their lengths, as long as several groups.
+                    let (mut subs, mut begins, mut units) = (subs[p * PANEL..].chunks(lanes), begins.iter(), bytes);
+                    for codes in codes.chunks_exact(quads * QUAD) {
+                        let Some((unit, later)) = units.split_at_checked(step_bytes) else { break };
+                        units = later;
+                        for _ in 0..quads / uq * unit_lines(BITS) {
+                            prefetch(bytes, ahead);
+                            ahead += LINE;
                         }
-                        let (mut dot, first) = ([ints(0); PARTS], b * groups);
                         if uq < GQ {
-                            dot = start(x, first + j, p * PANEL, -zero * xsums[j]);
+                            let (Some(subs), Some(begin)) = (subs.next(), begins.next()) else { break };
+                            let mut dot = [ints(*begin); PARTS];
                             unrolled!(GQ / uq, U => {
-                                let lines = lines::<BITS>(&bytes[U * unit_bytes..][..unit_bytes], p * LINE, stride);
+                                let lines = lines::<BITS>(&unit[U * unit_bytes..][..unit_bytes], p * LINE, stride);
                                 unrolled!(uq / run, R => {
                                     let q = R * run;
                                     steps::<BITS, TABLE, FULL>(&lines, q, codes, U * uq + q, table, &mut dot);
                                 });
                             });
-                            add_group(&mut isum, subs, j * lanes + p * PANEL, &dot);
-                            j += 1;
+                            add_group(&mut isum, subs, &dot);
                         } else {
-                            let lines = lines::<BITS>(bytes, p * LINE, stride);
-                            unrolled!(uq / run, R => {
-                                let q = R * run;
-                                if q % GQ == 0 {
-                                    dot = start(x, first + j, p * PANEL, -zero * xsums[j]);
-                                }
-                                steps::<BITS, TABLE, FULL>(&lines, q, codes, q, table, &mut dot);
-                                if (q + run) % GQ == 0 {
-                                    add_group(&mut isum, subs, j * lanes + p * PANEL, &dot);
-                                    j += 1;
-                                }
+                            let lines = lines::<BITS>(unit, p * LINE, stride);
+                            unrolled!(uq / GQ, G => {
+                                let (Some(subs), Some(begin)) = (subs.next(), begins.next()) else { break };
+                                let mut dot = [ints(*begin); PARTS];
+                                unrolled!(GQ / run, R => {
+                                    let q = G * GQ + R * run;
+                                    steps::<BITS, TABLE, FULL>(&lines, q, codes, q, table, &mut dot);
+                                });
+                                add_group(&mut isum, subs, &dot);
                             });
                         }
                     }
-                    add_block(coded, minimum, head, (lanes, p * PANEL), &isum, totals, x.scales[b], out);
+                    add_block(coded, minimum, head, (lanes, p * PANEL), isum, x, b, out);
                 }
             }
         }
@@ -374,9 +380,10 @@ macro_rules! gemv {
         /// A group's sums times its sub-scales.
         #[inline]
         #[target_feature(enable = $features)]
-        fn add_group(isum: &mut [Int; PARTS], subs: &[u8], at: usize, dot: &[Int; PARTS]) {
+        fn add_group(isum: &mut [Int; PARTS], subs: &[u8], dot: &[Int; PARTS]) {
+            let subs = &subs[..PANEL];
             for h in 0..PARTS {
-                isum[h] = add_ints(isum[h], mul_ints(signed_bytes(subs, at + h * LANES), dot[h]));
+                isum[h] = add_ints(isum[h], mul_ints(signed_bytes(subs, h * LANES), dot[h]));
             }
         }
 
@@ -388,21 +395,35 @@ macro_rules! gemv {
             minimum: bool,
             head: &[u8],
             (lanes, lane): (usize, usize),
-            isum: &[Int; PARTS],
-            xsums: &[i32],
-            s_x: f32,
+            mut isum: [Int; PARTS],
+            x: &Codes<'_>,
+            b: usize,
             out: &mut [f32],
         ) {
-            let ty = coded.scale_type;
-            let sub_minimums = head.len() - xsums.len() * lanes;
+            let (ty, groups) = (coded.scale_type, x.shape.record_groups);
+            let (xsums, s_x) = (&x.totals[b * groups..][..groups], x.scales[b]);
+            let subs = &head[lanes * ty.bytes() * (1 + minimum as usize)..];
+            let (subs, sub_minimums) = subs.split_at(groups * lanes);
+            if x.bias != 0 {
+                for (g, subs) in subs.chunks_exact(lanes).enumerate() {
+                    let Some(weights) = x.weight_sums(b * groups + g) else { return };
+                    for h in 0..PARTS {
+                        let lane = lane + h * LANES;
+                        let product = mul_ints(signed_bytes(subs, lane), integers(weights, lane));
+                        isum[h] = add_ints(isum[h], product);
+                    }
+                }
+            }
             for h in 0..PARTS {
                 let lane = lane + h * LANES;
                 let d = mul(scales(ty, head, lane), all(s_x));
                 let mut acc = fma(to_floats(isum[h]), d, floats(out, lane));
                 if minimum {
                     let mut msum = ints(0);
-                    for (mn, xsum) in head[sub_minimums..].chunks_exact(lanes).zip(xsums) {
-                        msum = add_ints(msum, mul_ints(signed_bytes(mn, lane), ints(*xsum)));
+                    let pairs = sub_minimums.chunks_exact(2 * lanes).zip(xsums.as_chunks::<2>().0);
+                    for (mn, xsums) in pairs {
+                        let (a, b) = (signed_bytes(mn, lane), signed_bytes(mn, lanes + lane));
+                        msum = add_two(msum, two(a, b), of_two(xsums[0], xsums[1]));
                     }
                     let dmin = mul(scales(ty, &head[lanes * ty.bytes()..], lane), all(s_x));
                     // A negated product is the same number as one with a negated factor.
