@@ -40,6 +40,7 @@ pub struct Layer {
 }
 
 /// A layer where it is.
+#[cfg_attr(not(feature = "cuda"), expect(clippy::large_enum_variant, reason = "the other cannot exist then"))]
 pub enum Body {
     /// On the CPU.
     Cpu(Linear),
