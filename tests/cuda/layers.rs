@@ -10,7 +10,8 @@ use crate::{alone, attempt};
 /// Rows of x of the calls; the shapes take every third of them, each other ones, where a schedule is one of many.
 const BATCHES: [usize; 6] = [1, 3, 8, 17, 64, 200];
 
-/// Takes every n-th case, where BITLINEAR_TEST_EVERY says so.
+/// Takes every n-th case, where BITLINEAR_TEST_EVERY says so; which ones, the seed of the schedule says, so that
+/// schedules with other seeds take others.
 struct Every {
     each: usize,
     at: usize,
@@ -18,8 +19,9 @@ struct Every {
 
 impl Every {
     fn new(first: usize) -> Every {
-        let each = std::env::var("BITLINEAR_TEST_EVERY").ok().and_then(|v| v.parse().ok()).unwrap_or(1);
-        Every { each, at: first }
+        let number = |name| std::env::var(name).ok().and_then(|v| v.parse().ok());
+        let each = number("BITLINEAR_TEST_EVERY").unwrap_or(1);
+        Every { each, at: first + number("BL_EMU_SEED").unwrap_or(0) }
     }
     fn takes(&mut self) -> bool {
         self.at += 1;
