@@ -67,10 +67,12 @@ BENCH ?=
 PEERS := benches/peers/target/release/peers
 FIGURES ?= target/peers.json
 
-bench: build
+bench: build tool
 	cd benches/peers && $(CARGO) build --quiet --release
 	ONNXRUNTIME="$$(PYTHON='$(PYTHON)' sh benches/peers/onnxruntime.sh)" $(PEERS) layers --out $(FIGURES) $(BENCH)
 	$(PEERS) programs --out $(FIGURES) --llm $(EXAMPLES)/llm --model "$$($(PYTHON) examples/models/fetch.py | tail -n 1)"
+	$(PEERS) files --out $(FIGURES) --llm $(EXAMPLES)/llm --tool $(RELEASE)/bitlinear --text tests/llm/text.txt \
+	  --model "$$($(PYTHON) examples/models/fetch.py | tail -n 1)"
 	$(PEERS) report --from $(FIGURES) --to docs/performance
 
 # Without peers, and without what they need: every layout against the limits on one thread, what threads and joint

@@ -1,8 +1,8 @@
 //! What this machine can do: the denominators of the report.
 //!
 //! Reading is a sum over 256 MiB a thread; multiply-adds run in registers, sixteen (AVX2: twelve)
-//! accumulators deep. Every figure is the best of many tries, and `measure` takes them again at the
-//! beginning of every run: neighbours on the same memory change them.
+//! accumulators deep. Every figure is the best of many tries. All are taken at the beginning of a run, reading
+//! again with every matrix.
 
 use std::hint::spin_loop;
 use std::sync::Barrier;
@@ -129,16 +129,29 @@ fn memory() -> Vec<u8> {
     bytes
 }
 
+/// Bytes a second from DRAM: the best of some tries. Neighbours on the same memory change it from minute to
+/// minute, so that a run asks more than once.
+#[cfg(target_arch = "x86_64")]
+pub fn read(threads: usize, tries: usize) -> Option<f64> {
+    let read = peak::read()?;
+    let parts: Vec<Vec<u8>> = (0..threads).map(|_| memory()).collect();
+    Some((threads * BYTES) as f64 / together(threads, tries, |i| read(&parts[i])))
+}
+
+/// As above.
+#[cfg(not(target_arch = "x86_64"))]
+pub fn read(_: usize, _: usize) -> Option<f64> {
+    None
+}
+
 /// Measures them; None where this program knows no loops for the CPU.
 #[cfg(target_arch = "x86_64")]
 pub fn measure(threads: usize) -> Option<Limits> {
-    let (read, integer, float) = (peak::read()?, peak::integer()?, peak::float()?);
-    let parts: Vec<Vec<u8>> = (0..threads).map(|_| memory()).collect();
-    let seconds = together(threads, 12, |i| read(&parts[i]));
+    let (integer, float) = (peak::integer()?, peak::float()?);
     let (ping, wake) = if threads > 1 { hand_off() } else { (0.0, 0.0) };
     Some(Limits {
         threads,
-        read: (threads * BYTES) as f64 / seconds,
+        read: read(threads, 12)?,
         integer: rate(threads, &integer),
         integer_by: integer.by.into(),
         integer_16: rate(threads, &peak::integer_16()?),

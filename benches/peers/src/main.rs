@@ -4,6 +4,7 @@
 mod candle;
 mod charts;
 mod contestant;
+mod files;
 mod ggml;
 mod limits;
 mod measure;
@@ -31,6 +32,8 @@ enum What {
     Layers(measure::Arguments),
     /// A language model, whole: examples/c/llm and llama.cpp with the same file.
     Programs(programs::Arguments),
+    /// Files that bitlinear quantised, in llama.cpp: both foretell the same text.
+    Files(files::Arguments),
     /// Tables and charts of a JSON file.
     Report(report::Arguments),
 }
@@ -39,6 +42,7 @@ fn main() {
     match Line::parse().what {
         What::Layers(arguments) => measure::run(&arguments),
         What::Programs(arguments) => programs::run(&arguments),
+        What::Files(arguments) => files::run(&arguments),
         What::Report(arguments) => report::run(&arguments),
     }
 }

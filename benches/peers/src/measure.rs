@@ -200,6 +200,20 @@ fn cell(contestants: &mut [Box<dyn Contestant>], windows: &Windows, seconds: f64
         .collect()
 }
 
+/// What was typed, without the name of the file, which is the measurer's own affair.
+fn command() -> String {
+    let mut words = std::env::args().skip(1);
+    let mut kept = Vec::new();
+    while let Some(word) = words.next() {
+        if word == "--out" {
+            words.next();
+        } else if !word.starts_with("--out=") {
+            kept.push(word);
+        }
+    }
+    kept.join(" ")
+}
+
 /// All cells for one number of threads.
 fn one_process(a: &Arguments, threads: usize) {
     ggml::be_silent();
@@ -231,8 +245,8 @@ fn one_process(a: &Arguments, threads: usize) {
     ];
     versions.extend(onnx::version().map(|v| ("onnxruntime".to_string(), v)));
     versions.extend(onednn::version().map(|v| ("oneDNN".to_string(), v)));
-    let command: Vec<String> = std::env::args().skip(1).collect();
-    store.runs.push(Run { at: store::now(), command: command.join(" "), versions, limits });
+    let run = Run { at: store::now(), command: command(), versions, limits };
+    store.runs.push(run);
     let run = store.runs.len() - 1;
 
     let ring = a.ring.map_or(5 * store.machine.last_level_cache as usize, |m| m << 20).max(64 << 20);
@@ -295,6 +309,10 @@ fn one_process(a: &Arguments, threads: usize) {
                     });
                 }
                 bar.inc(1);
+            }
+            if let Some(read) = limits::read(threads, 4) {
+                let limit = &mut store.runs[run].limits.read;
+                *limit = limit.max(read);
             }
             store.save(&a.out);
         }

@@ -4,7 +4,7 @@
 //! likeliest tokens one by one. They run in turn, round by round; the best round counts.
 
 use std::ffi::CString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
@@ -69,27 +69,33 @@ fn ours(a: &Arguments, threads: usize) -> (Round, String) {
 }
 
 /// llama.cpp with its own defaults, but for the numbers of threads.
-struct Llama {
-    model: *mut sys::llama_model,
-    context: *mut sys::llama_context,
-    vocabulary: usize,
+pub struct Llama {
+    pub model: *mut sys::llama_model,
+    pub context: *mut sys::llama_context,
+    pub vocabulary: usize,
+}
+
+/// Tokens of a context, and of one call at most.
+pub struct Room {
+    pub tokens: usize,
+    pub batch: usize,
 }
 
 unsafe extern "C" fn silent(_: sys::ggml_log_level, _: *const std::ffi::c_char, _: *mut std::ffi::c_void) {}
 
 impl Llama {
-    fn open(a: &Arguments, threads: usize) -> Llama {
-        let path = CString::new(a.model.to_str().expect("UTF-8")).expect("a path");
+    pub fn open(path: &Path, room: Room, threads: usize) -> Llama {
+        let c_path = CString::new(path.to_str().expect("UTF-8")).expect("a path");
         // SAFETY: llama.cpp's own defaults and live handles.
         unsafe {
             sys::llama_log_set(Some(silent), std::ptr::null_mut());
             sys::llama_backend_init();
-            let model = sys::llama_model_load_from_file(path.as_ptr(), sys::llama_model_default_params());
-            assert!(!model.is_null(), "llama.cpp: {} does not open", a.model.display());
+            let model = sys::llama_model_load_from_file(c_path.as_ptr(), sys::llama_model_default_params());
+            assert!(!model.is_null(), "llama.cpp: {} does not open", path.display());
             let mut parameters = sys::llama_context_default_params();
-            parameters.n_ctx = (a.prompt + a.length + 8) as u32;
-            parameters.n_batch = a.prompt as u32;
-            parameters.n_ubatch = a.prompt as u32;
+            parameters.n_ctx = room.tokens as u32;
+            parameters.n_batch = room.batch as u32;
+            parameters.n_ubatch = room.batch as u32;
             parameters.n_threads = threads as i32;
             parameters.n_threads_batch = threads as i32;
             let context = sys::llama_init_from_model(model, parameters);
@@ -167,7 +173,8 @@ pub fn run(a: &Arguments) {
     };
     store.programs.clear();
     for threads in threads {
-        let mut llama = Llama::open(a, threads);
+        let room = Room { tokens: a.prompt + a.length + 8, batch: a.prompt };
+        let mut llama = Llama::open(&a.model, room, threads);
         let (mut ours_rounds, mut llama_rounds, mut shown) = (Vec::new(), Vec::new(), String::new());
         for _ in 0..a.rounds {
             let (round, command) = ours(a, threads);

@@ -376,6 +376,20 @@ fn programs(f: &Figures, out: &mut String) {
     out.push('\n');
 }
 
+fn files(f: &Figures, out: &mut String) {
+    let head = ["type", "MB", "mean nll in bitlinear", "in llama.cpp"];
+    let rows: Vec<Vec<String>> = f
+        .store
+        .files
+        .iter()
+        .map(|file| {
+            let megabytes = format!("{:.1}", file.bytes as f64 / 1e6);
+            vec![file.ty.clone(), megabytes, format!("{:.4}", file.ours), format!("{:.4}", file.theirs)]
+        })
+        .collect();
+    table(out, &words(&head), &rows);
+}
+
 /// The cells that are furthest behind the best peer.
 fn weakest(f: &Figures, count: usize, out: &mut String) {
     let mut all = Vec::new();
@@ -465,6 +479,16 @@ fn text(f: &Figures) -> String {
     if !f.store.programs.is_empty() {
         let _ = writeln!(o, "## A language model, whole\n");
         programs(f, o);
+    }
+    if !f.store.files.is_empty() {
+        let _ = writeln!(o, "## Files, written here and read by llama.cpp\n");
+        let _ = writeln!(
+            o,
+            "The model quantised to each type (`bitlinear quantize --again --fallback q8_0`), and how likely both \
+             find the same text of {} tokens.\n",
+            f.store.files[0].tokens
+        );
+        files(f, o);
     }
     let _ = writeln!(o, "## Everybody, GMAC/s\n");
     f.limits.keys().for_each(|&threads| speeds(f, threads, o));

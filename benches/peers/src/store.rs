@@ -15,6 +15,8 @@ pub struct Store {
     pub cells: Vec<Cell>,
     #[serde(default)]
     pub programs: Vec<Program>,
+    #[serde(default)]
+    pub files: Vec<File>,
 }
 
 /// What everything ran on.
@@ -75,6 +77,19 @@ pub struct Program {
     pub prompt_inside: Option<f64>,
     pub generation_inside: Option<f64>,
     pub command: String,
+}
+
+/// A quantised model and how likely a text is to it.
+#[derive(Serialize, Deserialize, Clone)]
+pub struct File {
+    #[serde(rename = "type")]
+    pub ty: String,
+    pub bytes: u64,
+    /// Tokens foretold.
+    pub tokens: usize,
+    /// Mean negative log-likelihood, in bitlinear and in llama.cpp.
+    pub ours: f64,
+    pub theirs: f64,
 }
 
 impl Store {

@@ -1,0 +1,123 @@
+//! Files that bitlinear writes, in llama.cpp: a model is quantised to one type after another, and both foretell the
+//! same text from the same file. That a file opens proves little; that both find it as likely proves that they read
+//! the same weights.
+
+use std::ffi::CString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use clap::Args;
+use llama_cpp_sys_2 as sys;
+
+use crate::programs::{Llama, Room};
+use crate::store::{File, Store};
+
+#[derive(Args)]
+pub struct Arguments {
+    /// The JSON file, which gets the figures.
+    #[arg(long, default_value = "target/peers.json")]
+    pub out: PathBuf,
+    /// The model: a GGUF file of the llama architecture.
+    #[arg(long)]
+    pub model: PathBuf,
+    /// The tool `bitlinear` (make tool).
+    #[arg(long)]
+    pub tool: PathBuf,
+    /// The C program of examples/c/llm.
+    #[arg(long)]
+    pub llm: PathBuf,
+    /// A text.
+    #[arg(long)]
+    pub text: PathBuf,
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "q8_0,q6_k,q5_k,q5_1,q5_0,q4_k,q4_1,q4_0,q3_k,q2_k,tq2_0,tq1_0"
+    )]
+    pub types: Vec<String>,
+}
+
+/// How far the mean negative log-likelihoods may be apart: both round x to 8 bits, each in its own way.
+const APART: f64 = 0.03;
+
+/// What a program prints; it must succeed.
+fn said(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Tokens foretold, and the mean of -ln p, by examples/c/llm.
+fn ours(a: &Arguments, file: &Path) -> (usize, f64) {
+    let text = said(Command::new(&a.llm).arg("--model").arg(file).arg("--perplexity").arg(&a.text));
+    let last = text.lines().last().unwrap_or_default();
+    let words: Vec<&str> = last.split_whitespace().collect();
+    let figure = |name: &str| {
+        words.iter().position(|w| *w == name).and_then(|i| words.get(i + 1)?.parse::<f64>().ok())
+    };
+    match (figure("tokens"), figure("mean_nll")) {
+        (Some(tokens), Some(mean)) => (tokens as usize, mean),
+        _ => panic!("{}: {last}", a.llm.display()),
+    }
+}
+
+/// The same by llama.cpp.
+fn theirs(file: &Path, text: &str) -> (usize, f64) {
+    let llama = Llama::open(file, Room { tokens: text.len() + 8, batch: text.len() + 8 }, 1);
+    let bytes = CString::new(text).expect("a text without NUL");
+    let mut tokens = vec![0i32; text.len() + 8];
+    // SAFETY: live handles; the lengths are those of the arrays.
+    let count = unsafe {
+        let vocabulary = sys::llama_model_get_vocab(llama.model);
+        let (length, room) = (text.len() as i32, tokens.len() as i32);
+        sys::llama_tokenize(vocabulary, bytes.as_ptr(), length, tokens.as_mut_ptr(), room, false, false)
+    };
+    assert!(count > 1, "llama.cpp: {count} tokens");
+    tokens.truncate(count as usize);
+    // SAFETY: a batch of `count` tokens of one sequence, all with logits, and freed.
+    unsafe {
+        let mut batch = sys::llama_batch_init(count, 0, 1);
+        batch.n_tokens = count;
+        for (i, token) in tokens.iter().enumerate() {
+            *batch.token.add(i) = *token;
+            *batch.pos.add(i) = i as i32;
+            *batch.n_seq_id.add(i) = 1;
+            *(*batch.seq_id.add(i)) = 0;
+            *batch.logits.add(i) = 1;
+        }
+        assert_eq!(sys::llama_decode(llama.context, batch), 0, "llama.cpp: decode");
+        sys::llama_batch_free(batch);
+    }
+    let mut sum = 0.0;
+    for (i, next) in tokens.iter().skip(1).enumerate() {
+        // SAFETY: each token of the batch has logits.
+        let logits = unsafe {
+            std::slice::from_raw_parts(sys::llama_get_logits_ith(llama.context, i as i32), llama.vocabulary)
+        };
+        let most = logits.iter().copied().fold(f32::MIN, f32::max) as f64;
+        let total: f64 = logits.iter().map(|v| (*v as f64 - most).exp()).sum();
+        sum += most + total.ln() - logits[*next as usize] as f64;
+    }
+    (tokens.len() - 1, sum / (tokens.len() - 1) as f64)
+}
+
+pub fn run(a: &Arguments) {
+    let mut store = Store::open(&a.out);
+    store.files.clear();
+    let text = std::fs::read_to_string(&a.text).unwrap_or_else(|e| panic!("{}: {e}", a.text.display()));
+    let file = std::env::temp_dir().join(format!("bitlinear-peers-{}.gguf", std::process::id()));
+    for ty in &a.types {
+        let mut quantize = Command::new(&a.tool);
+        quantize.arg("quantize").arg(&a.model).arg(&file);
+        // Rows of this model are 576 columns: blocks of 256 do not fit most of them.
+        said(quantize.args(["--again", "--type", ty, "--fallback", "q8_0"]));
+        let bytes = std::fs::metadata(&file).map_or(0, |m| m.len());
+        let ((tokens, ours), (theirs_tokens, theirs)) = (ours(a, &file), theirs(&file, &text));
+        let _ = std::fs::remove_file(&file);
+        println!("{ty}: {tokens} tokens; mean nll in bitlinear {ours:.4}, in llama.cpp {theirs:.4}");
+        assert_eq!(tokens, theirs_tokens, "{ty}: tokens");
+        assert!((ours - theirs).abs() < APART, "{ty}: bitlinear and llama.cpp read other weights");
+        store.files.push(File { ty: ty.clone(), bytes, tokens, ours, theirs });
+    }
+    store.save(&a.out);
+}
