@@ -132,6 +132,7 @@ pub unsafe extern "C" fn bl_forward_device(
             let flags = BL_RUN_ACCUMULATE | BL_RUN_CHECK;
             let call = Several::read((layers, count), m, x, ys, options, flags)?;
             let Several { first, m, run, x, .. } = call;
+            device_layer(first)?;
             aligned(x.addr(), call.x_stride, call.x_type, "x")?;
             // A fixed array: the call allocates nothing.
             let mut targets = [None; LAYERS_MAX];
