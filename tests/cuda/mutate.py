@@ -105,7 +105,7 @@ def kernel_fault(fault, objects, tests, every):
         for module in [fault.file[:-3]] if fault.file.endswith(".cu") else fault.modules:
             out, broken = compile_unit(kernels / f"{module}.cu", kernels, folder)
             if broken:
-                return broken, time.time() - begun
+                raise SystemExit(f"mutate.py is out of date: {fault.name()} {broken}")
             linked[out.name] = out
     must(["g++", "-shared", *FLAGS, "-Wl,-soname,libcuda.so.1", *linked.values(), "-o", folder / "libcuda.so.1",
           "-ldl", "-lpthread"])
@@ -142,6 +142,8 @@ def host_faults(faults):
             path.write_text(fault.apply((ROOT / fault.file).read_text()))
         done = subprocess.run(["cargo", "test", "--quiet", "--test", "cuda"], cwd=copy, capture_output=True, text=True,
                               env=dict(os.environ, **quick, BITLINEAR_EMULATOR=str(ROOT / "target" / "emulator")))
+        if "could not compile" in done.stderr:
+            raise SystemExit(f"{fault and fault.name()}: does not compile\n{done.stderr[-3000:]}")
         lines = [l.strip() for l in (done.stdout + done.stderr).splitlines()
                  if re.search(r"^error|panicked|emulated GPU:|FAILED", l)]
         found = (lines or ["failed"])[0][:110] if done.returncode else None
@@ -199,7 +201,7 @@ KERNELS = [
           "__syncwarp();\n    if (lane == 0) bl_barrier_arrive(empty + i % p.stages);\n    bl_wgmma_wait<0>(c);", modules=HOPPER),
     Fault("wgmma.cuh", "bl_wgmma_fence();", "", modules=HOPPER),
     Fault("wgmma.cuh", "step / 4 * (COLUMNS * 128), step % 4", "step / 4 * (COLUMNS * 128), step % 3", modules=HOPPER),
-    Fault("wgmma.cuh", "min((uint32_t)UNITS, p.units - i * UNITS)", "UNITS", modules=HOPPER),
+    Fault("wgmma.cuh", "min((uint32_t)UNITS, p.units - i * UNITS)", "UNITS", modules=("hopper_w8",)),
     # decoding
     Fault("decode.cuh", "shift >= 0 ? high >> (shift & 31) : high << (-shift & 31)", "high >> (shift & 31)", modules=("w3", "w5", "w6")),
     Fault("decode.cuh", "codes >> 3 & 0x01010101u", "codes >> 2 & 0x01010101u", modules=("t4",)),
@@ -243,8 +245,8 @@ HOST = [
     Fault(MODULE, "let room = gpu.dynamic_shared() as c_int;", "let room = 1024;"),
     # order
     Fault(LAYER, "stream.wait(&slow)?;\n                let mut from = 0;", "let mut from = 0;"),
-    Fault(LAYER, "bytes, stream.handle())?;\n                stream.wait(slow)?;", "bytes, stream.handle())?;"),
-    Fault(LAYER, "bytes, stream.handle())?;\n                    stream.wait(slow)?;", "bytes, stream.handle())?;"),
+    Fault(LAYER, "bytes, &stream)?;\n                stream.wait(slow)?;", "bytes, &stream)?;"),
+    Fault(LAYER, "bytes, &stream)?;\n                    stream.wait(slow)?;", "bytes, &stream)?;"),
     Fault(LAYER, "launch.shared,\n            stream,", "launch.shared,\n            std::ptr::null_mut(),"),
     # places and sizes
     Fault(LAYER, "(x_bytes + y_bytes) as u64;", "x_bytes as u64;"),
@@ -252,7 +254,7 @@ HOST = [
     Fault(LAYER, "Some(index) if index == own => Ok(())", "Some(_) => Ok(())"),
     Fault(LAYER, "before.front == self.front", "true"),
     Fault(LANES, "pinned.bytes().len() < host", "pinned.bytes().len() < 1"),
-    Fault(LANES, "memory.len() < device", "memory.len() < 1"),
+    Fault(LANES, "memory.size() < device", "memory.size() < 1"),
 ]
 
 
