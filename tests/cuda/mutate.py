@@ -31,9 +31,9 @@ SCHEDULES = [(0, 1), (4, 2), (1, 3), (5, 4), (2, 5), (3, 6), (5, 7)]  # order, s
 class Fault:
     """Replaces the `nth` place of a text (or of a pattern between slashes) in a file."""
 
-    def __init__(self, file, old, new, nth=1, modules=("w2", "w4"), hangs=False):
+    def __init__(self, file, old, new, nth=1, modules=("w2", "w4"), slow=False):
         self.file, self.old, self.new, self.nth, self.modules = file, old, new, nth, modules
-        self.hangs = hangs  # is found by its time alone, so that CI leaves it out
+        self.slow = slow  # takes minutes, so that CI leaves it out
 
     def name(self):
         return f"{self.file}: {self.old!r} no. {self.nth} -> {self.new!r}"
@@ -184,8 +184,8 @@ KERNELS = [
     Fault("gemm.cuh", "bl_copy_wait<0>();\n    " + SYNC, "bl_copy_wait<0>();"),
     Fault("gemm.cuh", SYNC + "\n    copy(i + p.stages - 1);", "copy(i + p.stages - 1);"),
     Fault("gemm.cuh", "((piece * 16) ^ (row & 1) * 64)", "(piece * 16)"),
-    Fault("gemm.cuh", "&& in_base * UNITS + at / C::BYTES < p.units", "", modules=("w8",), hangs=True),
-    Fault("gemm.cuh", "const bool there = m0 + row < p.m;", "const bool there = true;", hangs=True),
+    Fault("gemm.cuh", "&& in_base * UNITS + at / C::BYTES < p.units", "", modules=("w8",), slow=True),
+    Fault("gemm.cuh", "const bool there = m0 + row < p.m;", "const bool there = true;", slow=True),
     Fault("gemm.cuh", "__syncwarp();", ""),
     Fault("gemm.cuh", "bl_mma_k32_ss(c[s][j], a[s][1], b.z, b.w);", "bl_mma_k32_ss(c[s][j], a[s][1], b.w, b.z);"),
     Fault("gemm.cuh", "|| done >= row_halves", ""),
@@ -202,7 +202,7 @@ KERNELS = [
           "__syncwarp();\n    if (lane == 0) bl_barrier_arrive(empty + i % p.stages);\n    bl_wgmma_wait<0>(c);", modules=HOPPER),
     Fault("wgmma.cuh", "bl_wgmma_fence();", "", modules=HOPPER),
     Fault("wgmma.cuh", "step / 4 * (COLUMNS * 128), step % 4", "step / 4 * (COLUMNS * 128), step % 3", modules=HOPPER),
-    Fault("wgmma.cuh", "min((uint32_t)UNITS, p.units - i * UNITS)", "UNITS", modules=("hopper_w8",)),
+    Fault("wgmma.cuh", "min((uint32_t)UNITS, p.units - i * UNITS)", "UNITS", modules=("hopper_w8",), slow=True),
     # decoding
     Fault("decode.cuh", "shift >= 0 ? high >> (shift & 31) : high << (-shift & 31)", "high >> (shift & 31)", modules=("w3", "w5", "w6")),
     Fault("decode.cuh", "codes >> 3 & 0x01010101u", "codes >> 2 & 0x01010101u", modules=("t4",)),
@@ -271,7 +271,7 @@ def main():
     words = words.parse_args()
     chosen = lambda faults: [f for f in faults if words.only in f.name()]
     step = 4 if words.few else 1
-    kernels = [] if words.host else chosen([f for f in KERNELS[::step] if not (words.few and f.hangs)])[words.skip:]
+    kernels = [] if words.host else chosen([f for f in KERNELS[::step] if not (words.few and f.slow)])[words.skip:]
     host = [] if words.kernels or words.few else chosen(HOST)
     for fault in kernels + host:
         text = (ROOT / ("" if fault in host else "kernels") / fault.file).read_text()
