@@ -75,7 +75,7 @@ fn no_driver() {
 #[test]
 fn a_function_is_missing() {
     let Some(compiler) = native::tool("cc", "a driver without functions") else { return };
-    let folder = native::fresh("half-a-driver");
+    let folder = crate::fresh("half-a-driver");
     let source = folder.join("half.c");
     std::fs::write(&source, "int cuInit(unsigned flags) { return (int)flags; }\n").unwrap();
     let library = folder.join("libcuda.so.1");
@@ -150,7 +150,7 @@ fn the_example_runs_on_both() {
     else {
         return;
     };
-    let binary = native::fresh("gpu-layer").join("gpu_layer");
+    let binary = crate::fresh("gpu-layer").join("gpu_layer");
     let mut cc = Command::new(compiler);
     cc.args(["-std=c99", "-O1", "-Wall", "-Wextra", "-Wno-missing-field-initializers", "-Werror", "-I"]);
     cc.arg(native::root().join("include")).arg(native::root().join("examples/c/gpu_layer.c"));

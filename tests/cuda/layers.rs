@@ -415,7 +415,7 @@ fn weights_come_back() {
 
 /// The bytes of a packed file of one layer.
 fn saved(layer: &Handle) -> Vec<u8> {
-    let path = crate::native::fresh("cuda-saved").join("layer.bl");
+    let path = crate::fresh("cuda-saved").join("layer.bl");
     let path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
     let named = bl_named_layer { name: c"w".as_ptr(), layer: layer.get::<bl_layer>().cast_const() };
     attempt!(save::bl_save(path.as_ptr(), &named, 1, std::ptr::null(), 0)).unwrap();

@@ -21,6 +21,11 @@ use std::process::Command;
 /// Runs an ignored test of this program in a process of its own, in that environment. An empty value takes a
 /// variable away.
 #[track_caller]
+/// An empty folder for a test's own files. Two schedules run at a time (tests/cuda.sh): each has its own.
+fn fresh(name: &str) -> std::path::PathBuf {
+    native::fresh(&format!("{name}-{}", std::env::var("BL_EMU_ORDER").unwrap_or_default()))
+}
+
 fn alone(test: &str, environment: &[(&str, &str)]) {
     if emulated::folder().is_none() {
         return;

@@ -134,7 +134,8 @@ static void on_signal(int number, siginfo_t* info, void* context) {
     signal(number, SIG_DFL);
 }
 
-/// Once for each thread of the CPU: the handler's own stack, since a kernel's may be what overflowed.
+/// Once for each thread of the CPU: the handler's own stack, since a kernel's may be what overflowed. One that the thread
+/// has already may be too small to print on (Rust's is): the handler would fault in itself, again and again.
 static void install_handlers() {
     static std::once_flag once;
     std::call_once(once, [] {
@@ -144,10 +145,11 @@ static void install_handlers() {
         sigaction(SIGSEGV, &action, &former_segv);
         sigaction(SIGBUS, &action, &former_bus);
     });
+    constexpr size_t enough = 64 * 1024;
     stack_t present{};
-    if (sigaltstack(nullptr, &present) == 0 && present.ss_flags & SS_DISABLE) {
+    if (sigaltstack(nullptr, &present) == 0 && (present.ss_flags & SS_DISABLE || present.ss_size < enough)) {
         stack_t own{};
-        own.ss_size = 64 * 1024;
+        own.ss_size = enough;
         own.ss_sp = malloc(own.ss_size);
         sigaltstack(&own, nullptr);
     }
@@ -161,6 +163,11 @@ void wait(const char* what, Line line) {
     self->line = line;
     self->state = State::Waiting;
     emu_switch(&self->context, machine->scheduler);
+}
+
+void give_way() {
+    fiber->late = true;
+    emu_switch(&fiber->context, machine->scheduler);
 }
 
 /// Lets a barrier's threads go when the last has come.
@@ -355,6 +362,7 @@ void Machine::start_block(uint64_t number) {
         f.products.clear();
         f.product_group = 0;
         f.fenced = false;
+        f.late = false;
         f.context = fresh_context(stacks + STACK * (i + 1), i, entry);
         Warp& w = warps[f.warp];
         if (f.lane == 0) {
@@ -378,11 +386,24 @@ bool Machine::pass(int first, int last, bool backwards, bool shuffled) {
     bool any = false;
     for (int i = 0; i < count; i++) {
         Fiber& f = fibers[order[i]];
-        if (f.state != State::Ready) continue;
+        if (f.state != State::Ready || f.late) continue;
         any = true;
         run(f);
     }
     return any;
+}
+
+/// Runs one of those that have given way. False if there was none.
+bool Machine::late(bool backwards, bool shuffled) {
+    const int start = shuffled ? draw(threads) : 0;
+    for (int i = 0; i < threads; i++) {
+        Fiber& f = fibers[backwards ? threads - 1 - i : (start + i) % threads];
+        if (f.state != State::Ready || !f.late) continue;
+        f.late = false;
+        run(f);
+        return true;
+    }
+    return false;
 }
 
 void Machine::run_block() {
@@ -390,7 +411,8 @@ void Machine::run_block() {
     const bool backwards = order == Order::Reverse || order == Order::GreedyReverse;
     if (order < Order::Greedy) {
         while (alive)
-            if (!pass(0, threads, backwards, order == Order::Random) && alive) deadlock();
+            if (!pass(0, threads, backwards, order == Order::Random) && alive && !late(backwards, order == Order::Random))
+                deadlock();
         return;
     }
     const int warps_used = (threads + 31) / 32;
@@ -402,7 +424,7 @@ void Machine::run_block() {
         bool any = false;
         for (int w : list)
             while (pass(w * 32, std::min(threads, w * 32 + 32), backwards, order == Order::GreedyRandom)) any = true;
-        if (!any && alive) deadlock();
+        if (!any && alive && !late(backwards, order == Order::GreedyRandom)) deadlock();
     }
 }
 

@@ -123,6 +123,7 @@ struct Fiber {
     Extent index{};
     int number = 0, warp = 0, lane = 0;
     State state = State::Ended;
+    bool late = false; ///< has given way: runs when no other can
     const char* waits = "";
     Line line{};
     int barrier = -1;
@@ -157,6 +158,8 @@ Extent grid_extent();
 
 /// Lets other threads run until `fiber` is made ready again.
 void wait(const char* what, Line line);
+/// Lets all others run first, as far as they get: a card may do so.
+void give_way();
 /// The value that all threads of the block gave, added up.
 int barrier(int number, unsigned expected, int value, const char* operation, Line line);
 

@@ -35,6 +35,7 @@ void mbarrier_arrive(uint64_t* word, unsigned bytes) {
     b.bytes += bytes;
     b.pending--;
     settle(word, b);
+    give_way(); // whoever waits for this may overtake what the thread does next
 }
 
 void mbarrier_wait(uint64_t* word, unsigned parity, Line line) {

@@ -110,6 +110,7 @@ struct Machine {
     void start_block(uint64_t number);
     void run_block();
     bool pass(int first, int last, bool backwards, bool shuffled);
+    bool late(bool backwards, bool shuffled);
     void check_shared_slack();
     [[noreturn]] void deadlock();
 };
