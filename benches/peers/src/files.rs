@@ -9,23 +9,16 @@ use std::process::Command;
 use clap::Args;
 use llama_cpp_sys_2 as sys;
 
-use crate::programs::{Llama, Room};
+use crate::programs::{Common, Llama, Room, figure, said};
 use crate::store::{File, Store};
 
 #[derive(Args)]
 pub struct Arguments {
-    /// The JSON file, which gets the figures.
-    #[arg(long, default_value = "target/peers.json")]
-    pub out: PathBuf,
-    /// The model: a GGUF file of the llama architecture.
-    #[arg(long)]
-    pub model: PathBuf,
+    #[command(flatten)]
+    pub common: Common,
     /// The tool `bitlinear` (make tool).
     #[arg(long)]
     pub tool: PathBuf,
-    /// The C program of examples/c/llm.
-    #[arg(long)]
-    pub llm: PathBuf,
     /// A text.
     #[arg(long)]
     pub text: PathBuf,
@@ -39,27 +32,14 @@ pub struct Arguments {
 
 /// How far the mean negative log-likelihoods may be apart, as a part of them: both round x to 8 bits, each in its own
 /// way.
-const APART: f64 = 0.01;
-
-/// What a program prints; it must succeed.
-fn said(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
+const APART: f64 = 0.005;
 
 /// Tokens foretold, and the mean of -ln p, by examples/c/llm.
 fn ours(a: &Arguments, file: &Path) -> (usize, f64) {
-    let text = said(Command::new(&a.llm).arg("--model").arg(file).arg("--perplexity").arg(&a.text));
+    let common = &a.common;
+    let text = said(Command::new(&common.llm).arg("--model").arg(file).arg("--perplexity").arg(&a.text));
     let last = text.lines().last().unwrap_or_default();
-    let words: Vec<&str> = last.split_whitespace().collect();
-    let figure = |name: &str| {
-        words.iter().position(|w| *w == name).and_then(|i| words.get(i + 1)?.parse::<f64>().ok())
-    };
-    match (figure("tokens"), figure("mean_nll")) {
-        (Some(tokens), Some(mean)) => (tokens as usize, mean),
-        _ => panic!("{}: {last}", a.llm.display()),
-    }
+    (figure(last, "tokens") as usize, figure(last, "mean_nll"))
 }
 
 /// The same by llama.cpp.
@@ -103,13 +83,13 @@ fn theirs(file: &Path, text: &str) -> (usize, f64) {
 }
 
 pub fn run(a: &Arguments) {
-    let mut store = Store::open(&a.out);
+    let mut store = Store::open(&a.common.out);
     store.files.clear();
     let text = std::fs::read_to_string(&a.text).unwrap_or_else(|e| panic!("{}: {e}", a.text.display()));
     let file = std::env::temp_dir().join(format!("bitlinear-peers-{}.gguf", std::process::id()));
     for ty in &a.types {
         let mut quantize = Command::new(&a.tool);
-        quantize.arg("quantize").arg(&a.model).arg(&file);
+        quantize.arg("quantize").arg(&a.common.model).arg(&file);
         // Rows of this model are 576 columns: blocks of 256 do not fit most of them.
         said(quantize.args(["--again", "--type", ty, "--fallback", "q8_0"]));
         let bytes = std::fs::metadata(&file).map_or(0, |m| m.len());
@@ -120,5 +100,5 @@ pub fn run(a: &Arguments) {
         assert!((ours - theirs).abs() < APART * ours, "{ty}: bitlinear and llama.cpp read other weights");
         store.files.push(File { ty: ty.clone(), bytes, tokens, ours, theirs });
     }
-    store.save(&a.out);
+    store.save(&a.common.out);
 }

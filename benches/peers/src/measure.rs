@@ -200,18 +200,18 @@ fn cell(contestants: &mut [Box<dyn Contestant>], windows: &Windows, seconds: f64
         .collect()
 }
 
-/// What was typed, without the name of the file, which is the measurer's own affair.
-fn command() -> String {
+/// What was typed, without an option and its value.
+fn typed_without(option: &str) -> Vec<String> {
     let mut words = std::env::args().skip(1);
     let mut kept = Vec::new();
     while let Some(word) = words.next() {
-        if word == "--out" {
+        if word == option {
             words.next();
-        } else if !word.starts_with("--out=") {
+        } else if !word.strip_prefix(option).is_some_and(|rest| rest.starts_with('=')) {
             kept.push(word);
         }
     }
-    kept.join(" ")
+    kept
 }
 
 /// All cells for one number of threads.
@@ -245,7 +245,9 @@ fn one_process(a: &Arguments, threads: usize) {
     ];
     versions.extend(onnx::version().map(|v| ("onnxruntime".to_string(), v)));
     versions.extend(onednn::version().map(|v| ("oneDNN".to_string(), v)));
-    let run = Run { at: store::now(), command: command(), versions, limits };
+    // The name of the file is the measurer's own affair.
+    let command = typed_without("--out").join(" ");
+    let run = Run { at: store::now(), command, versions, limits };
     store.runs.push(run);
     let run = store.runs.len() - 1;
 
@@ -341,17 +343,8 @@ pub fn run(a: &Arguments) {
     for threads in threads {
         let me = std::env::current_exe().expect("a path");
         // clap takes the last one where an option stands twice only if told so: this one is set apart.
-        let mut arguments = std::env::args().skip(1).peekable();
-        let mut kept = Vec::new();
-        while let Some(argument) = arguments.next() {
-            if argument == "--threads" {
-                arguments.next();
-            } else if !argument.starts_with("--threads=") {
-                kept.push(argument);
-            }
-        }
         let status = std::process::Command::new(me)
-            .args(kept)
+            .args(typed_without("--threads"))
             .arg(format!("--threads={threads}"))
             .env(CHILD, threads.to_string())
             .env("CANDLE_NUM_THREADS", threads.to_string())

@@ -13,17 +13,24 @@ use llama_cpp_sys_2 as sys;
 
 use crate::store::{Program, Store, processors};
 
+/// What is run on which model, and where figures go.
 #[derive(Args)]
-pub struct Arguments {
+pub struct Common {
     /// The JSON file, which gets the figures.
     #[arg(long, default_value = "target/peers.json")]
     pub out: PathBuf,
     /// The model: a GGUF file of the llama architecture.
     #[arg(long)]
     pub model: PathBuf,
-    /// The C program.
+    /// The C program of examples/c/llm.
     #[arg(long)]
     pub llm: PathBuf,
+}
+
+#[derive(Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    pub common: Common,
     #[arg(long, default_value_t = 512)]
     pub prompt: usize,
     #[arg(long, default_value_t = 128)]
@@ -41,26 +48,34 @@ struct Round {
     inside: Option<(f64, f64)>,
 }
 
+/// What a program prints; it must succeed.
+pub fn said(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The number after a word.
+pub fn figure(text: &str, name: &str) -> f64 {
+    let value =
+        text.split_whitespace().skip_while(|word| *word != name).nth(1).and_then(|word| word.parse().ok());
+    value.unwrap_or_else(|| panic!("no {name}: {text}"))
+}
+
 /// examples/c/llm --bench.
 fn ours(a: &Arguments, threads: usize) -> (Round, String) {
-    let mut command = Command::new(&a.llm);
-    command.arg("--model").arg(&a.model).args(["--piece", &a.prompt.to_string()]);
+    let mut command = Command::new(&a.common.llm);
+    command.arg("--model").arg(&a.common.model).args(["--piece", &a.prompt.to_string()]);
     command.args(["--bench", &a.prompt.to_string(), &a.length.to_string()]);
     command.args(["--threads", &threads.to_string()]);
-    let output = command.output().unwrap_or_else(|e| panic!("{}: {e}", a.llm.display()));
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let words: Vec<&str> = text.split_whitespace().collect();
-    let figure = |name: &str| -> f64 {
-        let at = words.iter().position(|w| *w == name);
-        let value = at.and_then(|i| words.get(i + 1)?.parse().ok());
-        value.unwrap_or_else(|| panic!("{}: no {name}: {text}", a.llm.display()))
-    };
+    let text = said(&mut command);
+    let figure = |name| figure(&text, name);
     let prompt = a.prompt as f64 / figure("prompt_tps");
     let generation = a.length as f64 / figure("generate_tps");
     let inside = (prompt * figure("library_share_prompt"), generation * figure("library_share_generate"));
     let shown = format!(
         "llm --model {} --piece {} --bench {} {} --threads N",
-        a.model.file_name().unwrap_or_default().to_string_lossy(),
+        a.common.model.file_name().unwrap_or_default().to_string_lossy(),
         a.prompt,
         a.prompt,
         a.length
@@ -164,7 +179,7 @@ fn best(a: &Arguments, name: &str, threads: usize, rounds: &[Round], command: St
 }
 
 pub fn run(a: &Arguments) {
-    let mut store = Store::open(&a.out);
+    let mut store = Store::open(&a.common.out);
     let all = processors();
     let threads = match (a.threads.is_empty(), all) {
         (false, _) => a.threads.clone(),
@@ -174,7 +189,7 @@ pub fn run(a: &Arguments) {
     store.programs.clear();
     for threads in threads {
         let room = Room { tokens: a.prompt + a.length + 8, batch: a.prompt };
-        let mut llama = Llama::open(&a.model, room, threads);
+        let mut llama = Llama::open(&a.common.model, room, threads);
         let (mut ours_rounds, mut llama_rounds, mut shown) = (Vec::new(), Vec::new(), String::new());
         for _ in 0..a.rounds {
             let (round, command) = ours(a, threads);
@@ -182,7 +197,7 @@ pub fn run(a: &Arguments) {
             shown = command;
             llama_rounds.push(llama.round(a));
         }
-        let file = a.model.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let file = a.common.model.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let programs = [
             best(a, &format!("bitlinear, examples/c/llm, {file}"), threads, &ours_rounds, shown),
             best(
@@ -201,5 +216,5 @@ pub fn run(a: &Arguments) {
             store.programs.push(p);
         }
     }
-    store.save(&a.out);
+    store.save(&a.common.out);
 }
