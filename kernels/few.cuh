@@ -173,6 +173,8 @@ template <int bits, bool table, int NT> BL_DEVICE void few(const Product& p) {
       bool pending = false; // whether c holds sums
       auto flush = [&](uint32_t slot) {
         int* to = sums + slot * outputs;
+        // With 32 rows of x the places of all outputs, kept from one flush to the next, would not fit registers.
+        const uint32_t own = NT < 4 ? lane : bl_opaque(lane), t = own % 4, g = own / 4;
 #pragma unroll
         for (int j = 0; j < NT; j++)
 #pragma unroll

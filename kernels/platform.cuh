@@ -128,6 +128,13 @@ template <int left> BL_DEVICE void bl_copy_wait() {
 /// Has the line of global memory at an address come to the L2 cache.
 BL_DEVICE void bl_prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
+/// A value that the compiler knows nothing of: what follows from it is computed where it is used, not once before a
+/// loop, where it would hold registers.
+BL_DEVICE uint32_t bl_opaque(uint32_t v) {
+    asm volatile("" : "+r"(v));
+    return v;
+}
+
 // ---- 16-bit floats, as their bits --------------------------------------------------------------------------------
 // Rounding half to even. A NaN becomes the canonical one of the narrower type; infinities and subnormals are kept.
 

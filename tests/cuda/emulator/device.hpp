@@ -249,6 +249,7 @@ BL_DEVICE void bl_copy_async(void* to, const void* from, bool in_range) { ::emu:
 BL_DEVICE void bl_copy_commit() { ::emu::fiber->group++; }
 template <int left> BL_DEVICE void bl_copy_wait() { ::emu::copy_wait(left); }
 
+BL_DEVICE uint32_t bl_opaque(uint32_t v) { return v; }
 BL_DEVICE void bl_prefetch(const void* p) { (void)*(const volatile unsigned char*)p; }
 
 BL_DEVICE float bl_f16_to_f32(uint16_t bits) { return (float)std::bit_cast<_Float16>(bits); }
