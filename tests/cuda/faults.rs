@@ -218,6 +218,40 @@ fn memory() {
 }
 
 #[test]
+fn nothing_stays_with_a_host() {
+    alone("faults::freed", &[]);
+}
+
+/// A host that uses the device too keeps it and all that is on it alive: what is freed must be given back one by one,
+/// and `bl_memory` tells what is left.
+#[test]
+#[ignore = "run by nothing_stays_with_a_host in a process of its own"]
+fn freed() {
+    let Some(driver) = emulated::driver() else { return };
+    let host = driver.host(0);
+    let all = || (driver.alive(), driver.count("live_streams"), driver.count("live_events"));
+    let before = all();
+    let context = context(&context_options());
+    let used = || {
+        let mut info = memory_info();
+        attempt!(profile::bl_memory(context.get::<bl_context>().cast_const(), &mut info)).unwrap();
+        info.device
+    };
+    let first = layer_on(Some(&context), 1).unwrap();
+    forward(&first, 3, &values(96 * 3, 1), &mut [0.0; 120], 0).unwrap();
+    let with_one = used();
+    let second = layer_on(Some(&context), 1).unwrap();
+    assert!(with_one > 0 && used() > with_one);
+    drop(second);
+    assert_eq!(used(), with_one);
+    drop(first);
+    assert!(used() < with_one);
+    drop(context);
+    assert_eq!(all(), before);
+    drop(host);
+}
+
+#[test]
 fn a_device_is_lost() {
     alone("faults::lost", &[]);
 }

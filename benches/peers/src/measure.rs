@@ -1,7 +1,7 @@
 //! The cells: everybody in turn, round by round, the shortest of all calls.
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -165,8 +165,16 @@ fn error(contestant: &mut dyn Contestant, x: &[f32], m: usize, n: usize) -> f64 
     (errors / squares).sqrt()
 }
 
+/// How long everybody is quiet before a turn, with more than one thread.
+const SETTLE: Duration = Duration::from_millis(30);
+
 /// Measures one cell. The figures are seconds for one matrix.
-fn cell(contestants: &mut [Box<dyn Contestant>], windows: &Windows, seconds: f64) -> Vec<(f64, f64, usize)> {
+fn cell(
+    contestants: &mut [Box<dyn Contestant>],
+    windows: &Windows,
+    seconds: f64,
+    threads: usize,
+) -> Vec<(f64, f64, usize)> {
     let mut times: Vec<Vec<f64>> = vec![Vec::new(); contestants.len()];
     let mut spent = vec![0.0; contestants.len()];
     let mut next = vec![0; contestants.len()];
@@ -178,6 +186,10 @@ fn cell(contestants: &mut [Box<dyn Contestant>], windows: &Windows, seconds: f64
         for (i, contestant) in contestants.iter_mut().enumerate() {
             if times[i].len() >= 3 && spent[i] >= seconds {
                 continue;
+            }
+            if threads > 1 {
+                // The threads of the one before (OpenMP's, onnxruntime's) spin for milliseconds after their last call.
+                std::thread::sleep(SETTLE);
             }
             let turn = Instant::now();
             while turn.elapsed().as_secs_f64() < seconds / 5.0 {
@@ -284,7 +296,7 @@ fn one_process(a: &Arguments, threads: usize) {
                 let x: Vec<f32> = (0..m * k).map(|_| random.normal()).collect();
                 let windows = windows(copies, n * k * m, dram);
                 contestants.iter_mut().for_each(|c| c.prepare(m, &x, &windows));
-                let figures = cell(&mut contestants, &windows, a.seconds);
+                let figures = cell(&mut contestants, &windows, a.seconds, threads);
                 store.cells.retain(|c| !key(c, m, dram));
                 let errors: Vec<f64> = contestants.iter_mut().map(|c| error(c.as_mut(), &x, m, n)).collect();
                 // `<`: a NaN is wrong too.
