@@ -188,8 +188,11 @@ macro_rules! float {
                 }
                 let (column, _) = column[first * SIZE..].as_chunks::<SIZE>();
                 for p in 0..NP {
-                    if NP > 1 {
-                        prefetch(&column[p], 4096);
+                    if NP > 1 && SIZE < 64 {
+                        // Near, and to the second cache: lines far ahead for the first one take its few places for
+                        // lines under way from the loads (0.85 of the speed). A column of f32 is four lines, which
+                        // the CPU's own prefetcher follows better (1.25 of the speed).
+                        prefetch_far(&column[p], 1024);
                     }
                     let mut w = [all(0.0); PARTS];
                     for h in 0..PARTS {
