@@ -25,6 +25,7 @@ if ! [ -d "$(rustc --print sysroot)/lib/rustlib/$target/lib" ] &&
 fi
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 qemu="qemu-aarch64-static -L /usr/aarch64-linux-gnu"
+$CARGO clippy --quiet --lib --target $target -- -D warnings
 
 # The scalar kernels' results, from this machine.
 . tests/environment.sh
