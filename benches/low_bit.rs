@@ -363,7 +363,7 @@ fn gemm(isa: Isa) {
             ("dx, sgemm", Box::new(|| sgemm([m, n, k], &g, [n as isize, 1], &w, 0.0, &mut theirs_dx))),
         ]);
         for (ours, theirs) in dw.iter().zip(&theirs_dw).chain(dx.iter().zip(&theirs_dx)) {
-            assert!((ours - theirs).abs() <= 1e-3 * n as f32, "{ours} and {theirs} differ");
+            assert!((ours - theirs).abs() <= 1e-5 * n as f32, "{ours} and {theirs} differ");
         }
         let rate = |time: f64| (m * n * k) as f64 / time / 1e9;
         println!(

@@ -92,9 +92,10 @@ impl Driver {
         unsafe { (self.get)(key.as_ptr()) }
     }
 
-    /// What of the library's is alive on the devices.
-    pub fn alive(&self) -> [i64; 4] {
-        ["live_allocations", "pinned", "live_modules", "retained"].map(|key| self.count(key))
+    /// What is alive on the devices.
+    pub fn alive(&self) -> [i64; 6] {
+        ["live_allocations", "pinned", "live_modules", "live_streams", "live_events", "retained"]
+            .map(|key| self.count(key))
     }
 
     /// A device as a host has it, its context current on this thread.

@@ -431,11 +431,7 @@ fn contexts_count_what_is_on_the_device() {
     let mut options = context_options();
     options.flags = BL_CONTEXT_PROFILE;
     let context = context(&options);
-    let memory = || {
-        let mut info = memory_info();
-        attempt!(profile::bl_memory(context.get::<bl_context>().cast_const(), &mut info)).unwrap();
-        info
-    };
+    let memory = || memory(&context);
     let mut options = layer_options();
     options.device = 1;
     let (rows, columns) = (64usize, 256usize);

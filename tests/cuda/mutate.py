@@ -270,8 +270,9 @@ def main():
     words = words.parse_args()
     chosen = lambda faults: [f for f in faults if words.only in f.name()]
     step = 4 if words.few else 1
-    kernels = [] if words.host else chosen(KERNELS[::step])[words.skip:]
-    host = [] if words.kernels or words.few else chosen(HOST)[words.skip if words.host else 0:]
+    kernels = [] if words.host else chosen(KERNELS[::step])
+    host = [] if words.kernels or words.few else chosen(HOST)
+    kernels, host = kernels[words.skip:], host[max(0, words.skip - len(kernels)):]
     for fault in kernels + host:
         text = (ROOT / ("" if fault in host else "kernels") / fault.file).read_text()
         fault.apply(text)  # all are still there

@@ -108,6 +108,13 @@ pub fn context(options: &bl_context_options) -> Handle {
     Handle(out.cast())
 }
 
+/// What a context says of its memory.
+pub fn memory(context: &Handle) -> bl_memory_info {
+    let mut info = memory_info();
+    attempt!(profile::bl_memory(context.get::<bl_context>().cast_const(), &mut info)).unwrap();
+    info
+}
+
 /// A golden file.
 pub fn model(context: Option<&Handle>, name: &str) -> Handle {
     let path = native::root().join("tests/data/golden").join(name);
