@@ -11,6 +11,7 @@ use bitlinear::activation::Span;
 use bitlinear::codes::Format;
 use bitlinear::cpu::Isa;
 use bitlinear::exec::Executor;
+use bitlinear::gemm::{Floats, product};
 use bitlinear::heads::{Around, Backward, Batch, Input, Kind, Projection, Shape, Weights};
 use bitlinear::kernel::{self, Portable};
 use bitlinear::layer::{Activation, Linear, Options, Packer};
@@ -302,78 +303,49 @@ fn heads(isa: Isa) {
     }
 }
 
-/// The products of a backward pass, of plain f32: ours, with packing, against a GEMM crate.
+/// The products of a backward pass, of plain f32, against a forward call on packed f32 weights with as many
+/// multiply-adds.
 fn gemm(isa: Isa) {
     let (heap, executor) = (Heap::default(), Executor::Serial);
-    let machine = Machine { isa, heap: &heap, executor: &executor, timed: false };
-    println!("\nfloat products of a backward pass, against matrixmultiply's sgemm");
+    println!("\nfloat products of a backward pass, against a forward call on f32 weights");
     for [m, n, k] in [[32, 1024, 1024], [128, 8192, 256], [128, 256, 8192], [512, 2560, 2560]] {
         let (g, x, w) = (random(m * n, 8), random(m * k, 9), random(n * k, 10));
-        let (mut dw, mut dx) = (vec![0.0f32; n * k], vec![0.0f32; m * k]);
-        let (mut theirs_dw, mut theirs_dx) = (dw.clone(), dx.clone());
-        // c = a b + beta c, for a of rows x inner and b of inner x columns, given the strides of a.
-        let sgemm = |[rows, inner, columns]: [usize; 3],
-                     a: &[f32],
-                     [row, column]: [isize; 2],
-                     b: &[f32],
-                     beta: f32,
-                     c: &mut [f32]| {
-            assert!(a.len() == rows * inner && b.len() == inner * columns && c.len() == rows * columns);
-            // SAFETY: the sizes of all three are those of their strides, as asserted.
-            unsafe {
-                matrixmultiply::sgemm(
-                    rows,
-                    inner,
-                    columns,
-                    1.0,
-                    a.as_ptr(),
-                    row,
-                    column,
-                    b.as_ptr(),
-                    columns as isize,
-                    1,
-                    beta,
-                    c.as_mut_ptr(),
-                    columns as isize,
-                    1,
-                );
-            }
-        };
+        let (mut dw, mut dx, mut y) = (vec![0.0f32; n * k], vec![0.0f32; m * k], vec![0.0f32; m * n]);
+        let options = Options { activation: Activation::F32, ..Options::default() };
+        let layer = Linear::new(&Rows(&w, k), &options, isa, &heap).expect("a layer");
+        let gradient = Floats::new(&g, [m, n]);
         let times = race(&mut [
             (
                 "dw",
                 Box::new(|| {
-                    let mut left = |t: usize, out: &mut [f32]| out.copy_from_slice(&g[t * n..][..n]);
-                    let mut right = |t: usize, out: &mut [f32]| out.copy_from_slice(&x[t * k..][..k]);
-                    let dw = MatrixMut::of(&mut dw, k);
-                    machine.accumulate(m, [n, k], &mut left, &mut right, dw).expect("dw");
+                    let dw = MatrixMut::of(&mut dw, k).accumulating(true);
+                    let x = Floats::new(&x, [m, k]);
+                    product(1.0, gradient.transposed(), x, dw, &heap, &executor).expect("dw");
                 }),
             ),
-            ("dw, sgemm", Box::new(|| sgemm([n, m, k], &g, [1, n as isize], &x, 1.0, &mut theirs_dw))),
             (
                 "dx",
                 Box::new(|| {
-                    let mut read = |i: usize, out: &mut [f32]| out.copy_from_slice(&w[i * k..][..k]);
-                    let packed = bitlinear::layout::Packed::transposed(n, k, &heap, &mut read).expect("w");
-                    let weights = bitlinear::train::Weights::new(packed, &machine).expect("w");
-                    let (g, dx) = (MatrixRef::of(&g, n), MatrixMut::of(&mut dx, k));
-                    weights.multiply(m, g, dx, &machine).expect("dx");
+                    let (w, dx) = (Floats::new(&w, [n, k]), MatrixMut::of(&mut dx, k));
+                    product(1.0, gradient, w, dx, &heap, &executor).expect("dx");
                 }),
             ),
-            ("dx, sgemm", Box::new(|| sgemm([m, n, k], &g, [n as isize, 1], &w, 0.0, &mut theirs_dx))),
+            (
+                "y",
+                Box::new(|| {
+                    let (x, y) = (MatrixRef::of(&x, k), MatrixMut::of(&mut y, n));
+                    layer.forward(m, x, y, None, &heap, &executor).expect("y");
+                }),
+            ),
         ]);
-        for (ours, theirs) in dw.iter().zip(&theirs_dw).chain(dx.iter().zip(&theirs_dx)) {
-            assert!((ours - theirs).abs() <= 1e-5 * n as f32, "{ours} and {theirs} differ");
-        }
-        let rate = |time: f64| (m * n * k) as f64 / time / 1e9;
+        let rates = [times[0], times[1], times[2]].map(|time| (m * n * k) as f64 / time / 1e9);
         println!(
-            "  {m} rows, {n} x {k}: dw {:5.1} GMAC/s = {:.2} of sgemm's {:5.1}, dx {:5.1} = {:.2} of {:5.1}",
-            rate(times[0]),
-            times[1] / times[0],
-            rate(times[1]),
-            rate(times[2]),
-            times[3] / times[2],
-            rate(times[3])
+            "  {m} rows, {n} x {k}: dw {:5.1} GMAC/s = {:.2} of y's {:5.1}, dx {:5.1} = {:.2}",
+            rates[0],
+            rates[0] / rates[2],
+            rates[2],
+            rates[1],
+            rates[1] / rates[2]
         );
     }
 }

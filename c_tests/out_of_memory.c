@@ -66,8 +66,10 @@ void *mmap(void *at, size_t size, int protection, int flags, int file, off_t off
 }
 #endif
 
-enum { ROWS = 64, COLUMNS = 512, BATCH = 33 };
+/* FEW: a product that one thread computes. */
+enum { ROWS = 64, COLUMNS = 512, BATCH = 33, FEW = 15 };
 static float x[BATCH * COLUMNS], y[ROWS * COLUMNS], z[BATCH * ROWS], weights[ROWS * COLUMNS];
+static float dx[BATCH * COLUMNS], dw[ROWS * COLUMNS];
 static unsigned char packed[ROWS * COLUMNS];
 static int refusals, works;
 
@@ -90,6 +92,7 @@ static void everything(const char *path, const void *data, size_t size, const ch
   STRUCT(bl_context_options, options);
   STRUCT(bl_layer_options, with);
   STRUCT(bl_plan_info, plan);
+  STRUCT(bl_layer_gradients, gradients);
   options.threads = 2;
   with.activation = BL_ACTIVATION_UINT8_POS;
   with.bias = x;
@@ -111,7 +114,9 @@ static void everything(const char *path, const void *data, size_t size, const ch
     layers[0] = made, layers[1] = opened;
     ys[0] = y, ys[1] = z;
     named[0].name = "made", named[0].layer = made;
+    gradients.x = x, gradients.dy = y, gradients.dx = dx, gradients.dw = dw;
     if (good(bl_forward_many(layers, 2, BATCH, x, BL_TYPE_F32, 0, ys, BL_TYPE_F32, NULL, NULL, &error)) &&
+        good(bl_layer_backward(made, FEW, &gradients, &error)) &&
         good(bl_save(saved, named, 1, NULL, 0, &error)) &&
         good(bl_load(context, saved, NULL, &again, &error)))
       works++;

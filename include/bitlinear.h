@@ -2144,8 +2144,8 @@ BL_NOEXCEPT;
  *   dx = g times the rounded weights (code * scale), summed over heads that share x;
  *   dw += the rounded x (code * scale), transposed, times g.
  * Values that were clipped pass gradients too, and scales have none. `run` is that of the forward call
- * (quantised outputs pass g as it is). The same bits on every CPU and for any number of threads.
- * Everything is checked before anything is written.
+ * (quantised outputs pass g as it is). The same bits for any number of threads; another CPU may
+ * differ in the last ones. Everything is checked before anything is written.
  */
 BL_API
 bl_status bl_heads_backward(const bl_heads *heads,
@@ -2179,8 +2179,8 @@ BL_NOEXCEPT;
  *   dx = g W, with the rounded weights;   dw += g^T x, with the rounded x;   db += the rows of g.
  * Values that were clipped pass gradients too, and scales have none. For layers without norm, rotation
  * and other epilogues. Codes in place of x are of the layer's own activations: the same format and range,
- * and one scale a row (or fixed scales). The same bits on every CPU and for any number of threads.
- * Everything is checked before anything is written; a value that is not finite is
+ * and one scale a row (or fixed scales). The same bits for any number of threads; another CPU may
+ * differ in the last ones. Everything is checked before anything is written; a value that is not finite is
  * BL_ERROR_INVALID_ARGUMENT.
  */
 BL_API

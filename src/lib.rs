@@ -37,6 +37,7 @@ pub mod exec;
 pub mod kernel;
 
 pub mod cuda;
+pub mod gemm;
 pub mod heads;
 pub mod layer;
 pub mod matrix;

@@ -215,6 +215,23 @@ impl<'a> MatrixMut<'a> {
         MatrixMut { accumulate, ..self }
     }
 
+    /// Whether what is written is added to what is there.
+    pub fn accumulates(&self) -> bool {
+        self.accumulate
+    }
+
+    /// Whether there are so many rows and columns.
+    pub fn holds(&self, rows: usize, columns: usize) -> bool {
+        rows <= self.rows && columns <= self.columns
+    }
+
+    /// Address of the first element and elements from row to row, where they lie as f32 that are aligned.
+    pub(crate) fn floats(&self) -> Option<(*mut f32, usize)> {
+        let start = self.address.cast::<f32>();
+        let aligned = start.is_aligned() && self.stride.is_multiple_of(size_of::<f32>());
+        (self.float == Float::F32 && aligned).then_some((start, self.stride / size_of::<f32>()))
+    }
+
     /// Writes `values` into row `index` from column `first` on, rounded to the element type (to
     /// nearest, ties to even). Every NaN is written as the one canonical NaN of the type. A view that
     /// accumulates writes `old + value`, added in f32.

@@ -1,20 +1,20 @@
-//! What backward passes are made of: products of plain f32 on the kernels that forward passes use, so
-//! that gradients have the same bits on every CPU and for any number of threads.
+//! Gradients of layers, straight through the rounding of weights and activations: products of plain f32
+//! (`gemm`) with what codes and scales stand for.
 
 use crate::codes::check_finite;
 use crate::cpu::Isa;
 use crate::epilogue::Epilogue;
 use crate::error::{Result, fail};
 use crate::exec::Executor;
-use crate::layer::{self, Activation, Extra, Linear, Options, Target};
-use crate::layout::Packed;
+use crate::gemm::{Floats, product};
+use crate::layer::{self, Extra, Linear, Target};
 use crate::matrix::{MatrixMut, MatrixRef};
 use crate::memory::{Heap, filled, reserve};
 
 /// Who computes, and where memory comes from.
 #[derive(Clone, Copy)]
 pub struct Machine<'a> {
-    /// The kernels.
+    /// The kernels of forward calls.
     pub isa: Isa,
     /// Memory.
     pub heap: &'a Heap,
@@ -22,66 +22,6 @@ pub struct Machine<'a> {
     pub executor: &'a Executor,
     /// Whether times are taken.
     pub timed: bool,
-}
-
-/// Weights that floats are multiplied with.
-pub struct Weights(Linear);
-
-impl Weights {
-    /// Panels as weights.
-    pub fn new(packed: Packed, machine: &Machine<'_>) -> Result<Weights> {
-        let options = Options { activation: Activation::F32, ..Options::default() };
-        Linear::of(packed, &options, machine.isa).map(Weights)
-    }
-
-    /// `y = x Wᵀ` (or `y += `, as its view says) for `m` rows of floats.
-    pub fn multiply(
-        &self,
-        m: usize,
-        x: MatrixRef<'_>,
-        y: MatrixMut<'_>,
-        machine: &Machine<'_>,
-    ) -> Result<()> {
-        self.0.forward(m, x, y, None, machine.heap, machine.executor)
-    }
-}
-
-impl Machine<'_> {
-    /// `dw[r, c] += sum over t of left[t, r] * right[t, c]` for `tokens` rows t: what a gradient of weights
-    /// is. Each sum is one chain of fused multiply-adds in the order of t.
-    pub fn accumulate(
-        &self,
-        tokens: usize,
-        [rows, columns]: [usize; 2],
-        left: &mut dyn FnMut(usize, &mut [f32]),
-        right: &mut dyn FnMut(usize, &mut [f32]),
-        dw: MatrixMut<'_>,
-    ) -> Result<()> {
-        let right = Packed::transposed(tokens, columns, self.heap, right)?;
-        let left = transpose(tokens, rows, left)?;
-        let left = MatrixRef::of(&left, tokens);
-        Weights::new(right, self)?.multiply(rows, left, dw.accumulating(true), self)
-    }
-}
-
-/// The transpose of a matrix [rows, columns] that `read` gives row by row, in blocks that stay in the
-/// cache.
-fn transpose(rows: usize, columns: usize, read: &mut dyn FnMut(usize, &mut [f32])) -> Result<Vec<f32>> {
-    const BLOCK: usize = 16;
-    let mut out = filled(rows.saturating_mul(columns), 0.0f32, "a transposed matrix")?;
-    let mut block = filled(BLOCK * columns, 0.0f32, "rows of a matrix")?;
-    for first in (0..rows).step_by(BLOCK) {
-        let count = BLOCK.min(rows - first);
-        for i in 0..count {
-            read(first + i, &mut block[i * columns..][..columns]);
-        }
-        for (c, out) in out.chunks_exact_mut(rows).enumerate() {
-            for (i, out) in out[first..first + count].iter_mut().enumerate() {
-                *out = block[i * columns + c];
-            }
-        }
-    }
-    Ok(out)
 }
 
 /// The x of a forward call.
@@ -176,24 +116,19 @@ pub fn backward(layer: &Linear, call: Backward<'_>, machine: &Machine<'_>) -> Re
             *g = if relu && *g <= 0.0 { 0.0 } else { *dy };
         }
     }
-    let factor = layer.product_scale().unwrap_or(1.0);
-    let weights = match dx {
-        None => None,
-        Some(dx) => {
-            let mut row = layer.packed().row()?;
-            let mut read = |i: usize, w: &mut [f32]| layer.read_weights(i, &mut row, w);
-            Some((Weights::new(Packed::transposed(n, k, machine.heap, &mut read)?, machine)?, dx))
-        }
-    };
-    if let Some(dw) = dw {
-        let mut left = |r: usize, out: &mut [f32]| {
-            out.iter_mut().zip(&g[r * n..]).for_each(|(out, g)| *out = g * factor);
-        };
-        let mut right = |r: usize, out: &mut [f32]| out.copy_from_slice(&taken[r * k..][..k]);
-        machine.accumulate(m, [n, k], &mut left, &mut right, dw)?;
+    let gradient = Floats::new(&g, [m, n]);
+    // dx first: where memory is short for dw, nothing has been added to it.
+    if let Some(dx) = dx {
+        let mut weights = filled(n.saturating_mul(k), 0.0f32, "rounded weights")?;
+        let mut row = layer.packed().row()?;
+        weights.chunks_exact_mut(k).enumerate().for_each(|(i, w)| layer.read_weights(i, &mut row, w));
+        let weights = Floats::new(&weights, [n, k]);
+        product(1.0, gradient, weights, dx, machine.heap, machine.executor)?;
     }
-    if let Some((weights, dx)) = weights {
-        weights.multiply(m, MatrixRef::of(&g, n), dx, machine)?;
+    if let Some(dw) = dw {
+        let factor = layer.product_scale().unwrap_or(1.0);
+        let (g, x) = (gradient.transposed(), Floats::new(&taken, [m, k]));
+        product(factor, g, x, dw.accumulating(true), machine.heap, machine.executor)?;
     }
     if let Some(db) = db {
         g.chunks_exact(n).for_each(|g| db.iter_mut().zip(g).for_each(|(db, g)| *db += g));

@@ -424,8 +424,8 @@ pub unsafe extern "C" fn bl_heads_save(
 ///   dx = g times the rounded weights (code * scale), summed over heads that share x;
 ///   dw += the rounded x (code * scale), transposed, times g.
 /// Values that were clipped pass gradients too, and scales have none. `run` is that of the forward call
-/// (quantised outputs pass g as it is). The same bits on every CPU and for any number of threads.
-/// Everything is checked before anything is written.
+/// (quantised outputs pass g as it is). The same bits for any number of threads; another CPU may
+/// differ in the last ones. Everything is checked before anything is written.
 ///
 /// # Safety
 /// As the rules at the top of bitlinear.h say.

@@ -73,8 +73,8 @@ fn stride(m: usize, columns: usize, address: *const f32, stride: i64, what: &str
 ///   dx = g W, with the rounded weights;   dw += g^T x, with the rounded x;   db += the rows of g.
 /// Values that were clipped pass gradients too, and scales have none. For layers without norm, rotation
 /// and other epilogues. Codes in place of x are of the layer's own activations: the same format and range,
-/// and one scale a row (or fixed scales). The same bits on every CPU and for any number of threads.
-/// Everything is checked before anything is written; a value that is not finite is
+/// and one scale a row (or fixed scales). The same bits for any number of threads; another CPU may
+/// differ in the last ones. Everything is checked before anything is written; a value that is not finite is
 /// BL_ERROR_INVALID_ARGUMENT.
 ///
 /// # Safety

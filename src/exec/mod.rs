@@ -17,6 +17,10 @@ use crate::fpmode::FpMode;
 
 pub use pool::Pool;
 
+/// Multiply-adds from which on a product is shared among threads: about 4 us of one thread's work, what
+/// handing over costs.
+pub const SHARE_FROM: usize = 1 << 19;
+
 /// One task of a host's parallel-for.
 pub type Task = unsafe extern "C" fn(task: *mut c_void, index: usize);
 /// A host's parallel-for: `(user, count, run, task)`.

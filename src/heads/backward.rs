@@ -12,8 +12,9 @@
 use super::{Around, Batch, Coder, Kind, Projection, Shape};
 use crate::codes::{Format, check_finite};
 use crate::error::{Result, fail};
-use crate::layout::{Packed, Row};
-use crate::matrix::{MatrixMut, MatrixRef};
+use crate::gemm::{Floats, product};
+use crate::layout::Row;
+use crate::matrix::MatrixMut;
 use crate::memory::filled;
 use crate::train::Machine;
 
@@ -234,30 +235,31 @@ impl Projection {
         for (head, linear) in self.linears.iter().enumerate() {
             let part = |s: usize| &g[(s * heads + head) * time * l..][..time * l];
             if let Some(dx) = dx.as_deref_mut() {
-                // Row i of the matrix is latent feature i: its panels as [l, features], transposed.
+                // Row i of the matrix is latent feature i.
                 let mut row = linear.packed().row()?;
-                let mut read = |i: usize, w: &mut [f32]| linear.read_weights(i, &mut row, w);
-                let weights = Packed::transposed(l, features, machine.heap, &mut read)?;
-                let weights = crate::train::Weights::new(weights, machine)?;
+                let mut weights = filled(l * features, 0.0f32, "rounded weights")?;
+                for (i, w) in weights.chunks_exact_mut(features).enumerate() {
+                    linear.read_weights(i, &mut row, w);
+                }
+                let weights = Floats::new(&weights, [l, features]);
                 for s in 0..sequences {
                     let at = if shared { s } else { s * heads + head } * time * features;
                     let dx = MatrixMut::of(&mut dx[at..][..time * features], features);
                     let dx = dx.accumulating(shared && head > 0);
-                    weights.multiply(time, MatrixRef::of(part(s), l), dx, machine)?;
+                    let g = Floats::new(part(s), [time, l]);
+                    product(1.0, g, weights, dx, machine.heap, machine.executor)?;
                 }
             }
             if let Some(dw) = dw.as_deref_mut() {
                 let input_head = if shared { 0 } else { head };
-                let mut x = |r: usize, out: &mut [f32]| {
-                    let at = ((r / time * input_heads + input_head) * time + r % time) * features;
-                    out.copy_from_slice(&taken[at..][..features]);
-                };
-                let mut g = |r: usize, out: &mut [f32]| {
-                    out.copy_from_slice(&part(r / time)[r % time * l..][..l]);
-                };
                 let dw = &mut dw[head * features * latent..][..features * latent];
-                let dw = MatrixMut::strided(dw, latent, l);
-                machine.accumulate(sequences * time, [features, l], &mut x, &mut g, dw)?;
+                for s in 0..sequences {
+                    let at = (s * input_heads + input_head) * time * features;
+                    let x = Floats::new(&taken[at..][..time * features], [time, features]).transposed();
+                    let g = Floats::new(part(s), [time, l]);
+                    let dw = MatrixMut::strided(dw, latent, l).accumulating(true);
+                    product(1.0, x, g, dw, machine.heap, machine.executor)?;
+                }
             }
         }
         Ok(())
@@ -283,27 +285,28 @@ impl Projection {
                 // Row d of the matrix has, among its columns, those of this head.
                 let mut row: Row = linear.packed().row()?;
                 let mut all = filled(columns, 0.0f32, "a row of weights")?;
-                let mut read = |d: usize, w: &mut [f32]| {
+                let mut weights = filled(features * l, 0.0f32, "rounded weights")?;
+                for (d, w) in weights.chunks_exact_mut(l).enumerate() {
                     linear.read_weights(d, &mut row, &mut all);
                     w.iter_mut().enumerate().for_each(|(i, w)| *w = all[place(head, i)]);
-                };
-                let weights = Packed::transposed(features, l, machine.heap, &mut read)?;
-                let weights = crate::train::Weights::new(weights, machine)?;
+                }
+                let weights = Floats::new(&weights, [features, l]);
                 for s in 0..sequences {
-                    let g = MatrixRef::of(&g[s * time * features..][..time * features], features);
-                    let dx = &mut dx[(s * heads + head) * time * l..][..time * l];
-                    weights.multiply(time, g, MatrixMut::of(dx, l), machine)?;
+                    let g = Floats::new(&g[s * time * features..][..time * features], [time, features]);
+                    let dx = MatrixMut::of(&mut dx[(s * heads + head) * time * l..][..time * l], l);
+                    product(1.0, g, weights, dx, machine.heap, machine.executor)?;
                 }
             }
             if let Some(dw) = dw.as_deref_mut() {
-                let mut x = |r: usize, out: &mut [f32]| {
-                    let row = &taken[r * columns..][..columns];
-                    out.iter_mut().enumerate().for_each(|(i, v)| *v = row[place(head, i)]);
-                };
-                let mut g = |r: usize, out: &mut [f32]| out.copy_from_slice(&g[r * features..][..features]);
-                let dw = &mut dw[head * latent * features..][..l * features];
-                let dw = MatrixMut::of(dw, features);
-                machine.accumulate(sequences * time, [l, features], &mut x, &mut g, dw)?;
+                let rows = sequences * time;
+                let mut x = filled(rows * l, 0.0f32, "activations of a head")?;
+                for (x, row) in x.chunks_exact_mut(l).zip(taken.chunks_exact(columns)) {
+                    x.iter_mut().enumerate().for_each(|(i, v)| *v = row[place(head, i)]);
+                }
+                let x = Floats::new(&x, [rows, l]).transposed();
+                let g = Floats::new(g, [rows, features]);
+                let dw = MatrixMut::of(&mut dw[head * latent * features..][..l * features], features);
+                product(1.0, x, g, dw.accumulating(true), machine.heap, machine.executor)?;
             }
         }
         Ok(())

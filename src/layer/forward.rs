@@ -8,7 +8,7 @@ use super::stages::{Stage, Stages};
 use crate::activation::{Activations, Codes, Floats, RowCodes, Rule, Width};
 use crate::epilogue::Epilogue;
 use crate::error::{Result, fail};
-use crate::exec::Executor;
+use crate::exec::{Executor, SHARE_FROM};
 use crate::kernel::{self, Job};
 use crate::layout::{QUAD, TILE};
 use crate::matrix::{MatrixMut, MatrixRef};
@@ -18,10 +18,6 @@ use crate::memory::{ALIGNMENT, Heap};
 const BATCH: usize = 512;
 /// A call whose workspace is no larger takes it from the stack: about what a tiny layer needs.
 const STACK: usize = 6 << 10;
-
-/// Multiply-adds from which on a call is shared among threads: about 4 us of one thread's work, what
-/// handing over costs.
-const SHARE_FROM: usize = 1 << 19;
 
 /// Where everything lies in a workspace.
 #[derive(Clone, Copy, Debug)]

@@ -30,10 +30,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::panels::{self, Panel};
-use super::{Coded, Float, Layout, Matrix, Offset, PANEL, QUAD, Row, SUPER_BLOCK, Scales, TILE, TILE_PANELS};
+use super::{Coded, Layout, Matrix, Offset, PANEL, QUAD, Row, SUPER_BLOCK, Scales, TILE, TILE_PANELS};
 use crate::error::{Result, fail};
 use crate::limits::FEATURES_MAX;
-use crate::memory::{Block, Heap, filled, reserve};
+use crate::memory::{Block, Heap, reserve};
 
 /// Bytes of a line: 16 lanes of 4 bytes.
 pub const LINE: usize = PANEL * QUAD;
@@ -326,33 +326,6 @@ impl Packed {
             buffer: Block::kept(owner, |owner| of(owner).panels()),
             permutation: None,
         })
-    }
-
-    /// f32 panels of the transpose of a matrix [rows, columns] that `read` gives row by row: as
-    /// x Wᵀ is computed, this computes x times the matrix itself.
-    pub fn transposed(
-        rows: usize,
-        columns: usize,
-        heap: &Heap,
-        read: &mut dyn FnMut(usize, &mut [f32]),
-    ) -> Result<Packed> {
-        let layout = Layout::Dense(Float::F32);
-        let size = Packed::size(&layout, columns, rows)?;
-        let buffer = Block::from(heap.buffer(size, "transposed weights")?);
-        let mut packed = Packed::of(layout, columns, rows, buffer, None)?;
-        let mut row = filled(columns, 0.0f32, "a row")?;
-        for r in 0..rows {
-            read(r, &mut row);
-            for (tile, values) in row.chunks(TILE).enumerate() {
-                let width = packed.tile(tile).panels * PANEL * 4;
-                let at = tile * packed.stride + r * width;
-                let place = &mut packed.buffer.bytes_mut()[at..][..width];
-                for (v, bytes) in values.iter().zip(place.as_chunks_mut().0) {
-                    *bytes = v.to_le_bytes();
-                }
-            }
-        }
-        Ok(packed)
     }
 
     /// All tiles, to be written in any order; none where the panels are another's.
