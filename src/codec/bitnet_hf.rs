@@ -20,7 +20,7 @@
 //! Source: transformers, `integrations/bitnet.py` (`pack_weights`, `unpack_weights`, `BitLinear`,
 //! `AutoBitLinear`).
 
-use super::bits::{has_code_three, unpack_shifted};
+use super::bits::unpack_ternary;
 use super::check_index;
 use super::stored::{Floats, check_bytes, check_len, check_shape};
 use crate::error::{Result, fail};
@@ -77,9 +77,8 @@ impl Matrix for BitnetHf<'_> {
         check_index(index, self.out_features)?;
         let quarter = self.out_features.div_ceil(4);
         let bytes = &self.packed[index % quarter * self.in_features..];
-        unpack_shifted(bytes, 2 * (index / quarter) as u32, &mut row.codes);
         row.scales.fill(self.scale);
-        if has_code_three(&row.codes) {
+        if !unpack_ternary(bytes, 2 * (index / quarter) as u32, &mut row.codes) {
             return Err(fail!(BadFile, "row {index} holds the code 3, which BitNet does not define"));
         }
         Ok(())

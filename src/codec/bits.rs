@@ -1,19 +1,29 @@
 //! Small codes in bytes: nibbles, 2-bit codes, single bits and base-3 digits.
 //!
-//! Reading a row must be limited by memory, not by this: eight bytes at a time are taken apart in one 64-bit
-//! word, which every machine does well and no compiler has to find out.
+//! Reading a row must be limited by memory, not by this. Runs of 32 bytes are plain loops, which compilers turn into
+//! vectors; they unroll shorter ones into single bytes, so eight of those at a time are taken apart in one 64-bit word.
 
 /// A byte in each of the eight places of a word.
-const fn each(byte: u8) -> u64 {
+pub(super) const fn each(byte: u8) -> u64 {
     byte as u64 * 0x0101_0101_0101_0101
 }
 
-/// `code = f(byte)` for eight bytes at a time, each byte in its place; as many as both have.
+/// Bytes of a run that compilers make vectors of.
+const RUN: usize = 32;
+
+/// `code = f(byte)`, as many as both have: `f` works on each byte of a word in its place.
 #[inline(always)]
 pub(super) fn map(bytes: &[u8], codes: &mut [u8], f: impl Fn(u64) -> u64) {
     let len = bytes.len().min(codes.len());
-    let (bytes, last_bytes) = bytes[..len].as_chunks::<8>();
-    let (codes, last_codes) = codes[..len].as_chunks_mut::<8>();
+    let (runs, bytes) = bytes[..len].as_chunks::<RUN>();
+    let (code_runs, codes) = codes[..len].as_chunks_mut::<RUN>();
+    for (bytes, codes) in runs.iter().zip(code_runs) {
+        for (byte, code) in bytes.iter().zip(codes) {
+            *code = f(*byte as u64) as u8;
+        }
+    }
+    let (bytes, last_bytes) = bytes.as_chunks::<8>();
+    let (codes, last_codes) = codes.as_chunks_mut::<8>();
     for (bytes, codes) in bytes.iter().zip(codes) {
         *codes = f(u64::from_le_bytes(*bytes)).to_le_bytes();
     }
@@ -24,11 +34,13 @@ pub(super) fn map(bytes: &[u8], codes: &mut [u8], f: impl Fn(u64) -> u64) {
     }
 }
 
-/// As [`map`], with the codes that are there: `code = f(byte, code)`.
+/// As [`map`] in whole runs, with the codes that are there: `code = f(byte, code)`.
 #[inline(always)]
-pub(super) fn map_onto(bytes: &[u8], codes: &mut [u8], f: impl Fn(u64, u64) -> u64) {
-    for (bytes, codes) in bytes.as_chunks::<8>().0.iter().zip(codes.as_chunks_mut::<8>().0) {
-        *codes = f(u64::from_le_bytes(*bytes), u64::from_le_bytes(*codes)).to_le_bytes();
+pub(super) fn map_onto(bytes: &[u8], codes: &mut [u8], f: impl Fn(u8, u8) -> u8) {
+    for (bytes, codes) in bytes.as_chunks::<RUN>().0.iter().zip(codes.as_chunks_mut::<RUN>().0) {
+        for (byte, code) in bytes.iter().zip(codes) {
+            *code = f(*byte, *code);
+        }
     }
 }
 
@@ -63,13 +75,24 @@ pub(super) fn pack_nibbles(codes: &[u8; 32], qs: &mut [u8]) {
 #[inline]
 pub(super) fn unpack_bits(bits: &[u8], codes: &mut [u8]) {
     for (bits, codes) in bits.iter().zip(codes.as_chunks_mut::<8>().0) {
-        *codes = spread(*bits).to_le_bytes();
+        *codes = SPREAD[*bits as usize].to_le_bytes();
     }
 }
 
+/// [`spread`] of every byte.
+static SPREAD: [u64; 256] = {
+    let mut table = [0; 256];
+    let mut bits = 0;
+    while bits < 256 {
+        table[bits] = spread(bits as u8);
+        bits += 1;
+    }
+    table
+};
+
 /// Bit j of a byte as byte j.
 #[inline(always)]
-pub(super) fn spread(bits: u8) -> u64 {
+pub(super) const fn spread(bits: u8) -> u64 {
     // Byte j keeps bit j alone, and carries it to its top: at most 0x80 + 0x7f.
     ((each(bits) & 0x8040_2010_0804_0201) + each(0x7f)) >> 7 & each(1)
 }
@@ -113,34 +136,38 @@ pub(super) fn pack_pairs(codes: &[u8], qs: &mut [u8]) {
     }
 }
 
-/// Splits bytes into base-3 digits. A byte is `ceil(v * 256 / 243)` of a number `v` of five digits,
-/// the most significant first, so that multiplying it by 3 carries the next digit out at the top.
-/// Digit `n` of byte `m` belongs to column `n * C + m`; `codes` says how many digits there are.
+/// Splits `A + B + C` bytes into base-3 digits. A byte is `ceil(v * 256 / 243)` of a number `v` of five digits,
+/// the most significant first, so that multiplying it by 3 carries the next digit out at the top: 1 from 86 on,
+/// 2 from 171 on. The bytes are three stages: digit `n` of byte `m` of the first belongs to column `n * A + m`, those
+/// of the others follow likewise. Bytes of the last stage have four digits, the others five.
+///
+/// All stages go together, in `PADDED` bytes: a whole number of runs (see above).
 #[inline]
-pub(super) fn unpack_trits<const C: usize>(bytes: &[u8], codes: &mut [u8]) {
-    const { assert!(C < 8 || C.is_multiple_of(8)) };
-    let mut rest = [0; C];
-    rest.copy_from_slice(bytes);
-    for codes in codes.as_chunks_mut::<C>().0 {
-        let mut digits = codes.as_chunks_mut::<8>().0.iter_mut();
-        for (rest, digits) in rest.as_chunks_mut::<8>().0.iter_mut().zip(&mut digits) {
-            let word = u64::from_le_bytes(*rest);
-            // Bytes in places of 16 bits have room for three times what they hold.
-            let (even, odd) = (3 * (word & EVEN), 3 * (word >> 8 & EVEN));
-            *digits = (even >> 8 & EVEN | odd & !EVEN).to_le_bytes();
-            *rest = (even & EVEN | (odd & EVEN) << 8).to_le_bytes();
+pub(super) fn unpack_trits<const A: usize, const B: usize, const C: usize, const PADDED: usize>(
+    bytes: &[u8],
+    codes: &mut [u8],
+) {
+    const { assert!(A + B + C <= PADDED && PADDED.is_multiple_of(RUN)) };
+    let (first, codes) = codes.split_at_mut(5 * A);
+    let (second, third) = codes.split_at_mut(5 * B);
+    let mut stages = [(first, A), (second, B), (third, C)].map(|(codes, len)| codes.chunks_exact_mut(len));
+    let mut rest = [0; PADDED];
+    rest[..A + B + C].copy_from_slice(&bytes[..A + B + C]);
+    for _ in 0..5 {
+        let mut digits = [0; PADDED];
+        for (digit, rest) in digits.iter_mut().zip(&mut rest) {
+            *digit = (*rest >= 86) as u8 + (*rest >= 171) as u8;
+            *rest = rest.wrapping_mul(3);
         }
-        if C < 8 {
-            for (code, rest) in codes.iter_mut().zip(&mut rest) {
-                *code = ((*rest as u16 * 3) >> 8) as u8;
-                *rest = rest.wrapping_mul(3);
-            }
+        let mut digits = &digits[..];
+        for stage in &mut stages {
+            let Some(codes) = stage.next() else { break };
+            let (of_stage, others) = digits.split_at(codes.len());
+            codes.copy_from_slice(of_stage);
+            digits = others;
         }
     }
 }
-
-/// Every other byte of a word.
-const EVEN: u64 = 0x00ff_00ff_00ff_00ff;
 
 /// Joins base-3 digits, as [`unpack_trits`] splits them; a missing fifth digit is 0.
 pub(super) fn pack_trits(codes: &[u8], bytes: &mut [u8]) {
@@ -176,16 +203,26 @@ pub(super) fn unpack_shifted(qs: &[u8], shift: u32, codes: &mut [u8]) {
     map(qs, codes, |q| q >> shift & each(3));
 }
 
+/// The same, and whether none of the codes is 3.
+pub(super) fn unpack_ternary(qs: &[u8], shift: u32, codes: &mut [u8]) -> bool {
+    let mut threes = 0;
+    for (q, code) in qs.iter().zip(codes) {
+        *code = q >> shift & 3;
+        threes |= *code & *code >> 1;
+    }
+    threes == 0
+}
+
 /// Adds bit `from` of each byte to its code as bit `to`, which is 0 there.
 #[inline(always)]
 pub(super) fn add_bit(bits: &[u8], from: u32, to: u32, codes: &mut [u8]) {
-    map_onto(bits, codes, |bits, codes| codes | (bits >> from & each(1)) << to);
+    map_onto(bits, codes, |bits, code| code | (bits >> from & 1) << to);
 }
 
 /// Puts the nibble at bit `from` of each byte below its code, which is at most 15.
 #[inline(always)]
 pub(super) fn add_nibbles(qs: &[u8], from: u32, codes: &mut [u8]) {
-    map_onto(qs, codes, |qs, codes| codes << 4 | qs >> from & each(15));
+    map_onto(qs, codes, |q, code| code << 4 | q >> from & 15);
 }
 
 /// Whether a 2-bit code is 3, which no ternary tool writes.
@@ -195,16 +232,21 @@ pub(super) fn has_code_three(codes: &[u8]) -> bool {
     any & each(1) != 0 || rest.iter().any(|c| c & (c >> 1) & 1 != 0)
 }
 
-/// Reads the 2-bit code 3 as 1, that is the weight 0, as the formats' own readers do.
+/// Reads the 2-bit code 3 as 1, that is the weight 0, as the formats' own readers do: in bytes of one code.
 pub(super) fn three_is_zero(codes: &mut [u8]) {
     let (words, rest) = codes.as_chunks_mut::<8>();
     for word in words {
-        let codes = u64::from_le_bytes(*word);
-        *word = (codes ^ (codes & codes >> 1 & each(1)) << 1).to_le_bytes();
+        *word = threes_to_ones(u64::from_le_bytes(*word)).to_le_bytes();
     }
     for code in rest {
-        *code ^= (*code & (*code >> 1)) << 1;
+        *code = threes_to_ones(*code as u64) as u8;
     }
+}
+
+/// The same for words of four codes a byte.
+#[inline(always)]
+pub(super) fn threes_to_ones(qs: u64) -> u64 {
+    qs ^ (qs & qs >> 1 & each(0x55)) << 1
 }
 
 #[cfg(test)]
@@ -218,13 +260,16 @@ mod tests {
 
     #[test]
     fn words_take_bytes_apart_one_by_one() {
-        for len in 0..40 {
+        for len in 0..75 {
             let qs = bytes(len);
             for shift in [0, 2, 4, 6] {
                 let mut codes = vec![9; len];
+                let mut checked = codes.clone();
                 unpack_shifted(&qs, shift, &mut codes);
                 assert!(qs.iter().zip(&codes).all(|(q, c)| *c == q >> shift & 3), "{len} {shift}");
                 assert_eq!(has_code_three(&codes), codes.contains(&3), "{len} {shift}");
+                assert_eq!(unpack_ternary(&qs, shift, &mut checked), !codes.contains(&3), "{len} {shift}");
+                assert_eq!(checked, codes, "{len} {shift}");
                 let before = codes.clone();
                 three_is_zero(&mut codes);
                 assert!(before.iter().zip(&codes).all(|(b, c)| *c == if *b == 3 { 1 } else { *b }));
@@ -244,16 +289,23 @@ mod tests {
         assert!(qs.iter().zip(codes).all(|(q, c)| c == 5 | (q >> 3 & 1) << 1));
     }
 
-    fn digits<const C: usize>() {
+    fn digits<const A: usize, const B: usize, const C: usize, const PADDED: usize>() {
         for first in 0..=255u8 {
-            let qs: [u8; C] = std::array::from_fn(|m| first.wrapping_add(37u8.wrapping_mul(m as u8)));
-            let mut codes = vec![9; 5 * C];
-            unpack_trits::<C>(&qs, &mut codes);
-            for (m, q) in qs.iter().enumerate() {
-                let mut rest = *q as u32;
-                for n in 0..5 {
-                    assert_eq!(codes[n * C + m] as u32, (3 * rest) >> 8, "{C} {q} {n}");
-                    rest = (3 * rest) & 255;
+            let qs: Vec<u8> =
+                (0..A + B + C).map(|m| first.wrapping_add(37u8.wrapping_mul(m as u8))).collect();
+            let mut codes = vec![9; 5 * (A + B) + 4 * C];
+            unpack_trits::<A, B, C, PADDED>(&qs, &mut codes);
+            let mut stages = (&qs[..], &codes[..]);
+            for (len, digits) in [(A, 5), (B, 5), (C, 4)] {
+                let ((qs, later_qs), (codes, later_codes)) =
+                    (stages.0.split_at(len), stages.1.split_at(digits * len));
+                stages = (later_qs, later_codes);
+                for (m, q) in qs.iter().enumerate() {
+                    let mut rest = *q as u32;
+                    for n in 0..digits {
+                        assert_eq!(codes[n * len + m] as u32, (3 * rest) >> 8, "{len} {q} {n}");
+                        rest = (3 * rest) & 255;
+                    }
                 }
             }
         }
@@ -261,10 +313,7 @@ mod tests {
 
     #[test]
     fn digits_come_out_at_the_top_of_every_byte() {
-        digits::<2>();
-        digits::<4>();
-        digits::<8>();
-        digits::<16>();
-        digits::<32>();
+        digits::<32, 16, 4, 64>();
+        digits::<16, 8, 2, 32>();
     }
 }

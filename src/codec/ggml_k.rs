@@ -18,7 +18,7 @@
 //! Their quantisers are searches, not a fixed rule: `quantize` finds codes and scales, and what stands
 //! here writes them.
 
-use super::bits::{add_bit, add_nibbles, high_nibbles, low_nibbles, unpack_shifted};
+use super::bits::{add_bit, add_nibbles, each, high_nibbles, low_nibbles, unpack_shifted};
 use super::blocks::{Blocks, half_at, put_exact_half, super_blocks, super_blocks_with_minima};
 use crate::layout::{Layout, Row, SUPER_BLOCK};
 use crate::types::Type;
@@ -30,9 +30,11 @@ pub(super) static Q2_K: Blocks = Blocks {
         for (block, minimum, sub_minimums) in super_blocks_with_minima::<84, 16>(bytes, row) {
             *block.scale = half_at(block.bytes, 80);
             *minimum = half_at(block.bytes, 82);
-            for (j, byte) in block.bytes[..16].iter().enumerate() {
-                block.sub_scales[j] = (byte & 15) as i8;
-                sub_minimums[j] = (byte >> 4) as i8;
+            let places = block.sub_scales.as_chunks_mut().0.iter_mut().zip(sub_minimums.as_chunks_mut().0);
+            for (bytes, (scales, minimums)) in block.bytes[..16].as_chunks().0.iter().zip(places) {
+                let word = u64::from_le_bytes(*bytes);
+                *scales = signed(word & each(15));
+                *minimums = signed(word >> 4 & each(15));
             }
             unpack_two_bits(&block.bytes[16..80], block.codes);
         }
@@ -59,12 +61,7 @@ pub(super) static Q3_K: Blocks = Blocks {
         let (codes, scales) = (&mut row.codes, &mut row.scales);
         for block in super_blocks::<110, 16>(bytes, codes, scales, &mut row.sub_scales) {
             *block.scale = half_at(block.bytes, 108);
-            let scales = &block.bytes[96..108];
-            for (k, sub) in block.sub_scales.iter_mut().enumerate() {
-                let low = scales[k % 8] >> (4 * (k / 8)) & 15;
-                let high = scales[8 + k % 4] >> (2 * (k / 4)) & 3;
-                *sub = (low | high << 4) as i8 - 32;
-            }
+            unpack_signed_six_bits(&block.bytes[96..108], block.sub_scales);
             unpack_two_bits(&block.bytes[32..96], block.codes);
             // A set bit is 4 more, a clear one -4 in q = code - 4: the third bit of the code.
             add_high_bits(&block.bytes[..32], 2, block.codes);
@@ -210,6 +207,26 @@ fn unpack_six_bits(s: &[u8], scales: &mut [i8; 8], minima: &mut [i8; 8]) {
         scales[k + 4] = (s[k + 8] & 15 | s[k] >> 6 << 4) as i8;
         minima[k + 4] = (s[k + 8] >> 4 | s[k + 4] >> 6 << 4) as i8;
     }
+}
+
+/// The 12 bytes of Q3_K that hold sixteen 6-bit scales, 32 more than they stand for: nibbles in the first eight, low
+/// ones first, and pairs of high bits in the last four, four pairs of the same place after another.
+fn unpack_signed_six_bits(s: &[u8], scales: &mut [i8; 16]) {
+    let Some((nibbles, &[a, b, c, d])) = s.split_first_chunk::<8>() else { return };
+    let nibbles = u64::from_le_bytes(*nibbles);
+    let pairs = u32::from_le_bytes([a, b, c, d]) as u64;
+    let pairs = pairs | pairs << 30;
+    for (half, scales) in scales.as_chunks_mut().0.iter_mut().enumerate() {
+        let stored = nibbles >> (4 * half) & each(15) | (pairs >> (4 * half) & each(3)) << 4;
+        // Less 32 in each byte: the top bit, which is free, keeps it from borrowing.
+        *scales = signed(((stored | each(0x80)) - each(32)) ^ each(0x80));
+    }
+}
+
+/// The bytes of a word as integers.
+#[inline(always)]
+fn signed(word: u64) -> [i8; 8] {
+    word.to_le_bytes().map(|byte| byte as i8)
 }
 
 /// The codes of super-block `b` of a row of whole super-blocks.

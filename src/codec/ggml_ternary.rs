@@ -32,7 +32,7 @@ pub(super) static TQ1_0: Blocks = Blocks {
     decode: |bytes, row| {
         for (block, codes, scale) in blocks::<54, 256>(bytes, row) {
             *scale = half_at(block, 52);
-            decode_stages::<32, 16, 4>(&block[..52], codes);
+            unpack_trits::<32, 16, 4, 64>(block, codes);
         }
     },
     encode: Some(|weights, bytes| {
@@ -87,7 +87,7 @@ pub(super) static PTQ1_0: Blocks = Blocks {
     decode: |bytes, row| {
         for (block, codes, scale) in blocks::<28, 128>(bytes, row) {
             *scale = half_at(block, 26);
-            decode_stages::<16, 8, 2>(&block[..26], codes);
+            unpack_trits::<16, 8, 2, 32>(block, codes);
         }
     },
     encode: Some(|weights, bytes| {
@@ -207,18 +207,7 @@ fn encode_ternary<const LEN: usize>(w: &[f32; LEN], block: &mut [u8], at: usize)
     Ok(w.map(|w| ternary_code(w, id)))
 }
 
-/// Base-3 digits in three stages of `A`, `B` and `C` bytes; the last has four digits a byte.
-fn decode_stages<const A: usize, const B: usize, const C: usize>(bytes: &[u8], codes: &mut [u8]) {
-    let (first, rest) = bytes.split_at(A);
-    let (second, last) = rest.split_at(B);
-    let (first_codes, rest) = codes.split_at_mut(5 * A);
-    let (second_codes, last_codes) = rest.split_at_mut(5 * B);
-    unpack_trits::<A>(first, first_codes);
-    unpack_trits::<B>(second, second_codes);
-    unpack_trits::<C>(last, last_codes);
-}
-
-/// The inverse of [`decode_stages`].
+/// Base-3 digits in three stages, as [`unpack_trits`] splits them.
 fn encode_stages<const A: usize, const B: usize>(codes: &[u8], bytes: &mut [u8]) {
     let (first, rest) = bytes.split_at_mut(A);
     let (second, last) = rest.split_at_mut(B);

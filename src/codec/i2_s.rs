@@ -15,7 +15,7 @@
 //! Source: BitNet's fork of llama.cpp, `ggml-bitnet-mad.cpp`, `quantize_i2_s`: scale = max |w|, and the
 //! sign of all weights that are not below 1e-6: it expects weights that are ternary already.
 
-use super::bits::{three_is_zero, unpack_shifted};
+use super::bits::{map, three_is_zero, threes_to_ones, unpack_shifted, unpack_ternary};
 use super::blocks::{abs_max, check_finite};
 use super::check_index;
 use super::stored::{check_bytes, check_len, check_multiple, check_shape};
@@ -100,19 +100,22 @@ impl Matrix for I2S<'_> {
             }
             Order::Rows => {
                 let shift = 6 - 2 * (index as u32 % 4);
-                unpack_shifted(&self.codes[index / 4 * in_features..], shift, &mut row.codes);
+                if !unpack_ternary(&self.codes[index / 4 * in_features..], shift, &mut row.codes) {
+                    three_is_zero(&mut row.codes);
+                }
             }
         }
-        three_is_zero(&mut row.codes);
         Ok(())
     }
 }
 
-/// Blocks of `BYTES` bytes, four runs of columns each.
+/// Blocks of `BYTES` bytes, four runs of columns each. Threes become ones before codes are taken apart: four in one go.
 fn decode_blocks<const BYTES: usize>(qs: &[u8], codes: &mut [u8]) {
     for (qs, codes) in qs.as_chunks::<BYTES>().0.iter().zip(codes.chunks_exact_mut(4 * BYTES)) {
+        let mut ternary = [0; BYTES];
+        map(qs, &mut ternary, threes_to_ones);
         for (run, codes) in codes.as_chunks_mut::<BYTES>().0.iter_mut().enumerate() {
-            unpack_shifted(qs, 6 - 2 * run as u32, codes);
+            unpack_shifted(&ternary, 6 - 2 * run as u32, codes);
         }
     }
 }

@@ -50,6 +50,10 @@ pub trait Codec: Sync {
     /// Decodes one row. `bytes` is exactly [`Codec::row_bytes`] long and `row` was made for
     /// [`Codec::layout`]; every field of it is overwritten.
     fn decode_row(&self, bytes: &[u8], row: &mut Row) -> Result<()>;
+    /// Whether rows are stored as the little-endian floats of their dense layout.
+    fn is_verbatim(&self) -> bool {
+        false
+    }
     /// Encodes one row by the format's own rounding rule, byte for byte what its own tools write.
     fn encode_row(&self, weights: &[f32], bytes: &mut [u8]) -> Result<()> {
         let _ = (weights, bytes);
@@ -127,6 +131,11 @@ impl<'a> Rows<'a> {
         }
         Ok(Rows { out_features, stride, ..rows })
     }
+
+    /// The bytes of a row that is there: the constructors checked the last one against the length.
+    fn bytes_of(&self, index: usize) -> &[u8] {
+        &self.bytes[index * self.stride..][..self.row_bytes]
+    }
 }
 
 impl Matrix for Rows<'_> {
@@ -139,10 +148,12 @@ impl Matrix for Rows<'_> {
     fn in_features(&self) -> usize {
         self.in_features
     }
+    fn stored_row(&self, index: usize) -> Option<&[u8]> {
+        (index < self.out_features && self.codec.is_verbatim()).then(|| self.bytes_of(index))
+    }
     fn read_row(&self, index: usize, row: &mut Row) -> Result<()> {
         check_index(index, self.out_features)?;
-        // In range: the constructors checked the last row against the length.
-        let bytes = &self.bytes[index * self.stride..][..self.row_bytes];
+        let bytes = self.bytes_of(index);
         self.codec.decode_row(bytes, row).map_err(|e| e.within(format_args!("row {index}")))
     }
 }

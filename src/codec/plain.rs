@@ -54,6 +54,10 @@ impl Codec for Plain {
         Ok(())
     }
 
+    fn is_verbatim(&self) -> bool {
+        true
+    }
+
     fn encode_row(&self, weights: &[f32], bytes: &mut [u8]) -> Result<()> {
         check_len("bytes of a row", &[weights.len(), self.float.bytes()], bytes.len())?;
         match self.float {
@@ -78,5 +82,45 @@ impl Codec for Plain {
 
     fn store_row(&self, row: &Row, bytes: &mut [u8]) -> Result<()> {
         self.encode_row(&row.floats, bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::open;
+    use crate::layout::{Matrix, Packed};
+
+    /// A matrix that is not there as it is stored.
+    struct Decoded<'a>(Box<dyn Matrix + 'a>);
+
+    impl Matrix for Decoded<'_> {
+        fn layout(&self) -> Layout {
+            self.0.layout()
+        }
+        fn out_features(&self) -> usize {
+            self.0.out_features()
+        }
+        fn in_features(&self) -> usize {
+            self.0.in_features()
+        }
+        fn read_row(&self, index: usize, row: &mut Row) -> Result<()> {
+            self.0.read_row(index, row)
+        }
+    }
+
+    #[test]
+    fn stored_floats_are_packed_as_decoded_ones() -> Result<()> {
+        let (rows, columns) = if cfg!(miri) { (35, 67) } else { (66, 1001) };
+        // Every pattern of 16 bits in a few rows: NaNs of both kinds too.
+        let bytes: Vec<u8> = (0..2 * rows * columns).flat_map(|i| (i as u16).to_le_bytes()).collect();
+        for ty in [Type::F32, Type::F16, Type::Bf16] {
+            let stored = open(ty, rows, columns, &bytes)?;
+            assert!(stored.stored_row(rows - 1).is_some() && stored.stored_row(rows).is_none());
+            let packed = Packed::new(&*stored)?;
+            let decoded = Packed::new(&Decoded(open(ty, rows, columns, &bytes)?))?;
+            assert!(packed.panels() == decoded.panels(), "{ty:?}");
+        }
+        Ok(())
     }
 }

@@ -27,6 +27,12 @@ pub trait Matrix: Sync {
     fn in_features(&self) -> usize;
     /// Decodes row `index` into `row`, which was made for this layout and number of columns.
     fn read_row(&self, index: usize, row: &mut Row) -> Result<()>;
+    /// Row `index` as it is stored, where the layout is dense and these are its floats, little endian: the packer
+    /// copies them, and nobody has to decode what would become the same bits again.
+    fn stored_row(&self, index: usize) -> Option<&[u8]> {
+        let _ = index;
+        None
+    }
     /// Where the stored format orders columns by group (GPTQ's `desc_act`): the column of x that each
     /// column of a [`Row`] belongs to. A permutation of `0..in_features`; `None` is the identity.
     fn permutation(&self) -> Option<&[u32]> {

@@ -29,7 +29,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::panels::{self, Panel};
+use super::panels::{self, Panel, Rows};
 use super::{Coded, Layout, Matrix, Offset, PANEL, QUAD, Row, SUPER_BLOCK, Scales, TILE, TILE_PANELS};
 use crate::error::{Result, fail};
 use crate::limits::FEATURES_MAX;
@@ -159,6 +159,17 @@ pub fn panel_rows(layout: &Layout, in_features: usize) -> Result<Vec<Row<'static
     Ok(rows)
 }
 
+/// The rows from `first` on as they are stored; whether they are there so.
+fn stored_rows<'a>(matrix: &'a dyn Matrix, first: usize, rows: &mut [&'a [u8]]) -> bool {
+    (first..).zip(rows).all(|(index, row)| match matrix.stored_row(index) {
+        Some(bytes) => {
+            *row = bytes;
+            true
+        }
+        None => false,
+    })
+}
+
 /// A matrix of weights in panels.
 pub struct Packed {
     layout: Layout,
@@ -208,10 +219,16 @@ impl TileMut<'_> {
         for panel in 0..panels {
             let first = self.rows.start + panel * PANEL;
             let count = PANEL.min(self.rows.end - first).min(room.len());
-            for (lane, row) in room.iter_mut().enumerate().take(count) {
-                matrix.read_row(first + lane, row)?;
-            }
-            let (layout, geometry, rows) = (self.layout, self.geometry, &room[..count]);
+            let mut stored = [&[][..]; PANEL];
+            let rows = if stored_rows(matrix, first, &mut stored[..count]) {
+                Rows::Stored(&stored[..count])
+            } else {
+                for (lane, row) in room.iter_mut().enumerate().take(count) {
+                    matrix.read_row(first + lane, row)?;
+                }
+                Rows::Decoded(&room[..count])
+            };
+            let (layout, geometry) = (self.layout, self.geometry);
             write(Panel { layout, geometry, bytes: self.bytes, panels, panel, rows });
         }
         Ok(())

@@ -14,7 +14,7 @@ use std::ops::Range;
 use super::head::{e8m0_of, read_head};
 use super::packed::{Geometry, LINE, Tile, planes, unit_columns};
 use super::{Coded, Float, Layout, Offset, PANEL, QUAD, Row, SUPER_BLOCK, ScaleType, Scales};
-use crate::float16::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
+use crate::float16::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16, quiet_bf16, quiet_f16};
 
 /// Words of a row that are turned at a time: 4 KiB of 16 rows.
 const WORDS: usize = 64;
@@ -28,8 +28,15 @@ pub struct Panel<'a> {
     /// How many panels it has, and which this one is.
     pub(super) panels: usize,
     pub(super) panel: usize,
-    /// At most 16; lanes past them become zero.
-    pub(super) rows: &'a [Row<'a>],
+    pub(super) rows: Rows<'a>,
+}
+
+/// The rows of a panel: at most 16, lanes past them become zero.
+pub(super) enum Rows<'a> {
+    /// Codes and scales, or floats.
+    Decoded(&'a [Row<'a>]),
+    /// The floats of a dense layout, little endian.
+    Stored(&'a [&'a [u8]]),
 }
 
 impl Panel<'_> {
@@ -37,15 +44,30 @@ impl Panel<'_> {
     #[inline(always)]
     pub fn write(self) {
         let Panel { layout, geometry, bytes, panels, panel, rows } = self;
-        match layout {
-            Layout::Dense(float) => write_dense(*float, bytes, (panels, panel), rows),
-            Layout::Coded(coded) => {
+        if panel == 0 {
+            fetch(bytes);
+        }
+        match (layout, rows) {
+            (Layout::Dense(float), rows) => {
+                write_dense(*float, geometry.in_features, bytes, (panels, panel), rows)
+            }
+            // Not there: only floats are taken as they are stored.
+            (Layout::Coded(_), Rows::Stored(_)) => {}
+            (Layout::Coded(coded), Rows::Decoded(rows)) => {
                 let place = Place { geometry, panels, panel };
                 write_heads(coded, &place, bytes, rows);
                 write_codes(coded, &place, bytes, rows);
             }
         }
     }
+}
+
+/// Brings a tile into the caches, as zeros. Its memory is fresh, and a panel writes every fourth line of it:
+/// processors fetch ahead of writes that are in order, and wait for the lines of others. (Reading would do for the
+/// caches, but old kernels then give small pages where huge ones were asked for: the first touch would be no write.)
+#[inline(always)]
+fn fetch(tile: &mut [u8]) {
+    tile.fill(0);
 }
 
 /// Reads one row of a tile back.
@@ -66,26 +88,65 @@ struct Place<'a> {
 // ---- dense ------------------------------------------------------------------------------------
 
 #[inline(always)]
-fn write_dense(float: Float, bytes: &mut [u8], (panels, panel): (usize, usize), rows: &[Row<'_>]) {
+fn write_dense(
+    float: Float,
+    columns: usize,
+    bytes: &mut [u8],
+    (panels, panel): (usize, usize),
+    rows: Rows<'_>,
+) {
     let size = PANEL * float.bytes();
-    let columns = rows.first().map_or(0, |row| row.floats.len());
     let at = |column: usize| (column * panels + panel) * size;
-    let ty = match float {
-        Float::F32 => ScaleType::F32,
-        Float::F16 => ScaleType::F16,
-        Float::Bf16 => ScaleType::Bf16,
-    };
-    put_floats(ty, rows, columns, |row| &row.floats, bytes, at);
+    match (rows, float) {
+        (Rows::Decoded(rows), float) => {
+            let ty = match float {
+                Float::F32 => ScaleType::F32,
+                Float::F16 => ScaleType::F16,
+                Float::Bf16 => ScaleType::Bf16,
+            };
+            put_floats(ty, rows, columns, |row| &row.floats, bytes, at);
+        }
+        (Rows::Stored(rows), Float::F32) => {
+            let rows = rows.iter().map(|row| row.as_chunks().0);
+            put_values::<4, _>(rows, columns, |b| u32::from_le_bytes(*b), bytes, at);
+        }
+        (Rows::Stored(rows), float) => {
+            let rows = rows.iter().map(|row| row.as_chunks().0);
+            let word = |b: &[u8; 2]| match float {
+                Float::Bf16 => quiet_bf16(u16::from_le_bytes(*b)) as u32,
+                _ => quiet_f16(u16::from_le_bytes(*b)) as u32,
+            };
+            put_values::<2, _>(rows, columns, word, bytes, at);
+        }
+    }
 }
 
-/// Writes values `0 .. count` of every row, 16 side by side at `at(value)`. A lane past the last row gets
-/// zero bytes.
+/// Writes values `0 .. count` of every row as stored.
 #[inline(always)]
 fn put_floats<'r>(
     ty: ScaleType,
     rows: &'r [Row<'_>],
     count: usize,
-    values: impl Fn(&'r Row<'_>) -> &'r [f32],
+    values: impl Fn(&'r Row<'_>) -> &'r [f32] + Clone,
+    bytes: &mut [u8],
+    at: impl Fn(usize) -> usize,
+) {
+    let rows = rows.iter().map(values);
+    match ty {
+        ScaleType::F32 => put_values::<4, _>(rows, count, |v| v.to_bits(), bytes, at),
+        ScaleType::F16 => put_values::<2, _>(rows, count, |v| f32_to_f16(*v) as u32, bytes, at),
+        ScaleType::Bf16 => put_values::<2, _>(rows, count, |v| f32_to_bf16(*v) as u32, bytes, at),
+        ScaleType::E8m0 => put_values::<1, _>(rows, count, |v| e8m0_of(*v) as u32, bytes, at),
+    }
+}
+
+/// Writes values `0 .. count` of every row, `SIZE` bytes each, 16 side by side at `at(value)`. A lane past the
+/// last row gets zero bytes.
+#[inline(always)]
+fn put_values<'r, const SIZE: usize, T: 'r>(
+    rows: impl Iterator<Item = &'r [T]> + Clone,
+    count: usize,
+    word: impl Fn(&T) -> u32,
     bytes: &mut [u8],
     at: impl Fn(usize) -> usize,
 ) {
@@ -93,27 +154,13 @@ fn put_floats<'r>(
     let mut words = [[0; WORDS]; PANEL];
     for first in (0..count).step_by(WORDS) {
         let len = WORDS.min(count - first);
-        for (row, words) in rows.iter().zip(&mut words) {
-            let parts = words.iter_mut().zip(&values(row)[first..first + len]);
-            match ty {
-                ScaleType::F32 => parts.for_each(|(word, value)| *word = value.to_bits()),
-                ScaleType::F16 => parts.for_each(|(word, value)| *word = f32_to_f16(*value) as u32),
-                ScaleType::Bf16 => parts.for_each(|(word, value)| *word = f32_to_bf16(*value) as u32),
-                ScaleType::E8m0 => parts.for_each(|(word, value)| *word = e8m0_of(*value) as u32),
-            }
+        for (values, words) in rows.clone().zip(&mut words) {
+            let values = values.get(first..first + len).unwrap_or(&[]);
+            words.iter_mut().zip(values).for_each(|(to, value)| *to = word(value));
         }
         for i in 0..len {
-            let place = &mut bytes[at(first + i)..][..PANEL * ty.bytes()];
-            let words = words.each_ref().map(|words| words[i]);
-            match ty {
-                ScaleType::F32 => put_words(place, &words),
-                ScaleType::F16 | ScaleType::Bf16 => {
-                    for (bytes, word) in place.as_chunks_mut().0.iter_mut().zip(words) {
-                        *bytes = (word as u16).to_le_bytes();
-                    }
-                }
-                ScaleType::E8m0 => place.iter_mut().zip(words).for_each(|(byte, word)| *byte = word as u8),
-            }
+            let place = &mut bytes[at(first + i)..][..PANEL * SIZE];
+            put_lanes::<SIZE>(place, &words.each_ref().map(|words| words[i]));
         }
     }
 }
@@ -131,10 +178,13 @@ fn read_dense(float: Float, tile: Tile<'_>, lane: usize, row: &mut Row<'_>) {
     }
 }
 
+/// Writes the lowest `SIZE` bytes of a word of each row side by side. They are joined to 64 bits first: each store may
+/// wait for its line, and only so many can wait at a time.
 #[inline(always)]
-fn put_words(place: &mut [u8], words: &[u32; PANEL]) {
-    for (bytes, word) in place.as_chunks_mut().0.iter_mut().zip(words) {
-        *bytes = word.to_le_bytes();
+fn put_lanes<const SIZE: usize>(place: &mut [u8], words: &[u32; PANEL]) {
+    for (bytes, words) in place.as_chunks_mut().0.iter_mut().zip(words.chunks_exact(8 / SIZE)) {
+        let joined = words.iter().rev().fold(0, |joined, word| joined << (8 * SIZE) | *word as u64);
+        *bytes = joined.to_le_bytes();
     }
 }
 
@@ -142,42 +192,39 @@ fn put_words(place: &mut [u8], words: &[u32; PANEL]) {
 
 /// Writes the heads of all records of a panel.
 #[inline(always)]
-fn write_heads(coded: &Coded, place: &Place<'_>, bytes: &mut [u8], rows: &[Row<'_>]) {
+fn write_heads<'r>(coded: &Coded, place: &Place<'_>, bytes: &mut [u8], rows: &'r [Row<'_>]) {
     let &Place { geometry, panels, panel } = place;
-    let (lanes, lane, ty) = (panels * PANEL, panel * PANEL, coded.scale_type);
-    let (size, record, records) = (ty.bytes(), geometry.record_bytes(panels), geometry.records);
+    let (lanes, lane, record) = (panels * PANEL, panel * PANEL, geometry.record_bytes(panels));
+    // The only record of a row has a scale for each base; others have one.
+    let (ty, count, step) = match coded.scales {
+        Scales::Row => (ScaleType::F32, coded.bases as usize, lanes * 4),
+        _ => (coded.scale_type, geometry.records, record),
+    };
+    let size = ty.bytes();
+    let kinds = match coded.scales {
+        Scales::Group { offset: Offset::Minimum, .. } | Scales::TwoLevel { minimum: true, .. } => 2,
+        _ => 1,
+    };
+    // Loops, so that the code is there once.
+    for kind in 0..kinds {
+        let start = (kind * lanes + lane) * size;
+        let values = |row: &'r Row<'_>| if kind == 0 { &*row.scales } else { &*row.minimums };
+        put_floats(ty, rows, count, values, bytes, |i| i * step + start);
+    }
     match coded.scales {
-        Scales::Row => {
-            let at = |base: usize| (base * lanes + lane) * 4;
-            put_floats(ScaleType::F32, rows, coded.bases as usize, |row| &row.scales, bytes, at);
+        Scales::Group { offset: Offset::Zero, .. } => {
+            let at = |r: usize| r * record + lanes * size + lane;
+            put_bytes(rows, |row| &row.zeros, |zero| zero, (1, 0), bytes, at);
         }
-        Scales::Group { offset, .. } => {
-            put_floats(ty, rows, records, |row| &row.scales, bytes, |r| r * record + lane * size);
-            let at = |r: usize| r * record + lanes * size + lane * size;
-            match offset {
-                Offset::None => {}
-                Offset::Minimum => put_floats(ty, rows, records, |row| &row.minimums, bytes, at),
-                Offset::Zero => {
-                    let at = |r: usize| r * record + lanes * size + lane;
-                    put_bytes(rows, |row| &row.zeros, |zero| zero, (1, 0), bytes, at);
-                }
-            }
-        }
-        Scales::TwoLevel { len, minimum } => {
+        Scales::TwoLevel { len, .. } => {
             let groups = SUPER_BLOCK / len;
-            put_floats(ty, rows, records, |row| &row.scales, bytes, |r| r * record + lane * size);
-            if minimum {
-                let at = |r: usize| r * record + lanes * size + lane * size;
-                put_floats(ty, rows, records, |row| &row.minimums, bytes, at);
-            }
-            let subs = lanes * size * (1 + minimum as usize) + lane;
-            let at = |r: usize| r * record + subs;
-            put_bytes(rows, |row| &row.sub_scales, |sub| sub as u8, (groups, lanes), bytes, at);
-            if minimum {
-                let at = |r: usize| at(r) + groups * lanes;
-                put_bytes(rows, |row| &row.sub_minimums, |sub| sub as u8, (groups, lanes), bytes, at);
+            for kind in 0..kinds {
+                let start = lanes * (kinds * size + kind * groups) + lane;
+                let values = |row: &'r Row<'_>| if kind == 0 { &*row.sub_scales } else { &*row.sub_minimums };
+                put_bytes(rows, values, |sub| sub as u8, (groups, lanes), bytes, |r| r * record + start);
             }
         }
+        _ => {}
     }
 }
 
@@ -195,6 +242,8 @@ fn put_bytes<'r, T: Copy + 'r>(
     let len = rows.first().map_or(0, |row| values(row).len());
     // Lanes past the last row stay zero.
     let mut turned = [[0; WORDS]; PANEL];
+    // Four rows in a word: vectors of words, where 16 rows at once would be single bytes.
+    let mut fours = [[0u32; WORDS]; PANEL / 4];
     // Counted: a division for each byte would take as long as all the codes.
     let (mut record, mut i) = (0, 0);
     for first in (0..len).step_by(WORDS) {
@@ -202,9 +251,16 @@ fn put_bytes<'r, T: Copy + 'r>(
         for (row, turned) in rows.iter().zip(&mut turned) {
             turned.iter_mut().zip(&values(row)[first..first + len]).for_each(|(to, from)| *to = byte(*from));
         }
+        for (rows, fours) in turned.as_chunks::<4>().0.iter().zip(&mut fours) {
+            for (k, four) in fours.iter_mut().enumerate() {
+                *four = u32::from_le_bytes([rows[0][k], rows[1][k], rows[2][k], rows[3][k]]);
+            }
+        }
         for k in 0..len {
-            let bytes = &mut bytes[at(record) + i * step..][..PANEL];
-            bytes.copy_from_slice(&turned.each_ref().map(|turned| turned[k]));
+            let place = bytes[at(record) + i * step..][..PANEL].as_chunks_mut().0;
+            for (bytes, four) in place.iter_mut().zip(&fours) {
+                *bytes = four[k].to_le_bytes();
+            }
             i += 1;
             if i == count {
                 (record, i) = (record + 1, 0);
@@ -271,7 +327,7 @@ fn write_run(
         for unit in 0..(end - start).div_ceil(geometry.unit) {
             for line in 0..lines {
                 let words = words.each_ref().map(|words| words[(unit * lines + line) % WORDS]);
-                put_words(&mut bytes[at + line * stride..][..LINE], &words);
+                put_lanes::<4>(&mut bytes[at + line * stride..][..LINE], &words);
             }
             (at, left) = (at + unit_bytes, left - 1);
             if left == 0 {
