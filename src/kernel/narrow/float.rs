@@ -12,11 +12,13 @@
 /// `run` for one kind of vector: float activations on every layout, any number of rows of x.
 macro_rules! float {
     ($features:literal) => {
+        use std::sync::atomic::{Ordering, compiler_fence};
+
         use super::vector::*;
         use crate::activation::{Activations, Floats};
         use crate::error::Result;
         use crate::kernel::Job;
-        use crate::kernel::narrow::float::{BLOCK, DIRECT, DIRECT_BYTES, Mode, block_columns, code_bytes};
+        use crate::kernel::narrow::float::{BLOCK, DIRECT, Mode, block_columns, code_bytes, direct_block};
         use crate::kernel::narrow::gemm::split;
         use crate::kernel::narrow::{Units, for_rows, unit_lines, unrolled, zero_point};
         use crate::layout::packed::{Geometry, LINE, Tile, unit_columns};
@@ -87,16 +89,8 @@ macro_rules! float {
             for (p, weights) in weights.iter_mut().enumerate() {
                 *weights = &block[p * size..].as_chunks::<PANEL>().0[..len];
             }
-            let x = &x.values[at * MR..].as_chunks::<MR>().0[..len];
-            // Four columns a turn of the loop: one gives a tenth less.
-            let (fours, last) = x.as_chunks::<4>();
-            for (k, x) in fours.iter().enumerate() {
-                let weights = weights.map(|weights| &weights.as_chunks::<4>().0[k]);
-                for (c, x) in x.iter().enumerate() {
-                    add_column(&mut acc, x, |p, h| floats(&weights[p][c], h * LANES));
-                }
-            }
-            for (k, x) in (len - last.len()..).zip(last) {
+            let (x, _) = x.values[at * MR..].as_chunks::<MR>();
+            for (k, x) in x[..len].iter().enumerate() {
                 add_column(&mut acc, x, |p, h| floats(&weights[p][k], h * LANES));
             }
             for i in 0..MR {
@@ -155,12 +149,12 @@ macro_rules! float {
             let panels = x.values.chunks_exact(columns * mr).zip(out.chunks_exact_mut(TILE * mr));
             if mr == 1 && tile.panels == TILE_PANELS {
                 for (x, out) in panels {
-                    direct_columns::<1, TILE_PANELS, SIZE>(ty, tile, x, out, 0, 0, 0);
+                    direct_row::<SIZE>(ty, tile, x, out);
                 }
                 return;
             }
             // A block of columns stays in the first caches while all panels take it.
-            let len = DIRECT_BYTES / (TILE_PANELS * SIZE);
+            let len = direct_block(SIZE);
             for at in (0..columns).step_by(len) {
                 for p in 0..tile.panels {
                     let panels = x.values.chunks_exact(columns * mr).zip(out.chunks_exact_mut(TILE * mr));
@@ -168,69 +162,83 @@ macro_rules! float {
                     let mut ahead = ((at + len) * tile.panels + p * len) * SIZE;
                     for (x, out) in panels {
                         let x = &x[at * mr..];
-                        for_rows!([1 2 3 4 5 6] mr, MR => direct_columns::<MR, 1, SIZE>(ty, tile, x, out, p, at, ahead));
+                        for_rows!([1 2 3 4 5 6] mr, MR => direct_columns::<MR, SIZE>(ty, tile, x, out, p, at, ahead));
                         ahead = 0;
                     }
                 }
             }
         }
 
-        /// Columns from `at` on: a block of them for one panel, all of them for a whole tile.
+        /// One row of x times all panels of a tile.
         #[inline]
         #[target_feature(enable = $features)]
-        fn direct_columns<const MR: usize, const NP: usize, const SIZE: usize>(
+        fn direct_row<const SIZE: usize>(ty: ScaleType, tile: Tile<'_>, x: &[f32], out: &mut [f32]) {
+            let mut acc = [[[all(0.0); PARTS]; TILE_PANELS]];
+            let columns = tile.bytes.chunks_exact(TILE_PANELS * SIZE);
+            for (column, x) in columns.zip(x.as_chunks::<1>().0) {
+                let (column, _) = column.as_chunks::<SIZE>();
+                add_column(&mut acc, x, |p, h| {
+                    if SIZE < 64 && h == 0 {
+                        // Near, and to the second cache: lines far ahead for the first one take its few places for
+                        // lines under way from the loads (0.85 of the speed). A column of f32 is four lines, which
+                        // the CPU's own prefetcher follows better (1.25 of the speed).
+                        prefetch_far(&column[p], 1024);
+                    }
+                    scales(ty, &column[p], h * LANES)
+                });
+            }
+            for p in 0..TILE_PANELS {
+                for h in 0..PARTS {
+                    put_floats(out, p * PANEL + h * LANES, acc[0][p][h]);
+                }
+            }
+        }
+
+        /// A block of columns from `at` on for one panel. `ahead`: what is fetched meanwhile.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn direct_columns<const MR: usize, const SIZE: usize>(
             ty: ScaleType,
             tile: Tile<'_>,
             x: &[f32],
             out: &mut [f32],
-            first: usize,
+            panel: usize,
             at: usize,
             mut ahead: usize,
         ) {
-            let place = |i: usize, p: usize, h: usize| i * TILE + (first + p) * PANEL + h * LANES;
-            let mut acc = [[[all(0.0); PARTS]; NP]; MR];
+            let place = |i: usize, h: usize| i * TILE + panel * PANEL + h * LANES;
+            let mut acc = [[[all(0.0); PARTS]; 1]; MR];
             if at > 0 {
                 for i in 0..MR {
-                    for p in 0..NP {
-                        for h in 0..PARTS {
-                            acc[i][p][h] = floats(out, place(i, p, h));
-                        }
+                    for h in 0..PARTS {
+                        acc[i][0][h] = floats(out, place(i, h));
                     }
                 }
             }
-            let count = if NP == TILE_PANELS { usize::MAX } else { DIRECT_BYTES / (TILE_PANELS * SIZE) };
             let stride = tile.panels * SIZE;
             let weights = &tile.bytes[at * stride..];
-            let len = count.min(weights.len() / stride);
-            let x = &x.as_chunks::<MR>().0[..len];
-            let (fours, last) = if NP == 1 { x.as_chunks::<4>() } else { (&[][..], x) };
+            let len = direct_block(SIZE).min(weights.len() / stride);
+            // Four columns a turn of the loop.
+            let (fours, last) = x.as_chunks::<MR>().0[..len].as_chunks::<4>();
             let columns = weights.chunks_exact(4 * stride);
             for (x, columns) in fours.iter().zip(columns) {
                 for (x, column) in x.iter().zip(columns.chunks_exact(stride)) {
-                    let column = &column[first * SIZE..][..SIZE];
+                    let column = &column[panel * SIZE..][..SIZE];
                     prefetch_far(tile.bytes, ahead);
                     ahead += SIZE;
                     add_column(&mut acc, x, |_, h| scales(ty, column, h * LANES));
+                    // The next column is not read before: the compiler would mix the four, and spill sums.
+                    compiler_fence(Ordering::SeqCst);
                 }
             }
             let columns = weights[4 * stride * fours.len()..].chunks_exact(stride);
-            for (column, x) in columns.zip(last) {
-                let (column, _) = column[first * SIZE..].as_chunks::<SIZE>();
-                if NP > 1 && SIZE < 64 {
-                    for column in column.iter().take(NP) {
-                        // Near, and to the second cache: lines far ahead for the first one take its few places for
-                        // lines under way from the loads (0.85 of the speed). A column of f32 is four lines, which
-                        // the CPU's own prefetcher follows better (1.25 of the speed).
-                        prefetch_far(column, 1024);
-                    }
-                }
-                add_column(&mut acc, x, |p, h| scales(ty, &column[p], h * LANES));
+            for (x, column) in last.iter().zip(columns) {
+                let column = &column[panel * SIZE..][..SIZE];
+                add_column(&mut acc, x, |_, h| scales(ty, column, h * LANES));
             }
             for i in 0..MR {
-                for p in 0..NP {
-                    for h in 0..PARTS {
-                        put_floats(out, place(i, p, h), acc[i][p][h]);
-                    }
+                for h in 0..PARTS {
+                    put_floats(out, place(i, h), acc[i][0][h]);
                 }
             }
         }
@@ -390,8 +398,6 @@ pub(in crate::kernel) const BLOCK: usize = 256;
 /// Up to so many rows of x plain floats are not converted into a block: that costs as much as six rows do, and
 /// its gain is a twentieth of each.
 pub(in crate::kernel) const DIRECT: usize = 36;
-/// Bytes of a block of columns of a tile that few rows of x meet: half of the first cache.
-pub(in crate::kernel) const DIRECT_BYTES: usize = 16 << 10;
 /// How a weight follows from a product.
 pub(in crate::kernel) enum Mode {
     /// It is the product.
@@ -400,6 +406,11 @@ pub(in crate::kernel) enum Mode {
     Plus,
     /// It is added to what the bases before have made.
     Onto,
+}
+
+/// Columns of a tile that few rows of x meet at a time, given the bytes of one of a panel: half of the first cache.
+pub(in crate::kernel) const fn direct_block(bytes: usize) -> usize {
+    (16 << 10) / (TILE_PANELS * bytes)
 }
 
 /// Columns of the largest k-block.
