@@ -110,8 +110,9 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "weights lie in a mapping of which a part was given back: tests/miri.sh")]
     fn stored_floats_are_packed_as_decoded_ones() -> Result<()> {
-        let (rows, columns) = if cfg!(miri) { (35, 67) } else { (66, 1001) };
+        let (rows, columns) = (66, 1001);
         // Every pattern of 16 bits in a few rows: NaNs of both kinds too.
         let bytes: Vec<u8> = (0..2 * rows * columns).flat_map(|i| (i as u16).to_le_bytes()).collect();
         for ty in [Type::F32, Type::F16, Type::Bf16] {
