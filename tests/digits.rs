@@ -36,7 +36,8 @@ fn digits_are_learnt_with_ternary_weights() {
     let picture = std::fs::read_to_string(curve).unwrap();
     assert!(picture.starts_with("<svg") && picture.matches("<polyline").count() == 2);
 
-    // The same bits on every CPU: training is a long chain in which one other bit would show.
+    // The same bits whatever kernels the forward calls take (on one CPU: gradients are a GEMM crate's): training is a
+    // long chain in which one other bit would show.
     let again = fresh("digits-scalar").join("model.bl");
     let scalar = good(
         Command::new(&program).env("BITLINEAR_ISA", "scalar").arg(source.join("digits.bin")).arg(&again),
