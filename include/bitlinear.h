@@ -2145,7 +2145,8 @@ BL_NOEXCEPT;
  *   dw += the rounded x (code * scale), transposed, times g.
  * Values that were clipped pass gradients too, and scales have none. `run` is that of the forward call
  * (quantised outputs pass g as it is). The same bits for any number of threads; another CPU may
- * differ in the last ones. Everything is checked before anything is written.
+ * differ in the last ones. Everything is checked before anything is written; after BL_ERROR_OUT_OF_MEMORY
+ * dx and dw may be written in part.
  */
 BL_API
 bl_status bl_heads_backward(const bl_heads *heads,

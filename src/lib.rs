@@ -53,7 +53,7 @@ pub mod export;
 
 pub mod reserve;
 
-#[cfg(feature = "reserve")]
+#[cfg(any(feature = "reserve", test))]
 #[global_allocator]
 static ALLOCATOR: reserve::Reserve = reserve::Reserve;
 

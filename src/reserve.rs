@@ -35,8 +35,8 @@ static OWNERS: [AtomicUsize; SLOTS] = [const { AtomicUsize::new(0) }; SLOTS];
 /// The thread whose allocations the reserve does not serve now; 0: none.
 static CLOSED: AtomicUsize = AtomicUsize::new(0);
 
-/// Whether this allocator is the library's.
-pub const ACTIVE: bool = cfg!(feature = "reserve");
+/// Whether this allocator is the program's: in the C library, and in this crate's own tests.
+pub const ACTIVE: bool = cfg!(any(feature = "reserve", test));
 
 /// Most loans at a time; who comes later waits for one to end.
 const LOANS: usize = 64;
@@ -106,11 +106,11 @@ fn claim(bits: &AtomicU64) -> Option<usize> {
     }
 }
 
-/// Runs `work`, whose first allocation that fits takes `memory` in place of the system's.
+/// Runs `work`, whose first allocation that fits takes `memory` in place of the system's. Whether one did.
 ///
 /// # Safety
 /// What `work` allocates it frees before it ends, in the calling thread.
-pub unsafe fn lend<T>(memory: &mut [u8], work: impl FnOnce() -> T) -> T {
+pub unsafe fn lend(memory: &mut [u8], work: impl FnOnce()) -> bool {
     /// Ends the loan, even by a panic.
     struct Lent(usize);
     impl Drop for Lent {
@@ -129,7 +129,8 @@ pub unsafe fn lend<T>(memory: &mut [u8], work: impl FnOnce() -> T) -> T {
     LEDGER[loan].start.store(memory.as_mut_ptr() as usize, Ordering::Relaxed);
     LEDGER[loan].len.store(memory.len(), Ordering::Relaxed);
     LEDGER[loan].owner.store(thread(), Ordering::Relaxed);
-    work()
+    work();
+    LEDGER[loan].len.load(Ordering::Relaxed) < memory.len()
 }
 
 /// The calling thread's loan that `fits`.
@@ -299,14 +300,16 @@ mod tests {
         };
         // SAFETY: a pointer that `take` gave.
         let free = |(_, pointer): (bool, usize)| unsafe { Reserve.dealloc(pointer as *mut u8, layout) };
+        // Started before: starting a thread allocates. 1: another thread's turn, 2: it had none of the loan, 3: it had.
+        let turn = AtomicUsize::new(0);
+        let wait = |until: fn(usize) -> bool| {
+            while !until(turn.load(Ordering::Acquire)) {
+                std::thread::yield_now();
+            }
+        };
         let work = || {
-            std::thread::scope(|s| {
-                s.spawn(|| {
-                    let other = take();
-                    assert!(!other.0, "another thread's");
-                    free(other);
-                });
-            });
+            turn.store(1, Ordering::Release);
+            wait(|turn| turn > 1);
             // SAFETY: a size that is not 0, freed with its layout.
             unsafe {
                 let larger = Layout::from_size_align(1001, 32).unwrap();
@@ -326,8 +329,17 @@ mod tests {
                 Reserve.dealloc(moved, Layout::from_size_align(5000, 32).unwrap());
             }
         };
-        // SAFETY: all is freed.
-        unsafe { lend(memory, work) };
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                wait(|turn| turn == 1);
+                let other = take();
+                free(other);
+                turn.store(2 + other.0 as usize, Ordering::Release);
+            });
+            // SAFETY: all is freed.
+            assert!(unsafe { lend(memory, work) });
+        });
+        assert_eq!(turn.into_inner(), 2, "another thread's");
         let after = take();
         assert!(!after.0, "the loan is over");
         free(after);

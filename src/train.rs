@@ -119,9 +119,7 @@ pub fn backward(layer: &Linear, call: Backward<'_>, machine: &Machine<'_>) -> Re
     let gradient = Floats::new(&g, [m, n]);
     // dx first: where memory is short for dw, nothing has been added to it.
     if let Some(dx) = dx {
-        let mut weights = filled(n.saturating_mul(k), 0.0f32, "rounded weights")?;
-        let mut row = layer.packed().row()?;
-        weights.chunks_exact_mut(k).enumerate().for_each(|(i, w)| layer.read_weights(i, &mut row, w));
+        let weights = layer.weights(n)?;
         let weights = Floats::new(&weights, [n, k]);
         product(1.0, gradient, weights, dx, machine.heap, machine.executor)?;
     }

@@ -425,7 +425,8 @@ pub unsafe extern "C" fn bl_heads_save(
 ///   dw += the rounded x (code * scale), transposed, times g.
 /// Values that were clipped pass gradients too, and scales have none. `run` is that of the forward call
 /// (quantised outputs pass g as it is). The same bits for any number of threads; another CPU may
-/// differ in the last ones. Everything is checked before anything is written.
+/// differ in the last ones. Everything is checked before anything is written; after BL_ERROR_OUT_OF_MEMORY
+/// dx and dw may be written in part.
 ///
 /// # Safety
 /// As the rules at the top of bitlinear.h say.

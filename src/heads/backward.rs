@@ -236,11 +236,7 @@ impl Projection {
             let part = |s: usize| &g[(s * heads + head) * time * l..][..time * l];
             if let Some(dx) = dx.as_deref_mut() {
                 // Row i of the matrix is latent feature i.
-                let mut row = linear.packed().row()?;
-                let mut weights = filled(l * features, 0.0f32, "rounded weights")?;
-                for (i, w) in weights.chunks_exact_mut(features).enumerate() {
-                    linear.read_weights(i, &mut row, w);
-                }
+                let weights = linear.weights(l)?;
                 let weights = Floats::new(&weights, [l, features]);
                 for s in 0..sequences {
                     let at = if shared { s } else { s * heads + head } * time * features;

@@ -138,6 +138,17 @@ impl Linear {
         }
     }
 
+    /// The first `rows` rows of [`Linear::read_weights`], one after another.
+    pub fn weights(&self, rows: usize) -> Result<Vec<f32>> {
+        let columns = self.in_features();
+        let mut weights = filled(rows.saturating_mul(columns), 0.0f32, "rounded weights")?;
+        let mut row = self.packed.row()?;
+        for (index, weights) in weights.chunks_exact_mut(columns).enumerate() {
+            self.read_weights(index, &mut row, weights);
+        }
+        Ok(weights)
+    }
+
     /// How x is taken, resolved: never `Auto`.
     pub fn activation(&self) -> Activation {
         self.around.activation(self.packed.layout())

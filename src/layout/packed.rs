@@ -159,14 +159,11 @@ pub fn panel_rows(layout: &Layout, in_features: usize) -> Result<Vec<Row<'static
     Ok(rows)
 }
 
-/// The rows from `first` on as they are stored; whether they are there so.
-fn stored_rows<'a>(matrix: &'a dyn Matrix, first: usize, rows: &mut [&'a [u8]]) -> bool {
-    (first..).zip(rows).all(|(index, row)| match matrix.stored_row(index) {
-        Some(bytes) => {
-            *row = bytes;
-            true
-        }
-        None => false,
+/// The rows from `first` on as they are stored, of `bytes` each; whether they are there so.
+fn stored_rows<'a>(matrix: &'a dyn Matrix, first: usize, bytes: usize, rows: &mut [&'a [u8]]) -> bool {
+    (first..).zip(rows).all(|(index, row)| {
+        *row = matrix.stored_row(index).unwrap_or_default();
+        row.len() == bytes
     })
 }
 
@@ -220,7 +217,14 @@ impl TileMut<'_> {
             let first = self.rows.start + panel * PANEL;
             let count = PANEL.min(self.rows.end - first).min(room.len());
             let mut stored = [&[][..]; PANEL];
-            let rows = if stored_rows(matrix, first, &mut stored[..count]) {
+            let as_stored = match self.layout {
+                Layout::Dense(float) => {
+                    let bytes = self.geometry.in_features * float.bytes();
+                    stored_rows(matrix, first, bytes, &mut stored[..count])
+                }
+                Layout::Coded(_) => false,
+            };
+            let rows = if as_stored {
                 Rows::Stored(&stored[..count])
             } else {
                 for (lane, row) in room.iter_mut().enumerate().take(count) {

@@ -51,8 +51,9 @@ impl Panel<'_> {
             (Layout::Dense(float), rows) => {
                 write_dense(*float, geometry.in_features, bytes, (panels, panel), rows)
             }
-            // Not there: only floats are taken as they are stored.
-            (Layout::Coded(_), Rows::Stored(_)) => {}
+            (Layout::Coded(_), Rows::Stored(_)) => {
+                unreachable!("only floats are taken as they are stored (TileMut::fill)")
+            }
             (Layout::Coded(coded), Rows::Decoded(rows)) => {
                 let place = Place { geometry, panels, panel };
                 write_heads(coded, &place, bytes, rows);
