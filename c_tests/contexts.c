@@ -1,8 +1,8 @@
 /* Contexts: own pools, the host's threads, log, allocator, counters. Whoever runs the pieces, the bits
  * are those of one thread. */
 #include "layers.h"
+#include "process.h"
 
-#include <dirent.h>
 #include <pthread.h>
 #include <stdint.h>
 
@@ -59,14 +59,6 @@ static void on_threads(void *user, size_t count, bl_task_fn run, void *task) {
     if (pthread_create(&threads[i], NULL, one, &pieces[i]) != 0) abort();
   }
   for (i = 0; i < n; i++) pthread_join(threads[i], NULL);
-}
-
-static int threads_alive(void) {
-  DIR *list = opendir("/proc/self/task");
-  int n = -2;
-  while (list != NULL && readdir(list) != NULL) n++;
-  if (list != NULL) closedir(list);
-  return n;
 }
 
 /* The bits of a context: layers with all that may stand around a product, in one call and in several. */
@@ -145,7 +137,7 @@ static void pools(void) {
       CHECK(threads[i] > 16 || threads_alive() - before == (int)(threads[i] > 1 ? threads[i] - 1 : 0));
       same_bits(context, 0);
       bl_free(context);
-      CHECK(threads_alive() == before); /* joined */
+      CHECK(threads_left(before)); /* joined */
     }
 }
 
@@ -167,7 +159,7 @@ static void hosts(void) {
     GOOD(bl_context_create(&options, &context, &error));
     same_bits(context, 0);
     CHECK(asked > 0);
-    CHECK(threads_alive() == before);
+    CHECK(threads_left(before));
     bl_free(context);
   }
 }
