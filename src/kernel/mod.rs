@@ -266,8 +266,11 @@ fn one_by_one(layout: &Layout) -> usize {
     }
 }
 
-/// Runs a kernel. The only call of a kernel in the crate.
+/// Runs a kernel. The only call of a kernel in the crate. Kernels have a row of x at least.
 pub(crate) fn run(kernel: &Kernel, job: &mut Job<'_>) -> Result<()> {
+    if job.rows == 0 {
+        return Ok(());
+    }
     assert!(kernel.layout == LayoutKey::Any || kernel.layout == LayoutKey::of(job.packed.layout()));
     assert!(job.scratch.len() >= (kernel.scratch)(job.packed, job.rows));
     let geometry = job.packed.geometry();

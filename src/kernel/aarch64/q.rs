@@ -63,11 +63,11 @@ pub(super) fn put_floats(values: &mut [f32], at: usize, v: Float) {
     unsafe { vst1q_f32(place.as_mut_ptr(), v) }
 }
 
-/// Asks for the cache line at `at` of `bytes`, which may be past the end.
+/// Asks for the cache line at byte `at` of `values`, which may be past the end.
 #[inline]
 #[target_feature(enable = "neon")]
-pub(super) fn prefetch(bytes: &[u8], at: usize) {
-    let place = bytes.as_ptr().wrapping_add(at);
+pub(super) fn prefetch<T>(values: &[T], at: usize) {
+    let place = values.as_ptr().wrapping_byte_add(at);
     // SAFETY: a prefetch changes nothing and does not fault, whatever the address. (The intrinsic is
     // unstable.)
     unsafe {

@@ -19,7 +19,7 @@ macro_rules! float {
         use crate::error::Result;
         use crate::kernel::Job;
         use crate::kernel::narrow::float::{BLOCK, DIRECT, Mode, block_columns, code_bytes, direct_block};
-        use crate::kernel::narrow::gemm::split;
+        use crate::kernel::narrow::gemm::{Ahead, split};
         use crate::kernel::narrow::{Units, for_rows, unit_lines, unrolled, zero_point};
         use crate::layout::packed::{Geometry, LINE, Tile, unit_columns};
         use crate::layout::{
@@ -39,30 +39,44 @@ macro_rules! float {
             }
             let (codes, floats) = split(job.scratch, code_bytes(job.packed));
             let size = block_columns(job.packed) * PANEL;
+            let panels = job.rows.div_ceil(x.mr);
+            let mut decode = |p, at, len, block: &mut [f32]| match job.packed.layout() {
+                Layout::Dense(float) => dense(*float, tile, p, at, block, len),
+                Layout::Coded(coded) => dequantize(coded, &geometry, tile, p, at, block, len, codes),
+            };
             for at in (0..in_features).step_by(BLOCK) {
                 let len = BLOCK.min(in_features - at);
-                for (p, block) in floats.chunks_exact_mut(size).enumerate().take(tile.panels) {
-                    match job.packed.layout() {
-                        Layout::Dense(float) => dense(*float, tile, p, at, block, len),
-                        Layout::Coded(coded) => dequantize(coded, &geometry, tile, p, at, block, len, codes),
+                if x.mr == 1 && tile.panels == TILE_PANELS {
+                    for (p, block) in floats.chunks_exact_mut(size).enumerate().take(TILE_PANELS) {
+                        decode(p, at, len, block);
                     }
+                    for panel in 0..panels {
+                        let out = &mut job.out[panel * TILE..][..TILE];
+                        let (x, block) = (x.panel(panel, in_features), &floats[..TILE_PANELS * size]);
+                        multiply::<1, TILE_PANELS>(&x, at, len, block, out, 0, Ahead::none());
+                    }
+                    continue;
                 }
-                for panel in 0..job.rows.div_ceil(x.mr) {
-                    let x = x.panel(panel, in_features);
-                    let out = &mut job.out[panel * x.mr * TILE..][..x.mr * TILE];
-                    if x.mr == 1 && tile.panels == TILE_PANELS {
-                        multiply::<1, TILE_PANELS>(&x, at, len, floats, size, out, 0);
-                        continue;
-                    }
-                    for p in 0..tile.panels {
-                        let block = &floats[p * size..];
-                        for_rows!([1 2 3 4 5 6] x.mr, MR => multiply::<MR, 1>(&x, at, len, block, size, out, p));
+                // A panel of the block stays in the first cache while all of x meets it. Meanwhile what the next
+                // block is made from is asked for, a part with each panel of x.
+                let (begin, end) = [at, at + len].map(|k| tile.bytes.len() * k / in_features).into();
+                let part = (end - begin) / (tile.panels * panels);
+                let step = part.div_ceil(len.div_ceil(QUAD));
+                for p in 0..tile.panels {
+                    let block = &mut floats[..size];
+                    decode(p, at, len, block);
+                    for panel in 0..panels {
+                        let ahead = Ahead { bytes: tile.bytes, at: end + (p * panels + panel) * part, step };
+                        let x = x.panel(panel, in_features);
+                        let out = &mut job.out[panel * x.mr * TILE..][..x.mr * TILE];
+                        for_rows!([1 2 3 4 5 6] x.mr, MR => multiply::<MR, 1>(&x, at, len, block, out, p, ahead));
                     }
                 }
             }
             Ok(())
         }
 
+        /// A panel of x times `NP` panels of a block, of which `first` is the first one.
         #[inline(never)]
         #[target_feature(enable = $features)]
         fn multiply<const MR: usize, const NP: usize>(
@@ -70,9 +84,9 @@ macro_rules! float {
             at: usize,
             len: usize,
             block: &[f32],
-            size: usize,
             out: &mut [f32],
             first: usize,
+            mut ahead: Ahead<'_>,
         ) {
             let place = |i: usize, p: usize, h: usize| i * TILE + (first + p) * PANEL + h * LANES;
             let mut acc = [[[all(0.0); PARTS]; NP]; MR];
@@ -85,12 +99,29 @@ macro_rules! float {
                     }
                 }
             }
-            let mut weights = [&block[..len * PANEL].as_chunks::<PANEL>().0[..len]; NP];
-            for (p, weights) in weights.iter_mut().enumerate() {
-                *weights = &block[p * size..].as_chunks::<PANEL>().0[..len];
+            let mut weights = [&block.as_chunks::<PANEL>().0[..len]; NP];
+            for (weights, block) in weights.iter_mut().zip(block.chunks_exact(block.len() / NP)) {
+                *weights = &block.as_chunks::<PANEL>().0[..len];
             }
-            let (x, _) = x.values[at * MR..].as_chunks::<MR>();
-            for (k, x) in x[..len].iter().enumerate() {
+            let (turns, last) = x.values[at * MR..].as_chunks::<MR>().0[..len].as_chunks::<QUAD>();
+            let columns = weights.map(|w| &w.as_chunks::<QUAD>().0[..turns.len()]);
+            // The same columns of the next panel of x: they are far from these.
+            let mut next = (x.values.len() + at * MR) * size_of::<f32>();
+            // Four columns a turn: with one, fetching the instructions is nearly the limit.
+            for (turn, row) in turns.iter().enumerate() {
+                let columns = columns.map(|w| &w[turn]);
+                prefetch(x.values, next);
+                prefetch(x.values, next + LINE);
+                next += size_of_val(row);
+                prefetch_far(ahead.bytes, ahead.at);
+                ahead.at += ahead.step;
+                unrolled!([0 1 2 3], C => {
+                    add_column(&mut acc, &row[C], |p, h| floats(&columns[p][C], h * LANES));
+                    // The next column is not read before: the compiler would mix the four, and spill sums.
+                    compiler_fence(Ordering::SeqCst);
+                });
+            }
+            for (x, k) in last.iter().zip(QUAD * turns.len()..) {
                 add_column(&mut acc, x, |p, h| floats(&weights[p][k], h * LANES));
             }
             for i in 0..MR {
@@ -156,13 +187,19 @@ macro_rules! float {
             // A block of columns stays in the first caches while all panels take it.
             let len = direct_block(SIZE);
             for at in (0..columns).step_by(len) {
-                for p in 0..tile.panels {
+                // Two rows have sums for two panels, which hide more of what each fma waits for.
+                let together = if mr == 2 { 2 } else { 1 };
+                for p in (0..tile.panels).step_by(together) {
                     let panels = x.values.chunks_exact(columns * mr).zip(out.chunks_exact_mut(TILE * mr));
                     // The first panel of x asks for the next block, a part with each panel of W.
                     let mut ahead = ((at + len) * tile.panels + p * len) * SIZE;
                     for (x, out) in panels {
                         let x = &x[at * mr..];
-                        for_rows!([1 2 3 4 5 6] mr, MR => direct_columns::<MR, SIZE>(ty, tile, x, out, p, at, ahead));
+                        if mr == 2 && p + 1 < tile.panels {
+                            direct_columns::<2, 2, SIZE>(ty, tile, x, out, p, at, ahead);
+                        } else {
+                            for_rows!([1 2 3 4 5 6] mr, MR => direct_columns::<MR, 1, SIZE>(ty, tile, x, out, p, at, ahead));
+                        }
                         ahead = 0;
                     }
                 }
@@ -194,51 +231,56 @@ macro_rules! float {
             }
         }
 
-        /// A block of columns from `at` on for one panel. `ahead`: what is fetched meanwhile.
+        /// A block of columns from `at` on for `NP` panels from `first` on. `ahead`: what is fetched meanwhile.
         #[inline]
         #[target_feature(enable = $features)]
-        fn direct_columns<const MR: usize, const SIZE: usize>(
+        fn direct_columns<const MR: usize, const NP: usize, const SIZE: usize>(
             ty: ScaleType,
             tile: Tile<'_>,
             x: &[f32],
             out: &mut [f32],
-            panel: usize,
+            first: usize,
             at: usize,
             mut ahead: usize,
         ) {
-            let place = |i: usize, h: usize| i * TILE + panel * PANEL + h * LANES;
-            let mut acc = [[[all(0.0); PARTS]; 1]; MR];
+            let place = |i: usize, p: usize, h: usize| i * TILE + (first + p) * PANEL + h * LANES;
+            let mut acc = [[[all(0.0); PARTS]; NP]; MR];
             if at > 0 {
                 for i in 0..MR {
-                    for h in 0..PARTS {
-                        acc[i][0][h] = floats(out, place(i, h));
+                    for p in 0..NP {
+                        for h in 0..PARTS {
+                            acc[i][p][h] = floats(out, place(i, p, h));
+                        }
                     }
                 }
             }
             let stride = tile.panels * SIZE;
             let weights = &tile.bytes[at * stride..];
             let len = direct_block(SIZE).min(weights.len() / stride);
-            // Four columns a turn of the loop.
-            let (fours, last) = x.as_chunks::<MR>().0[..len].as_chunks::<4>();
-            let columns = weights.chunks_exact(4 * stride);
-            for (x, columns) in fours.iter().zip(columns) {
+            let (turns, last) = x.as_chunks::<MR>().0[..len].as_chunks::<QUAD>();
+            let columns = weights.chunks_exact(QUAD * stride);
+            for (x, columns) in turns.iter().zip(columns) {
                 for (x, column) in x.iter().zip(columns.chunks_exact(stride)) {
-                    let column = &column[panel * SIZE..][..SIZE];
-                    prefetch_far(tile.bytes, ahead);
-                    ahead += SIZE;
-                    add_column(&mut acc, x, |_, h| scales(ty, column, h * LANES));
+                    let column = &column[first * SIZE..][..NP * SIZE];
+                    for _ in 0..NP {
+                        prefetch_far(tile.bytes, ahead);
+                        ahead += SIZE;
+                    }
+                    add_column(&mut acc, x, |p, h| scales(ty, column, p * PANEL + h * LANES));
                     // The next column is not read before: the compiler would mix the four, and spill sums.
                     compiler_fence(Ordering::SeqCst);
                 }
             }
-            let columns = weights[4 * stride * fours.len()..].chunks_exact(stride);
+            let columns = weights[QUAD * stride * turns.len()..].chunks_exact(stride);
             for (x, column) in last.iter().zip(columns) {
-                let column = &column[panel * SIZE..][..SIZE];
-                add_column(&mut acc, x, |_, h| scales(ty, column, h * LANES));
+                let column = &column[first * SIZE..][..NP * SIZE];
+                add_column(&mut acc, x, |p, h| scales(ty, column, p * PANEL + h * LANES));
             }
             for i in 0..MR {
-                for h in 0..PARTS {
-                    put_floats(out, place(i, h), acc[i][0][h]);
+                for p in 0..NP {
+                    for h in 0..PARTS {
+                        put_floats(out, place(i, p, h), acc[i][p][h]);
+                    }
                 }
             }
         }

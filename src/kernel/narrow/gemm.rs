@@ -497,7 +497,6 @@ pub(in crate::kernel) const GROUPS: usize = 16;
 #[derive(Clone, Copy)]
 pub(in crate::kernel) struct Ahead<'a> {
     /// Offsets are from here, and mostly past its end.
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only x86-64 asks for bytes"))]
     pub(in crate::kernel) bytes: &'a [u8],
     /// The next offset.
     pub(in crate::kernel) at: usize,

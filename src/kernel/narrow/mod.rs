@@ -116,6 +116,13 @@ macro_rules! for_rows {
 /// Evaluates an expression with the constant `$i` equal to 0, 1, ... below `$count`, at most 8 times: shifts by
 /// constants do not depend on what a compiler unrolls.
 macro_rules! unrolled {
+    // The numbers themselves.
+    ([$($n:literal)*], $i:ident => $body:expr) => {
+        $({
+            const $i: usize = $n;
+            $body
+        })*
+    };
     ($count:expr, $i:ident => $body:expr) => {
         $crate::kernel::narrow::unrolled!(@ $count, $i => $body; 0 1 2 3 4 5 6 7)
     };

@@ -63,11 +63,11 @@ pub(super) fn put_floats(values: &mut [f32], at: usize, v: Float) {
     unsafe { _mm256_storeu_ps(place.as_mut_ptr(), v) }
 }
 
-/// Asks for the cache line at `at` of `bytes`, which may be past the end.
+/// Asks for the cache line at byte `at` of `values`, which may be past the end.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn prefetch(bytes: &[u8], at: usize) {
-    _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(at).cast())
+pub(super) fn prefetch<T>(values: &[T], at: usize) {
+    _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().wrapping_byte_add(at).cast())
 }
 
 /// The same for later: the line goes to the second cache.
