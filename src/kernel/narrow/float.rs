@@ -1,7 +1,8 @@
 //! Float activations: weights are dequantised into a block of floats, then one fma for each product.
 //!
 //! ```text
-//! block   [panel][column][16] f32    a k-block of dequantised weights, in L1
+//! block   [panel][column][16] f32    a k-block of dequantised weights: a panel at a time, in L1; for one row
+//!                                    of x all panels of a tile
 //! codes   lines of 64 bytes          of one panel, on their way there
 //! ```
 //! Each output is one chain of fma, k ascending, as the contract wants it: lanes are rows of W, so the
@@ -435,7 +436,7 @@ use crate::layout::{Layout, PANEL, Packed, TILE_PANELS};
 
 /// Most rows of a panel of x.
 pub(in crate::kernel) const ROWS: usize = 6;
-/// Columns of a k-block: a tile is 64 KiB of floats.
+/// Columns of a k-block: a panel is 16 KiB of floats, half of the first cache.
 pub(in crate::kernel) const BLOCK: usize = 256;
 /// Up to so many rows of x plain floats are not converted into a block: that costs as much as six rows do, and
 /// its gain is a twentieth of each.
