@@ -52,13 +52,10 @@ impl Kernel {
         &self.name[..self.name.len() - 1]
     }
 
-    /// Whether panels of x have an even number of rows: those of [`FEW_TABLES`].
+    /// Whether panels of x have an even number of rows: integers with AVX-512, where a row more is computed and not
+    /// stored, for half the code.
     fn pairs(&self) -> bool {
-        FEW_TABLES
-            .iter()
-            .copied()
-            .flatten()
-            .any(|kernels| kernels.as_ptr_range().contains(&(self as *const _)))
+        self.isa == Isa::Avx512Vnni && self.activation == Kind::Integer && self.mr > 1
     }
 
     /// The same for C.
@@ -139,8 +136,7 @@ pub struct Job<'a> {
     pub x: Activations<'a>,
     /// Rows of the batch: whole panels except the last.
     pub rows: usize,
-    /// Rows x 64 results, row by row, with room for whole panels. Lanes past the last panel of W are
-    /// left as they are.
+    /// Rows x 64 results, row by row, with room for whole panels. Lanes past the last panel of W hold anything.
     pub out: &'a mut [f32],
     /// At least `Kernel::scratch` bytes.
     pub scratch: &'a mut [u8],
@@ -187,8 +183,8 @@ pub fn all() -> impl Iterator<Item = &'static Kernel> {
 }
 
 /// Batches of so many rows are few: decoding weights once for every eight of them costs less than keeping
-/// what was decoded. Measured on a Zen 4 with AVX-512 VNNI; from 33 rows on `gemm` is as fast or faster,
-/// but not with two levels of scales, whose sub-scales it keeps decoded too.
+/// what was decoded. Measured on an Ice Lake with AVX-512 VNNI. Codes of 8 bits, which are not taken apart, are so
+/// up to half as many; with 4 bits and two levels of scales `gemm` is never faster.
 const FEW_ROWS: usize = 32;
 
 /// The kernels that a layer uses for one kind of activation.
@@ -245,7 +241,8 @@ pub fn select(layout: &Layout, in_features: usize, activation: Kind, isa: Isa) -
     let few = if few_take(key) { few().filter(|few| few.isa >= gemm.isa) } else { None };
     let few_rows = match (few, layout) {
         (None, _) => 0,
-        (_, Layout::Coded(Coded { scales: Scales::TwoLevel { .. }, .. })) => usize::MAX,
+        (_, Layout::Coded(Coded { bits: 4, scales: Scales::TwoLevel { .. }, .. })) => usize::MAX,
+        (_, Layout::Coded(Coded { bits: 8, .. })) => FEW_ROWS / 2,
         _ => FEW_ROWS,
     };
     let gemv = first(false);

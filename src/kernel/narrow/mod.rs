@@ -117,21 +117,21 @@ macro_rules! for_rows {
 /// constants do not depend on what a compiler unrolls.
 macro_rules! unrolled {
     // The numbers themselves.
-    ([$($n:literal)*], $i:ident => $body:expr) => {
+    ([$($n:literal)*], $i:ident => $body:expr) => {{
         $({
             const $i: usize = $n;
-            $body
+            $body;
         })*
-    };
+    }};
     ($count:expr, $i:ident => $body:expr) => {
         $crate::kernel::narrow::unrolled!(@ $count, $i => $body; 0 1 2 3 4 5 6 7)
     };
-    (@ $count:expr, $i:ident => $body:expr; $($n:literal)*) => {
+    (@ $count:expr, $i:ident => $body:expr; $($n:literal)*) => {{
         $(if $n < $count {
             const $i: usize = $n;
-            $body
+            $body;
         })*
-    };
+    }};
 }
 
 /// Calls `$f::<BITS, TABLE>` for the width of `$coded`; more constants may stand in brackets.

@@ -2,31 +2,33 @@
 //! eight rows there. A decoded block (`gemm`) would cost more to store and load again than so few rows
 //! give back. More than eight take the tile once more, from the second cache.
 //!
-//! Limit: one `vpdpbusd` for each row and quad; beside it a quad costs its shift and mask. One panel at a
-//! time: MR sums stay in registers over a group, or a span of columns where weights have one scale
-//! (two panels at a time were half as fast: the compiler then keeps the sums in memory). What is between
-//! rests in the output, which is small enough for the first cache.
+//! Limit: one `vpdpbusd` for each row, panel and quad; beside it a quad costs its shift and mask. Two panels of W at
+//! a time: each broadcast of x serves both, and 16 sums hide what `vpdpbusd` waits for. They stay in registers over a
+//! group, or a span of columns where weights have one scale; what is between rests in the output.
 
 // A register tile is indexed by row and panel; iterators would hide which.
 #![allow(clippy::needless_range_loop)]
 
 use core::arch::x86_64::*;
 
-use super::gemm::add_weights;
+use super::gemm::{Short, add_weights, pairs};
 use super::vector::*;
 use crate::activation::{Activations, Codes};
 use crate::error::Result;
-use crate::kernel::narrow::{for_rows, unit_lines, unit_quads};
+use crate::kernel::narrow::gemm::split;
+use crate::kernel::narrow::{for_rows, unit_lines, unit_quads, unrolled};
 use crate::kernel::x86_64::zero_point;
 use crate::kernel::{Job, LayoutKey, Scheme};
 use crate::layout::packed::{LINE, Tile};
-use crate::layout::{Coded, Layout, Offset, PANEL, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE};
+use crate::layout::{Coded, Layout, Offset, PANEL, Packed, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE};
 
 /// Most rows of a panel of x. Panels have an even number (`kernel::panel_rows`): a row more is computed
 /// and not stored, for half the code.
 pub(super) const ROWS: usize = 8;
-/// Columns of a row that a panel takes before the next one does: a tile of them stays in the first cache.
-const SPAN: usize = 256;
+/// Panels of W that are taken together.
+const PAIR: usize = 2;
+/// Columns of a row that a pair of panels takes before the next one does: x stays in the first cache.
+const SPAN: usize = 512;
 /// How far ahead of the reader a cache line is asked for.
 const AHEAD: usize = 8192;
 
@@ -41,6 +43,15 @@ pub(in crate::kernel) fn takes(key: LayoutKey) -> bool {
     }
 }
 
+/// Room for what the sums of groups begin with.
+pub(super) fn scratch(packed: &Packed, _rows: usize) -> usize {
+    let groups = match packed.layout() {
+        Layout::Coded(Coded { scales: Scales::TwoLevel { len, .. }, .. }) => SUPER_BLOCK / len,
+        _ => 1,
+    };
+    packed.geometry().records * groups * ROWS * 4 + 64
+}
+
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
     let (Activations::Integer(x), Layout::Coded(coded)) = (job.x, job.packed.layout()) else {
@@ -51,8 +62,15 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
         return super::gemv::run(job); // another layer of the call takes its rows one by one
     }
     let tile = job.packed.tile(job.tile);
-    for (panel, out) in job.out.chunks_exact_mut(mr * TILE).take(job.rows.div_ceil(mr)).enumerate() {
-        let mut work = Work { coded, tile, x: x.panel(panel), out };
+    let (_, begins) = split(job.scratch, 0);
+    let centre = Short::of(coded, x.bias).map_or(zero_point(coded), |short| short.centre);
+    let panels = job.rows.div_ceil(mr);
+    for (panel, out) in job.out.chunks_exact_mut(mr * TILE).take(panels).enumerate() {
+        let (x, fetch) = (x.panel(panel), Fetch::new(tile.bytes, panel, panels));
+        for (begin, sum) in begins.iter_mut().zip(x.sums) {
+            *begin = f32::from_bits((-centre * sum) as u32);
+        }
+        let mut work = Work { coded, tile, x, out, begins, fetch };
         for_rows!([2 4 6 8] mr, MR => match coded.bits {
             1 => work.width::<1, MR>(),
             2 => work.width::<2, MR>(),
@@ -63,40 +81,75 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
     Ok(())
 }
 
+/// What is asked for while a tile is read: with one panel of x what it will read next, into the first cache. With
+/// several, which all but the first read it from the second cache, the next tile, a part with each.
+#[derive(Clone, Copy)]
+struct Fetch<'a> {
+    near: bool,
+    bytes: &'a [u8],
+    /// Offset of the next line, and for each line that is read.
+    at: usize,
+    step: usize,
+}
+
+impl<'a> Fetch<'a> {
+    fn new(bytes: &'a [u8], panel: usize, panels: usize) -> Fetch<'a> {
+        let at = bytes.len() + panel * bytes.len() / panels;
+        Fetch { near: panels == 1, bytes, at, step: LINE / panels }
+    }
+}
+
 /// One panel of x times a tile.
 struct Work<'a, 'o> {
     coded: &'a Coded,
     tile: Tile<'a>,
     x: Codes<'a>,
     out: &'o mut [f32],
+    /// `-centre * sum of x` for each group and row: integers, as bits.
+    begins: &'o [f32],
+    fetch: Fetch<'a>,
 }
 
-/// Adds the products of a panel to `acc`. `stride` is the way from a line of the panel to its next one.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn units<const BITS: u8, const MR: usize>(
-    units: &[u8],
-    codes: &[i8],
-    stride: usize,
-    panel: usize,
-    acc: &mut [[__m512i; 1]; MR],
-) {
-    let none = _mm512_setzero_si512();
-    let quads = unit_quads(BITS);
-    let unit_bytes = unit_lines(BITS) * stride;
-    for (u, q) in units.chunks_exact(unit_bytes).zip(codes.chunks_exact(quads * QUAD * MR)) {
-        for line in 0..unit_lines(BITS) {
-            prefetch(u, AHEAD + line * stride + panel * LINE);
-        }
-        for i in 0..quads {
-            let w = quad::<BITS, false>(u, panel * LINE, stride, i, none);
-            for r in 0..MR {
-                let b = &q[(i * MR + r) * QUAD..][..QUAD];
-                let b = i32::from_le_bytes([b[0] as u8, b[1] as u8, b[2] as u8, b[3] as u8]);
-                acc[r][0] = _mm512_dpbusd_epi32(acc[r][0], w, _mm512_set1_epi32(b));
+/// Adds the products of a pair of panels to `$acc[MR][2]`. Not a function, which the compiler would not inline, and sums
+/// would be kept in memory (as in `gemm::add_weights`).
+macro_rules! add_units {
+    ($work:ident, $bytes:expr, $codes:expr, $pair:expr, $acc:ident) => {
+        const { assert!(unit_lines(BITS) == 1, "a unit is a line of each panel") };
+        let none = _mm512_setzero_si512();
+        // Units of one line for each panel. Not `chunks_exact`: a zip of those divides by their length.
+        let (mut lines, panels) = ($bytes.as_chunks::<LINE>().0, $work.tile.panels);
+        let [left, right] = $pair;
+        let Fetch { near, bytes: ahead, mut at, step } = $work.fetch;
+        for q in $codes.chunks_exact(unit_quads(BITS) * QUAD * MR) {
+            let Some((unit, later)) = lines.split_at_checked(panels) else { break };
+            lines = later;
+            let (a, b) = (&unit[left], &unit[right]);
+            if near {
+                prefetch(a, AHEAD);
+                prefetch(b, AHEAD);
+            } else {
+                prefetch_far(ahead, at);
+                prefetch_far(ahead, at + step);
+                at += 2 * step;
             }
+            unrolled!(unit_quads(BITS), N => {
+                let w = [quad::<BITS, false>(a, 0, 0, N, none), quad::<BITS, false>(b, 0, 0, N, none)];
+                unrolled!(MR, I => {
+                    let x = &q[(N * MR + I) * QUAD..][..QUAD];
+                    let x = i32::from_le_bytes([x[0] as u8, x[1] as u8, x[2] as u8, x[3] as u8]);
+                    let x = _mm512_set1_epi32(x);
+                    unrolled!([0 1], P => $acc[I][P] = _mm512_dpbusd_epi32($acc[I][P], w[P], x));
+                });
+            });
         }
-    }
+        $work.fetch.at = at;
+    };
+}
+
+/// The pairs of a tile's panels. An odd last one is its own neighbour: its results are written to lanes of the output
+/// that nobody reads, too.
+fn pairs_of(panels: usize) -> impl Iterator<Item = [usize; PAIR]> {
+    (0..panels).step_by(PAIR).map(move |p| [p, (p + 1).min(panels - 1)])
 }
 
 impl Work<'_, '_> {
@@ -105,154 +158,282 @@ impl Work<'_, '_> {
     fn width<const BITS: u8, const MR: usize>(&mut self) {
         match self.coded.scales {
             Scales::Row => self.row::<BITS, MR>(),
-            Scales::Group { offset, .. } => self.group::<BITS, MR>(offset),
+            Scales::Group { offset: Offset::Minimum, .. } => self.group::<BITS, MR, true>(false),
+            Scales::Group { offset, .. } => self.group::<BITS, MR, false>(offset == Offset::Zero),
             Scales::TwoLevel { len, minimum } if BITS == 2 || BITS == 4 => {
-                self.two_level::<BITS, MR>(len, minimum)
+                match Short::of(self.coded, self.x.bias) {
+                    Some(Short { centre }) => self.two_level::<BITS, MR, true>(len, minimum, centre),
+                    None => self.two_level::<BITS, MR, false>(len, minimum, zero_point(self.coded)),
+                }
             }
             Scales::TwoLevel { .. } => unreachable!("not chosen (`takes`)"),
         }
     }
 
-    /// One scale for each row of W: span after span, panel after panel. Partial integer sums rest in the
-    /// output, as bits.
+    /// One scale for each row of W: span after span, pair after pair.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn row<const BITS: u8, const MR: usize>(&mut self) {
-        let (x, zero, panels) = (&self.x, zero_point(self.coded), self.tile.panels);
+        let panels = self.tile.panels;
         let (head, bytes) = self.tile.bytes.split_at(panels * PANEL * 4);
         let span = SPAN / (unit_quads(BITS) * QUAD) * unit_lines(BITS) * panels * LINE;
         let last = bytes.len().div_ceil(span) - 1;
-        for (s, (bytes, codes)) in bytes.chunks(span).zip(x.codes.chunks(SPAN * MR)).enumerate() {
-            for p in 0..panels {
-                let place = |i: usize| i * TILE + p * PANEL;
-                let mut acc = [[_mm512_setzero_si512(); 1]; MR];
-                if s == 0 {
-                    for i in 0..MR {
-                        acc[i] = [_mm512_set1_epi32(-zero * x.sums[i])];
-                    }
-                    add_weights(x, 0, p, &mut acc);
-                } else {
-                    for i in 0..MR {
-                        acc[i] = [_mm512_castps_si512(floats(self.out, place(i)))];
-                    }
-                }
-                units::<BITS, MR>(bytes, codes, panels * LINE, p, &mut acc);
-                if s < last {
-                    for i in 0..MR {
-                        put_floats(self.out, place(i), _mm512_castsi512_ps(acc[i][0]));
-                    }
-                    continue;
-                }
-                let s_w = scales(ScaleType::F32, head, p * PANEL);
-                for i in 0..MR {
-                    let s = _mm512_mul_ps(s_w, _mm512_set1_ps(x.scales[i]));
-                    put_floats(self.out, place(i), _mm512_mul_ps(_mm512_cvtepi32_ps(acc[i][0]), s));
-                }
+        let codes = self.x.codes;
+        for (s, (bytes, codes)) in bytes.chunks(span).zip(codes.chunks(SPAN * MR)).enumerate() {
+            let head = (s == last).then_some(head);
+            for pair in pairs_of(panels) {
+                self.row_span::<BITS, MR>(pair, bytes, codes, s == 0, head);
             }
         }
     }
 
-    /// Groups: record after record, panel after panel.
+    /// A span of some panels. Partial integer sums rest in the output, as bits.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn group<const BITS: u8, const MR: usize>(&mut self, offset: Offset) {
-        let (x, ty, zero) = (&self.x, self.coded.scale_type, zero_point(self.coded));
-        let geometry = &x.shape.geometry;
+    fn row_span<const BITS: u8, const MR: usize>(
+        &mut self,
+        pair: [usize; PAIR],
+        bytes: &[u8],
+        codes: &[i8],
+        begins: bool,
+        head: Option<&[u8]>,
+    ) {
+        let x = self.x;
+        let out = &mut self.out[pair[0] * PANEL..][..(MR - 1) * TILE + PAIR * PANEL];
+        let mut acc = [[_mm512_setzero_si512(); PAIR]; MR];
+        if begins {
+            let begins = &self.begins[..MR];
+            unrolled!(MR, I => acc[I] = [_mm512_castps_si512(_mm512_set1_ps(begins[I])); PAIR]);
+            add_weights!(x, 0, pair, acc[MR][[0 1]]);
+        } else {
+            unrolled!(MR, I => unrolled!([0 1], P => {
+                acc[I][P] = _mm512_castps_si512(floats(out, I * TILE + P * PANEL));
+            }));
+        }
+        add_units!(self, bytes, codes, pair, acc);
+        let Some(head) = head else {
+            unrolled!(MR, I => unrolled!([0 1], P => {
+                put_floats(out, I * TILE + P * PANEL, _mm512_castsi512_ps(acc[I][P]));
+            }));
+            return;
+        };
+        let s_x = &x.scales[..MR];
+        unrolled!([0 1], P => {
+            let s_w = scales(ScaleType::F32, head, pair[P] * PANEL);
+            unrolled!(MR, I => {
+                let s = _mm512_mul_ps(s_w, _mm512_set1_ps(s_x[I]));
+                put_floats(out, I * TILE + P * PANEL, _mm512_mul_ps(_mm512_cvtepi32_ps(acc[I][P]), s));
+            });
+        });
+    }
+
+    /// Groups: record after record, pair after pair.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn group<const BITS: u8, const MR: usize, const MINIMUM: bool>(&mut self, zeros: bool) {
+        let geometry = self.x.shape.geometry;
         let (panels, lanes) = (self.tile.panels, self.tile.panels * PANEL);
-        let records = self.tile.bytes.chunks(geometry.record_bytes(panels));
-        for (g, (record, codes)) in records.zip(x.codes.chunks(geometry.record_padded() * MR)).enumerate() {
+        self.out[..MR * TILE].fill(0.0);
+        let (records, codes) = (self.tile.bytes.chunks(geometry.record_bytes(panels)), self.x.codes);
+        for (g, (record, codes)) in records.zip(codes.chunks(geometry.record_padded() * MR)).enumerate() {
             let (head, bytes) = record.split_at(lanes * geometry.head);
-            let (sums, totals) = (&x.sums[g * MR..][..MR], &x.totals[g * MR..][..MR]);
-            let s_x = &x.scales[g * MR..][..MR];
-            for line in 0..head.len().div_ceil(LINE) {
-                prefetch(head, AHEAD + line * LINE);
+            if self.fetch.near {
+                for line in 0..head.len().div_ceil(LINE) {
+                    prefetch(head, AHEAD + line * LINE);
+                }
             }
-            for p in 0..panels {
-                let rest = &head[lanes * ty.bytes()..];
-                let mut dot = [[_mm512_setzero_si512(); 1]; MR];
-                for i in 0..MR {
-                    dot[i] = [_mm512_set1_epi32(-zero * sums[i])];
-                }
-                add_weights(x, g, p, &mut dot);
-                if offset == Offset::Zero {
-                    let zeros = unsigned_bytes(rest, p * PANEL);
-                    for i in 0..MR {
-                        let product = _mm512_mullo_epi32(zeros, _mm512_set1_epi32(totals[i]));
-                        dot[i][0] = _mm512_sub_epi32(dot[i][0], product);
-                    }
-                }
-                units::<BITS, MR>(bytes, codes, panels * LINE, p, &mut dot);
-                let s_w = scales(ty, head, p * PANEL);
-                for i in 0..MR {
-                    let place = i * TILE + p * PANEL;
-                    let before = if g == 0 { _mm512_setzero_ps() } else { floats(self.out, place) };
-                    let s = _mm512_mul_ps(s_w, _mm512_set1_ps(s_x[i]));
-                    let mut acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[i][0]), s, before);
-                    if offset == Offset::Minimum {
-                        let weighted = _mm512_set1_ps(totals[i] as f32 * s_x[i]);
-                        acc = _mm512_fmadd_ps(weighted, scales(ty, rest, p * PANEL), acc);
-                    }
-                    put_floats(self.out, place, acc);
-                }
+            for pair in pairs_of(panels) {
+                self.group_pair::<BITS, MR, MINIMUM>((g, pair), head, bytes, codes, zeros);
             }
         }
     }
 
-    /// Super-blocks: integers inside one, floats across them.
+    /// A record of a pair. What groups have come to is in the output: in registers there is no room for it.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn two_level<const BITS: u8, const MR: usize>(&mut self, len: usize, minimum: bool) {
-        let (x, ty, zero) = (&self.x, self.coded.scale_type, zero_point(self.coded));
-        let geometry = &x.shape.geometry;
+    fn group_pair<const BITS: u8, const MR: usize, const MINIMUM: bool>(
+        &mut self,
+        (g, pair): (usize, [usize; PAIR]),
+        head: &[u8],
+        bytes: &[u8],
+        codes: &[i8],
+        zeros: bool,
+    ) {
+        let (x, ty, lanes) = (self.x, self.coded.scale_type, self.tile.panels * PANEL);
+        let (begins, totals) = (&self.begins[g * MR..][..MR], &x.totals[g * MR..][..MR]);
+        let s_x = &x.scales[g * MR..][..MR];
+        let rest = &head[lanes * ty.bytes()..];
+        let mut dot = [[_mm512_setzero_si512(); PAIR]; MR];
+        unrolled!(MR, I => dot[I] = [_mm512_castps_si512(_mm512_set1_ps(begins[I])); PAIR]);
+        add_weights!(x, g, pair, dot[MR][[0 1]]);
+        if zeros {
+            unrolled!([0 1], P => {
+                let zeros = unsigned_bytes(rest, pair[P] * PANEL);
+                unrolled!(MR, I => {
+                    let product = _mm512_mullo_epi32(zeros, _mm512_set1_epi32(totals[I]));
+                    dot[I][P] = _mm512_sub_epi32(dot[I][P], product);
+                });
+            });
+        }
+        add_units!(self, bytes, codes, pair, dot);
+        let out = &mut self.out[pair[0] * PANEL..][..(MR - 1) * TILE + PAIR * PANEL];
+        unrolled!([0 1], P => {
+            let s_w = scales(ty, head, pair[P] * PANEL);
+            let minimum = if MINIMUM { scales(ty, rest, pair[P] * PANEL) } else { s_w };
+            unrolled!(MR, I => {
+                let place = I * TILE + P * PANEL;
+                let s = _mm512_mul_ps(s_w, _mm512_set1_ps(s_x[I]));
+                let mut acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[I][P]), s, floats(out, place));
+                if MINIMUM {
+                    let weighted = _mm512_set1_ps(totals[I] as f32 * s_x[I]);
+                    acc = _mm512_fmadd_ps(weighted, minimum, acc);
+                }
+                put_floats(out, place, acc);
+            });
+        });
+    }
+
+    /// Super-blocks: integers inside one, floats across them. `SHORT`: sums of groups fit 16 bits.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn two_level<const BITS: u8, const MR: usize, const SHORT: bool>(
+        &mut self,
+        len: usize,
+        minimum: bool,
+        centre: i32,
+    ) {
+        let (x, geometry) = (self.x, self.x.shape.geometry);
         let (panels, lanes) = (self.tile.panels, self.tile.panels * PANEL);
-        let (groups, group_bytes) =
-            (SUPER_BLOCK / len, len / (unit_quads(BITS) * QUAD) * unit_lines(BITS) * panels * LINE);
-        let records = self.tile.bytes.chunks_exact(geometry.record_bytes(panels));
-        for (b, (record, codes)) in records.zip(x.codes.chunks_exact(SUPER_BLOCK * MR)).enumerate() {
+        let (groups, off) = (SUPER_BLOCK / len, centre - zero_point(self.coded));
+        let mut corrections = [0; SUPER_BLOCK / 32 * ROWS];
+        let mut totals = [0; SUPER_BLOCK / 32 * ROWS];
+        let (records, codes) = (self.tile.bytes.chunks_exact(geometry.record_bytes(panels)), x.codes);
+        for (b, (record, codes)) in records.zip(codes.chunks_exact(SUPER_BLOCK * MR)).enumerate() {
             let (head, bytes) = record.split_at(lanes * geometry.head);
-            let sums = &x.sums[b * groups * MR..][..groups * MR];
-            let totals = &x.totals[b * groups * MR..][..groups * MR];
-            let s_x = &x.scales[b * MR..][..MR];
-            for line in 0..head.len().div_ceil(LINE) {
-                prefetch(head, AHEAD + line * LINE);
+            if self.fetch.near {
+                for line in 0..head.len().div_ceil(LINE) {
+                    prefetch(head, AHEAD + line * LINE);
+                }
             }
-            let subs = &head[lanes * ty.bytes() * (1 + minimum as usize)..];
-            for p in 0..panels {
-                let mut isum = [_mm512_setzero_si512(); MR];
-                let mut msum = [_mm512_setzero_si512(); MR];
-                for j in 0..groups {
-                    let mut dot = [[_mm512_setzero_si512(); 1]; MR];
-                    for i in 0..MR {
-                        dot[i] = [_mm512_set1_epi32(-zero * sums[j * MR + i])];
-                    }
-                    add_weights(x, b * groups + j, p, &mut dot);
-                    let (bytes, codes) = (&bytes[j * group_bytes..][..group_bytes], &codes[j * len * MR..]);
-                    units::<BITS, MR>(bytes, &codes[..len * MR], panels * LINE, p, &mut dot);
-                    let sc = signed_bytes(subs, j * lanes + p * PANEL);
-                    for i in 0..MR {
-                        isum[i] = _mm512_add_epi32(isum[i], _mm512_mullo_epi32(sc, dot[i][0]));
-                    }
-                    if minimum {
-                        let mn = signed_bytes(subs, (groups + j) * lanes + p * PANEL);
-                        for i in 0..MR {
-                            let total = _mm512_set1_epi32(totals[j * MR + i]);
-                            msum[i] = _mm512_add_epi32(msum[i], _mm512_mullo_epi32(mn, total));
-                        }
-                    }
-                }
-                let d = scales(ty, head, p * PANEL);
-                for i in 0..MR {
-                    let place = i * TILE + p * PANEL;
-                    let before = if b == 0 { _mm512_setzero_ps() } else { floats(self.out, place) };
-                    let s = _mm512_set1_ps(s_x[i]);
-                    let mut acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum[i]), _mm512_mul_ps(d, s), before);
-                    if minimum {
-                        let dmin = _mm512_mul_ps(scales(ty, &head[lanes * ty.bytes()..], p * PANEL), s);
-                        acc = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(msum[i]), dmin, acc);
-                    }
-                    put_floats(self.out, place, acc);
-                }
+            let first = b * groups * MR;
+            if SHORT && off != 0 {
+                pairs(MR, &x.sums[first..][..groups * MR], off, &mut corrections);
+            }
+            if minimum {
+                pairs(MR, &x.totals[first..][..groups * MR], 1, &mut totals);
+            }
+            let block = SuperBlock {
+                b,
+                head,
+                bytes,
+                codes,
+                groups,
+                corrections: (SHORT && off != 0).then_some(&corrections),
+                totals: minimum.then_some(&totals),
+            };
+            for pair in pairs_of(panels) {
+                self.super_block::<BITS, MR, SHORT>(&block, pair);
             }
         }
     }
+
+    /// A super-block of a pair.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn super_block<const BITS: u8, const MR: usize, const SHORT: bool>(
+        &mut self,
+        block: &SuperBlock<'_>,
+        pair: [usize; PAIR],
+    ) {
+        let (x, ty, SuperBlock { b, head, bytes, codes, groups, .. }) =
+            (self.x, self.coded.scale_type, *block);
+        let (panels, lanes) = (self.tile.panels, self.tile.panels * PANEL);
+        let len = SUPER_BLOCK / groups;
+        let group_bytes = len / (unit_quads(BITS) * QUAD) * unit_lines(BITS) * panels * LINE;
+        let subs = &head[lanes * ty.bytes() * (1 + block.totals.is_some() as usize)..];
+        // Integers of two groups, the first in the low halves.
+        let of_two = |group: usize, panel: usize| {
+            let at = group * lanes + pair[panel] * PANEL;
+            let (low, high) = (signed_bytes(subs, at), signed_bytes(subs, at + lanes));
+            _mm512_mask_mov_epi16(_mm512_slli_epi32::<16>(high), 0x5555_5555, low)
+        };
+        let mut isum = [[_mm512_setzero_si512(); PAIR]; MR];
+        if let Some(corrections) = block.corrections {
+            for (j, correction) in corrections.as_chunks::<MR>().0.iter().enumerate().take(groups / 2) {
+                unrolled!([0 1], P => {
+                    let sc = of_two(2 * j, P);
+                    unrolled!(MR, I => {
+                        isum[I][P] = _mm512_dpwssd_epi32(isum[I][P], sc, _mm512_set1_epi32(correction[I]));
+                    });
+                });
+            }
+        }
+        for j in 0..groups {
+            let begins = &self.begins[(b * groups + j) * MR..][..MR];
+            let mut dot = [[_mm512_setzero_si512(); PAIR]; MR];
+            unrolled!(MR, I => dot[I] = [_mm512_castps_si512(_mm512_set1_ps(begins[I])); PAIR]);
+            if !SHORT {
+                add_weights!(x, b * groups + j, pair, dot[MR][[0 1]]);
+            }
+            let (bytes, codes) =
+                (&bytes[j * group_bytes..][..group_bytes], &codes[j * len * MR..][..len * MR]);
+            add_units!(self, bytes, codes, pair, dot);
+            unrolled!([0 1], P => {
+                let sc = signed_bytes(subs, j * lanes + pair[P] * PANEL);
+                let sc = if SHORT { _mm512_maskz_mov_epi16(0x5555_5555, sc) } else { sc };
+                unrolled!(MR, I => {
+                    isum[I][P] = if SHORT {
+                        _mm512_dpwssd_epi32(isum[I][P], dot[I][P], sc)
+                    } else {
+                        _mm512_add_epi32(isum[I][P], _mm512_mullo_epi32(sc, dot[I][P]))
+                    };
+                });
+            });
+        }
+        let mut msum = [[_mm512_setzero_si512(); PAIR]; MR];
+        if let Some(totals) = block.totals {
+            for (j, totals) in totals.as_chunks::<MR>().0.iter().enumerate().take(groups / 2) {
+                unrolled!([0 1], P => {
+                    let mn = of_two(groups + 2 * j, P);
+                    unrolled!(MR, I => {
+                        msum[I][P] = _mm512_dpwssd_epi32(msum[I][P], mn, _mm512_set1_epi32(totals[I]));
+                    });
+                });
+            }
+        }
+        let s_x = &x.scales[b * MR..][..MR];
+        let out = &mut self.out[pair[0] * PANEL..][..(MR - 1) * TILE + PAIR * PANEL];
+        unrolled!([0 1], P => {
+            let d = scales(ty, head, pair[P] * PANEL);
+            let dmin = match block.totals {
+                Some(_) => scales(ty, &head[lanes * ty.bytes()..], pair[P] * PANEL),
+                None => d,
+            };
+            unrolled!(MR, I => {
+                let place = I * TILE + P * PANEL;
+                let before = if b == 0 { _mm512_setzero_ps() } else { floats(out, place) };
+                let s = _mm512_set1_ps(s_x[I]);
+                let mut acc =
+                    _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum[I][P]), _mm512_mul_ps(d, s), before);
+                if block.totals.is_some() {
+                    acc = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(msum[I][P]), _mm512_mul_ps(dmin, s), acc);
+                }
+                put_floats(out, place, acc);
+            });
+        });
+    }
+}
+
+/// A super-block of all panels.
+#[derive(Clone, Copy)]
+struct SuperBlock<'a> {
+    b: usize,
+    head: &'a [u8],
+    bytes: &'a [u8],
+    codes: &'a [i8],
+    groups: usize,
+    /// What centred sums lack, where they are centred (`gemm::Short`).
+    corrections: Option<&'a [i32; SUPER_BLOCK / 32 * ROWS]>,
+    /// Totals of x for minima, where there are any.
+    totals: Option<&'a [i32; SUPER_BLOCK / 32 * ROWS]>,
 }

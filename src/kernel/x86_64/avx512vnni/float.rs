@@ -4,24 +4,27 @@
 //! block   [column][NP panels][16] f32    a k-block of dequantised weights, in L1
 //! ```
 //! Each output is one chain of fma, k ascending, as the contract wants it: lanes are rows of W, so the
-//! order of the sum is the same in every instruction set. 12 x 2 accumulators hide the latency.
+//! order of the sum is the same in every instruction set. 12 x 2 accumulators hide the latency; meanwhile what the next
+//! block is made from is asked for. Plain floats that meet one panel of x are multiplied where they lie, and read as one
+//! stream: up to 6 rows take all four panels of a tile at once, more take two.
 
 // A register tile is indexed by row and panel; iterators would hide which.
 #![allow(clippy::needless_range_loop)]
 
 use core::arch::x86_64::*;
+use std::ops::Range;
 
 use super::gemm::decode;
 use super::vector::*;
 use crate::activation::{Activations, Floats};
 use crate::error::Result;
 use crate::kernel::Job;
-use crate::kernel::narrow::gemm::split;
+use crate::kernel::narrow::gemm::{Ahead, split};
 use crate::kernel::narrow::{Units, unit_lines};
 use crate::kernel::x86_64::zero_point;
 use crate::layout::packed::{Geometry, LINE, Tile, unit_columns};
 use crate::layout::{
-    Coded, Float, Layout, Offset, PANEL, Packed, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE,
+    Coded, Float, Layout, Offset, PANEL, Packed, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE, TILE_PANELS,
 };
 
 /// Most rows of a panel of x.
@@ -30,6 +33,10 @@ pub(super) const ROWS: usize = 12;
 const PAIR: usize = 2;
 /// Columns of a k-block: a pair of panels is 32 KiB of floats. A multiple of every unit.
 const BLOCK: usize = 256;
+/// Columns that one panel of x meets before the next pair of panels of W does.
+const SPAN: usize = 128;
+/// How far ahead of the reader a cache line is asked for.
+const AHEAD: usize = 8192;
 
 /// Bytes of the decoded codes of a k-block: a group may begin and end inside a unit of 32 columns.
 fn code_bytes(packed: &Packed) -> usize {
@@ -48,6 +55,13 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
     let Activations::Float(x) = job.x else { return Ok(()) };
     let (tile, geometry) = (job.packed.tile(job.tile), *job.packed.geometry());
     let in_features = geometry.in_features;
+    if let Layout::Dense(float) = job.packed.layout()
+        && (job.rows <= x.mr || x.mr == 1)
+    {
+        direct(*float, tile, &x, in_features, job.out);
+        return Ok(());
+    }
+    let panels = job.rows.div_ceil(x.mr);
     let (codes, floats) = split(job.scratch, code_bytes(job.packed));
     let mut first = 0;
     while first < tile.panels {
@@ -63,12 +77,17 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
                     }
                 }
             }
-            for panel in 0..job.rows.div_ceil(x.mr) {
+            // What the next block is made from, a part with each panel of x: a pair reads half the lines of a tile, and
+            // the first pair asks for all of them.
+            let (begin, end) = [at, at + len].map(|k| tile.bytes.len() * k / in_features).into();
+            let part = if first == 0 { (end - begin) / panels } else { 0 };
+            for panel in 0..panels {
+                let ahead = Ahead { bytes: tile.bytes, at: end + panel * part, step: part.div_ceil(len) };
                 let x = x.panel(panel, in_features);
                 let out = &mut job.out[panel * x.mr * TILE..][..x.mr * TILE];
                 match np {
-                    1 => multiply_rows::<1>(&x, at, block, out, first),
-                    _ => multiply_rows::<PAIR>(&x, at, block, out, first),
+                    1 => multiply_rows::<1>(&x, at, block, out, first, ahead),
+                    _ => multiply_rows::<PAIR>(&x, at, block, out, first, ahead),
                 }
             }
         }
@@ -102,11 +121,18 @@ fn columns(ty: ScaleType, tile: Tile<'_>, first: usize, np: usize, at: usize, bl
 
 #[inline(never)] // one copy for all layouts
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn multiply_rows<const NP: usize>(x: &Floats<'_>, at: usize, block: &[f32], out: &mut [f32], first: usize) {
+fn multiply_rows<const NP: usize>(
+    x: &Floats<'_>,
+    at: usize,
+    block: &[f32],
+    out: &mut [f32],
+    first: usize,
+    ahead: Ahead<'_>,
+) {
     macro_rules! rows {
         ($($n:literal)*) => {
             match x.mr {
-                $($n => multiply::<$n, NP>(x.values, at, block, out, first),)*
+                $($n => multiply::<$n, NP>(x.values, at, block, out, first, ahead),)*
                 _ => unreachable!("a panel has at most the kernel's rows (kernel::run)"),
             }
         };
@@ -122,6 +148,7 @@ fn multiply<const MR: usize, const NP: usize>(
     block: &[f32],
     out: &mut [f32],
     first: usize,
+    mut ahead: Ahead<'_>,
 ) {
     let mut acc = [[_mm512_setzero_ps(); NP]; MR];
     if at > 0 {
@@ -132,6 +159,8 @@ fn multiply<const MR: usize, const NP: usize>(
         }
     }
     for (w, x) in block.chunks_exact(NP * PANEL).zip(x[at * MR..].chunks_exact(MR)) {
+        prefetch_far(ahead.bytes, ahead.at);
+        ahead.at += ahead.step;
         let mut weights = [_mm512_setzero_ps(); NP];
         for p in 0..NP {
             weights[p] = floats(w, p * PANEL);
@@ -142,6 +171,103 @@ fn multiply<const MR: usize, const NP: usize>(
                 acc[i][p] = _mm512_fmadd_ps(x, weights[p], acc[i][p]);
             }
         }
+    }
+    for i in 0..MR {
+        for p in 0..NP {
+            put_floats(out, i * TILE + (first + p) * PANEL, acc[i][p]);
+        }
+    }
+}
+
+/// One panel of x, or rows one by one, times a tile of plain floats.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn direct(float: Float, tile: Tile<'_>, x: &Floats<'_>, columns: usize, out: &mut [f32]) {
+    let mr = x.mr;
+    for (x, out) in x.values.chunks_exact(columns * mr).zip(out.chunks_exact_mut(TILE * mr)) {
+        match float {
+            Float::F32 => direct_rows::<{ 4 * PANEL }>(ScaleType::F32, tile, (x, mr), columns, out),
+            Float::F16 => direct_rows::<{ 2 * PANEL }>(ScaleType::F16, tile, (x, mr), columns, out),
+            Float::Bf16 => direct_rows::<{ 2 * PANEL }>(ScaleType::Bf16, tile, (x, mr), columns, out),
+        }
+    }
+}
+
+/// `SIZE`: bytes of a column of a panel.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn direct_rows<const SIZE: usize>(
+    ty: ScaleType,
+    tile: Tile<'_>,
+    (x, mr): (&[f32], usize),
+    columns: usize,
+    out: &mut [f32],
+) {
+    macro_rules! rows {
+        ($np:ident, [$($n:literal)*], $span:expr, $first:expr) => {
+            match mr {
+                $($n => direct_span::<$n, $np, SIZE>(ty, tile, x, $span, out, $first),)*
+                _ => unreachable!("a panel has at most the kernel's rows (kernel::run)"),
+            }
+        };
+    }
+    const ALL: usize = TILE_PANELS;
+    const ONE: usize = 1;
+    if mr <= 6 && tile.panels == ALL {
+        return rows!(ALL, [1 2 3 4 5 6], 0..columns, 0);
+    }
+    for at in (0..columns).step_by(SPAN) {
+        let span = at..columns.min(at + SPAN);
+        let mut first = 0;
+        while first < tile.panels {
+            if mr > 6 && first + PAIR <= tile.panels {
+                rows!(PAIR, [7 8 9 10 11 12], span.clone(), first);
+                first += PAIR;
+            } else {
+                rows!(ONE, [1 2 3 4 5 6 7 8 9 10 11 12], span.clone(), first);
+                first += 1;
+            }
+        }
+    }
+}
+
+/// A span of columns of `NP` panels, of which `first` is the first one.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn direct_span<const MR: usize, const NP: usize, const SIZE: usize>(
+    ty: ScaleType,
+    tile: Tile<'_>,
+    x: &[f32],
+    span: Range<usize>,
+    out: &mut [f32],
+    first: usize,
+) {
+    let mut acc = [[_mm512_setzero_ps(); NP]; MR];
+    if span.start > 0 {
+        for i in 0..MR {
+            for p in 0..NP {
+                acc[i][p] = floats(out, i * TILE + (first + p) * PANEL);
+            }
+        }
+    }
+    let stride = tile.panels * SIZE;
+    let mut columns = &tile.bytes[span.start * stride + first * SIZE..];
+    for x in &x.as_chunks::<MR>().0[span] {
+        let Some(column) = columns.get(..NP * SIZE) else { break };
+        for line in 0..(NP * SIZE).div_ceil(LINE) {
+            prefetch(column, AHEAD + line * LINE);
+        }
+        let mut weights = [_mm512_setzero_ps(); NP];
+        for p in 0..NP {
+            weights[p] = scales(ty, column, p * PANEL);
+        }
+        for i in 0..MR {
+            let x = _mm512_set1_ps(x[i]);
+            for p in 0..NP {
+                acc[i][p] = _mm512_fmadd_ps(x, weights[p], acc[i][p]);
+            }
+        }
+        columns = columns.get(stride..).unwrap_or_default();
     }
     for i in 0..MR {
         for p in 0..NP {

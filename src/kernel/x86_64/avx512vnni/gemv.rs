@@ -255,8 +255,9 @@ fn two_level<const BITS: u8, const TABLE: bool, const GQ: usize>(
                         isum[p] = _mm512_add_epi32(isum[p], _mm512_mullo_epi32(sc, dot[p]));
                         if minimum {
                             let mn = signed_bytes(subs, (groups + j) * lanes + p * PANEL);
-                            let product = _mm512_mullo_epi32(mn, _mm512_set1_epi32(totals[j]));
-                            msum[p] = _mm512_add_epi32(msum[p], product);
+                            // Totals of a group fit 16 bits; the high half of a lane is multiplied with 0.
+                            let total = _mm512_set1_epi32(totals[j] & 0xffff);
+                            msum[p] = _mm512_dpwssd_epi32(msum[p], mn, total);
                         }
                     }
                     j += 1;

@@ -16,14 +16,14 @@ static GEMV: [[Kernel; 6]; 8] =
     coded_kernels!(Avx512Vnni, "_i8_avx512vnni_1x64\0", Integer, (1, 1), |_, _| 0, gemv::run);
 static GEMM: [[Kernel; 6]; 8] = coded_kernels!(
     Avx512Vnni,
-    "_i8_avx512vnni_mx32\0",
+    "_i8_avx512vnni_mx64\0",
     Integer,
-    (gemm::ROWS_SINGLE, gemm::ROWS),
+    (gemm::ROWS, gemm::ROWS),
     gemm::scratch,
     gemm::run
 );
 static FEW: [[Kernel; 6]; 4] = coded_kernels!(@ Avx512Vnni, "_i8_avx512vnni_8x64\0", Integer,
-    (few::ROWS, few::ROWS), |_, _| 0, few::run,
+    (few::ROWS, few::ROWS), few::scratch, few::run,
     1 false "w1", 2 false "w2", 4 false "w4", 8 false "w8");
 static FLOAT: [[Kernel; 6]; 8] = coded_kernels!(
     Avx512Vnni,

@@ -48,11 +48,38 @@ pub(super) fn put_floats(values: &mut [f32], at: usize, v: __m512) {
     unsafe { _mm512_storeu_ps(place.as_mut_ptr(), v) }
 }
 
+/// At most 16 integers; the other lanes are 0.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) fn some_integers(values: &[i32]) -> __m512i {
+    let values = &values[..values.len().min(16)];
+    let mask = ((1u32 << values.len()) - 1) as u16;
+    // SAFETY: lanes past the slice are masked off, and not read.
+    unsafe { _mm512_maskz_loadu_epi32(mask, values.as_ptr()) }
+}
+
+/// The first lanes: as many as there is room for.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) fn put_some_integers(values: &mut [i32], v: __m512i) {
+    let len = values.len().min(16);
+    let mask = ((1u32 << len) - 1) as u16;
+    // SAFETY: lanes past the slice are masked off, and not written.
+    unsafe { _mm512_mask_storeu_epi32(values.as_mut_ptr(), mask, v) }
+}
+
 /// Asks for the cache line at `at` of `bytes`, which may be past the end.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn prefetch(bytes: &[u8], at: usize) {
     _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(at).cast())
+}
+
+/// The same, into the second cache.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) fn prefetch_far(bytes: &[u8], at: usize) {
+    _mm_prefetch::<_MM_HINT_T1>(bytes.as_ptr().wrapping_add(at).cast())
 }
 
 /// 16 scales of a panel as f32; `lane` is the panel's first row.
