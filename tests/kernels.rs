@@ -96,13 +96,11 @@ fn layouts() -> Vec<(String, Layout)> {
         }
     }
     // As Q2_K, Q4_K and Q5_K have them: codes from 0 on, whose sums some kernels centre.
-    for (bits, len) in [(2, 16), (4, 32), (4, 16), (5, 32)] {
-        for minimum in [false, true] {
-            let scales = Scales::TwoLevel { len, minimum };
-            let values = Values::Offset(0);
-            let layout = Layout::Coded(Coded { bits, values, scales, scale_type: ScaleType::F16, bases: 1 });
-            all.push((format!("w{bits} two-level {len} minimum {minimum} zero 0"), layout));
-        }
+    for (bits, len, minimum) in [(2, 16, true), (4, 32, true), (4, 16, false), (5, 32, true)] {
+        let scales = Scales::TwoLevel { len, minimum };
+        let values = Values::Offset(0);
+        let layout = Layout::Coded(Coded { bits, values, scales, scale_type: ScaleType::F16, bases: 1 });
+        all.push((format!("w{bits} two-level {len} minimum {minimum} zero 0"), layout));
     }
     for bases in [2, 3, 8] {
         let layout = Layout::Coded(Coded {
