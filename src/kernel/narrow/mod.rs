@@ -113,7 +113,7 @@ macro_rules! for_rows {
     };
 }
 
-/// Evaluates an expression with the constant `$i` equal to 0, 1, ... below `$count`, at most 8 times: shifts by
+/// Evaluates an expression with the constant `$i` equal to 0, 1, ... below `$count`, at most 12 times: shifts by
 /// constants do not depend on what a compiler unrolls.
 macro_rules! unrolled {
     // The numbers themselves.
@@ -124,7 +124,7 @@ macro_rules! unrolled {
         })*
     }};
     ($count:expr, $i:ident => $body:expr) => {
-        $crate::kernel::narrow::unrolled!(@ $count, $i => $body; 0 1 2 3 4 5 6 7)
+        $crate::kernel::narrow::unrolled!(@ $count, $i => $body; 0 1 2 3 4 5 6 7 8 9 10 11)
     };
     (@ $count:expr, $i:ident => $body:expr; $($n:literal)*) => {{
         $(if $n < $count {

@@ -20,7 +20,7 @@ use crate::activation::{Activations, Floats};
 use crate::error::Result;
 use crate::kernel::Job;
 use crate::kernel::narrow::gemm::{Ahead, split};
-use crate::kernel::narrow::{Units, unit_lines};
+use crate::kernel::narrow::{Units, unit_lines, unrolled};
 use crate::kernel::x86_64::zero_point;
 use crate::layout::packed::{Geometry, LINE, Tile, unit_columns};
 use crate::layout::{
@@ -152,31 +152,21 @@ fn multiply<const MR: usize, const NP: usize>(
 ) {
     let mut acc = [[_mm512_setzero_ps(); NP]; MR];
     if at > 0 {
-        for i in 0..MR {
-            for p in 0..NP {
-                acc[i][p] = floats(out, i * TILE + (first + p) * PANEL);
-            }
-        }
+        unrolled!(MR, I => unrolled!(NP, P => {
+            acc[I][P] = floats(out, I * TILE + (first + P) * PANEL);
+        }));
     }
     for (w, x) in block.chunks_exact(NP * PANEL).zip(x[at * MR..].chunks_exact(MR)) {
         prefetch_far(ahead.bytes, ahead.at);
         ahead.at += ahead.step;
         let mut weights = [_mm512_setzero_ps(); NP];
-        for p in 0..NP {
-            weights[p] = floats(w, p * PANEL);
-        }
-        for i in 0..MR {
-            let x = _mm512_set1_ps(x[i]);
-            for p in 0..NP {
-                acc[i][p] = _mm512_fmadd_ps(x, weights[p], acc[i][p]);
-            }
-        }
+        unrolled!(NP, P => weights[P] = floats(w, P * PANEL));
+        unrolled!(MR, I => {
+            let x = _mm512_set1_ps(x[I]);
+            unrolled!(NP, P => acc[I][P] = _mm512_fmadd_ps(x, weights[P], acc[I][P]));
+        });
     }
-    for i in 0..MR {
-        for p in 0..NP {
-            put_floats(out, i * TILE + (first + p) * PANEL, acc[i][p]);
-        }
-    }
+    unrolled!(MR, I => unrolled!(NP, P => put_floats(out, I * TILE + (first + P) * PANEL, acc[I][P])));
 }
 
 /// One panel of x, or rows one by one, times a tile of plain floats.
@@ -244,11 +234,9 @@ fn direct_span<const MR: usize, const NP: usize, const SIZE: usize>(
 ) {
     let mut acc = [[_mm512_setzero_ps(); NP]; MR];
     if span.start > 0 {
-        for i in 0..MR {
-            for p in 0..NP {
-                acc[i][p] = floats(out, i * TILE + (first + p) * PANEL);
-            }
-        }
+        unrolled!(MR, I => unrolled!(NP, P => {
+            acc[I][P] = floats(out, I * TILE + (first + P) * PANEL);
+        }));
     }
     let stride = tile.panels * SIZE;
     let mut columns = &tile.bytes[span.start * stride + first * SIZE..];
@@ -258,22 +246,14 @@ fn direct_span<const MR: usize, const NP: usize, const SIZE: usize>(
             prefetch(column, AHEAD + line * LINE);
         }
         let mut weights = [_mm512_setzero_ps(); NP];
-        for p in 0..NP {
-            weights[p] = scales(ty, column, p * PANEL);
-        }
-        for i in 0..MR {
-            let x = _mm512_set1_ps(x[i]);
-            for p in 0..NP {
-                acc[i][p] = _mm512_fmadd_ps(x, weights[p], acc[i][p]);
-            }
-        }
+        unrolled!(NP, P => weights[P] = scales(ty, column, P * PANEL));
+        unrolled!(MR, I => {
+            let x = _mm512_set1_ps(x[I]);
+            unrolled!(NP, P => acc[I][P] = _mm512_fmadd_ps(x, weights[P], acc[I][P]));
+        });
         columns = columns.get(stride..).unwrap_or_default();
     }
-    for i in 0..MR {
-        for p in 0..NP {
-            put_floats(out, i * TILE + (first + p) * PANEL, acc[i][p]);
-        }
-    }
+    unrolled!(MR, I => unrolled!(NP, P => put_floats(out, I * TILE + (first + P) * PANEL, acc[I][P])));
 }
 
 /// The weights of columns `at .. at + len` of one panel, each evaluated as `Row::weight` does; they are
