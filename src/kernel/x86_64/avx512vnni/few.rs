@@ -81,8 +81,8 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What is asked for while a tile is read: with one panel of x what it will read next, into the first cache. With
-/// several, which all but the first read it from the second cache, the next tile, a part with each.
+/// What is asked for while a tile is read. One panel of x alone asks for what it will read next, into the first cache.
+/// Of several, all but the first read the tile from the second cache; each of them asks for a part of the next tile.
 #[derive(Clone, Copy)]
 struct Fetch<'a> {
     near: bool,
@@ -187,7 +187,7 @@ impl Work<'_, '_> {
         }
     }
 
-    /// A span of some panels. Partial integer sums rest in the output, as bits.
+    /// A span of a pair. Partial integer sums rest in the output, as bits.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn row_span<const BITS: u8, const MR: usize>(
@@ -195,13 +195,13 @@ impl Work<'_, '_> {
         pair: [usize; PAIR],
         bytes: &[u8],
         codes: &[i8],
-        begins: bool,
+        is_first: bool,
         head: Option<&[u8]>,
     ) {
         let x = self.x;
         let out = &mut self.out[pair[0] * PANEL..][..(MR - 1) * TILE + PAIR * PANEL];
         let mut acc = [[_mm512_setzero_si512(); PAIR]; MR];
-        if begins {
+        if is_first {
             let begins = &self.begins[..MR];
             unrolled!(MR, I => acc[I] = [_mm512_castps_si512(_mm512_set1_ps(begins[I])); PAIR]);
             add_weights!(x, 0, pair, acc[MR][[0 1]]);

@@ -390,8 +390,11 @@ impl Work<'_, '_> {
             Scales::TwoLevel { len, .. } => SUPER_BLOCK / len,
             _ => 1,
         };
+        // Those of the block, and not of what comes after it.
         let first = k.first_record * groups * x.mr;
-        let (sums, totals) = (&x.sums[first..], &x.totals[first..]);
+        let count = block_records(self.packed) * groups * x.mr;
+        let here = first..(first + count).min(x.sums.len());
+        let (sums, totals) = (&x.sums[here.clone()], &x.totals[here]);
         for (begin, sum) in sides.begins.iter_mut().zip(sums) {
             *begin = -centre * sum;
         }
