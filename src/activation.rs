@@ -345,14 +345,27 @@ fn codes_of(x: &[f32], step: Step, rule: &Rule, codes: &mut [i8]) -> i32 {
     }
 }
 
-/// The scale of the segment `x`.
+/// Groups of `N` columns; the last may be shorter.
 #[inline(always)]
-fn step_of(x: &[f32], rule: &Rule) -> Step {
+fn codes_of_groups<const N: usize>(x: &[f32], step: Step, rule: &Rule, codes: &mut [i8], sums: &mut [i32]) {
+    let ((groups, rest), (codes, other_codes)) = (x.as_chunks::<N>(), codes.as_chunks_mut::<N>());
+    let (sums, last) = sums.split_at_mut(groups.len());
+    for ((x, codes), sum) in groups.iter().zip(codes).zip(sums) {
+        *sum = codes_of(x, step, rule, codes);
+    }
+    if !rest.is_empty() {
+        last[0] = codes_of(rest, step, rule, other_codes);
+    }
+}
+
+/// The scale of the segment `x`, whose `magnitude_bits` are known.
+#[inline(always)]
+fn step_of(x: &[f32], magnitude: u32, rule: &Rule) -> Step {
     let limit = rule.width.limit();
     match (rule.fixed_scale, rule.span) {
         (Some(scale), _) => Step { scale, inverse: 1.0 / scale },
         (None, Span::Largest) => {
-            let bits = if rule.width == Width::Uint8 { positive_bits(x) } else { magnitude_bits(x) };
+            let bits = if rule.width == Width::Uint8 { positive_bits(x) } else { magnitude };
             let a = f32::from_bits(bits);
             if a < ZERO_BELOW {
                 Step { scale: 0.0, inverse: 0.0 }
@@ -379,26 +392,35 @@ pub fn quantize_row(x: &[f32], shape: &Shape, rule: &Rule, out: &mut RowCodes<'_
     const FINITE_BELOW: u32 = 0x7f80_0000;
     let by_row = rule.segment == Segment::Row;
     let mut largest = if by_row { magnitude_bits(x) } else { 0 };
-    let mut step = if by_row { step_of(x, rule) } else { Step { scale: 0.0, inverse: 0.0 } };
+    let mut step = if by_row { step_of(x, largest, rule) } else { Step { scale: 0.0, inverse: 0.0 } };
     let padded = geometry.record_padded();
     for (r, x) in x.chunks(geometry.record).enumerate() {
+        let end = out.codes.len().min((r + 1) * padded);
+        let (codes, pads) = out.codes[r * padded..end].split_at_mut(x.len());
+        if !pads.is_empty() {
+            pads.fill(0);
+        }
+        // The commonest groups, as constants: their loops unroll into a few vectors.
+        let whole = <&[f32; 32]>::try_from(x).ok().filter(|_| shape.group == 32);
         if !by_row {
-            largest = largest.max(magnitude_bits(x));
-            step = step_of(x, rule);
+            let magnitude = whole.map_or_else(|| magnitude_bits(x), |x| magnitude_bits(x));
+            largest = largest.max(magnitude);
+            step = step_of(x, magnitude, rule);
         }
         out.scales[r] = step.scale;
-        let end = out.codes.len().min((r + 1) * padded);
-        let codes = &mut out.codes[r * padded..end];
-        let (codes, pads) = codes.split_at_mut(x.len());
-        pads.fill(0);
-        if padded == 32 && x.len() == 32 && shape.group == 32 {
-            // The commonest group, as a constant: the loops below unroll into a few vectors.
-            out.sums[r] = codes_of(&x[..32], step, rule, &mut codes[..32]);
+        if let Some(x) = whole {
+            out.sums[r] = codes_of(x, step, rule, codes);
             continue;
         }
         let sums = &mut out.sums[r * shape.record_groups..];
-        for ((x, codes), sum) in x.chunks(shape.group).zip(codes.chunks_mut(shape.group)).zip(sums) {
-            *sum = codes_of(x, step, rule, codes);
+        match shape.group {
+            16 => codes_of_groups::<16>(x, step, rule, codes, sums),
+            32 => codes_of_groups::<32>(x, step, rule, codes, sums),
+            group => {
+                for ((x, codes), sum) in x.chunks(group).zip(codes.chunks_mut(group)).zip(sums) {
+                    *sum = codes_of(x, step, rule, codes);
+                }
+            }
         }
     }
     if largest >= FINITE_BELOW {

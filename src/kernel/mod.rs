@@ -183,8 +183,8 @@ pub fn all() -> impl Iterator<Item = &'static Kernel> {
 }
 
 /// Batches of so many rows are few: decoding weights once for every eight of them costs less than keeping
-/// what was decoded. Measured on an Ice Lake with AVX-512 VNNI. Codes of 8 bits, which are not taken apart, are so
-/// up to half as many; with 4 bits and two levels of scales `gemm` is never faster.
+/// what was decoded. Measured on an Ice Lake with AVX-512 VNNI. Wide codes are so up to half as many: there is less to
+/// take apart, or more than a register at a time.
 const FEW_ROWS: usize = 32;
 
 /// The kernels that a layer uses for one kind of activation.
@@ -241,7 +241,7 @@ pub fn select(layout: &Layout, in_features: usize, activation: Kind, isa: Isa) -
     let few = if few_take(key) { few().filter(|few| few.isa >= gemm.isa) } else { None };
     let few_rows = match (few, layout) {
         (None, _) => 0,
-        (_, Layout::Coded(Coded { bits: 4, scales: Scales::TwoLevel { .. }, .. })) => usize::MAX,
+        (_, Layout::Coded(Coded { scales: Scales::TwoLevel { .. }, .. })) => 8,
         (_, Layout::Coded(Coded { bits: 8, .. })) => FEW_ROWS / 2,
         _ => FEW_ROWS,
     };

@@ -11,7 +11,7 @@
 
 use core::arch::x86_64::*;
 
-use super::gemm::{Short, add_weights, pairs};
+use super::gemm::{Short, add_weights, pairs, pairs_of};
 use super::vector::*;
 use crate::activation::{Activations, Codes};
 use crate::error::Result;
@@ -27,6 +27,8 @@ use crate::layout::{Coded, Layout, Offset, PANEL, Packed, QUAD, SUPER_BLOCK, Sca
 pub(super) const ROWS: usize = 8;
 /// Panels of W that are taken together.
 const PAIR: usize = 2;
+/// Lines of the largest unit, for one panel.
+const MOST_LINES: usize = 5;
 /// Columns of a row that a pair of panels takes before the next one does: x stays in the first cache.
 const SPAN: usize = 512;
 /// How far ahead of the reader a cache line is asked for.
@@ -36,7 +38,7 @@ const AHEAD: usize = 8192;
 pub(in crate::kernel) fn takes(key: LayoutKey) -> bool {
     match key {
         LayoutKey::Coded { bits, table: false, scheme: Scheme::TwoLevel | Scheme::TwoLevelMinimum } => {
-            matches!(bits, 2 | 4)
+            matches!(bits, 2..=6)
         }
         LayoutKey::Coded { bits, table: false, .. } => matches!(bits, 1 | 2 | 4 | 8),
         _ => false,
@@ -74,7 +76,10 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
         for_rows!([2 4 6 8] mr, MR => match coded.bits {
             1 => work.width::<1, MR>(),
             2 => work.width::<2, MR>(),
+            3 => work.two_levels::<3, MR>(),
             4 => work.width::<4, MR>(),
+            5 => work.two_levels::<5, MR>(),
+            6 => work.two_levels::<6, MR>(),
             _ => work.width::<8, MR>(),
         });
     }
@@ -110,46 +115,59 @@ struct Work<'a, 'o> {
     fetch: Fetch<'a>,
 }
 
-/// Adds the products of a pair of panels to `$acc[MR][2]`. Not a function, which the compiler would not inline, and sums
-/// would be kept in memory (as in `gemm::add_weights`).
-macro_rules! add_units {
-    ($work:ident, $bytes:expr, $codes:expr, $pair:expr, $acc:ident) => {
-        const { assert!(unit_lines(BITS) == 1, "a unit is a line of each panel") };
-        let none = _mm512_setzero_si512();
-        // Units of one line for each panel. Not `chunks_exact`: a zip of those divides by their length.
-        let (mut lines, panels) = ($bytes.as_chunks::<LINE>().0, $work.tile.panels);
+/// Takes the next unit off `$lines` (or breaks), and asks for what comes (`Fetch`): its lines for each panel of a pair, as
+/// closures from their number.
+macro_rules! next_unit {
+    ($work:ident, $lines:ident, $panels:ident, $pair:expr, [$a:ident $b:ident]) => {
         let [left, right] = $pair;
-        let Fetch { near, bytes: ahead, mut at, step } = $work.fetch;
-        for q in $codes.chunks_exact(unit_quads(BITS) * QUAD * MR) {
-            let Some((unit, later)) = lines.split_at_checked(panels) else { break };
-            lines = later;
-            let (a, b) = (&unit[left], &unit[right]);
-            if near {
-                prefetch(a, AHEAD);
-                prefetch(b, AHEAD);
+        let mut unit: [&[[u8; LINE]]; MOST_LINES] = [&[]; MOST_LINES];
+        unrolled!([0 1 2 3 4], K => if K < unit_lines(BITS) {
+            let Some((first, others)) = $lines.split_at_checked($panels) else { break };
+            ($lines, unit[K]) = (others, first);
+            if $work.fetch.near {
+                prefetch(&first[left], AHEAD);
+                prefetch(&first[right], AHEAD);
             } else {
-                prefetch_far(ahead, at);
-                prefetch_far(ahead, at + step);
-                at += 2 * step;
+                let fetch = &mut $work.fetch;
+                prefetch_far(fetch.bytes, fetch.at);
+                prefetch_far(fetch.bytes, fetch.at + fetch.step);
+                fetch.at += 2 * fetch.step;
             }
-            unrolled!(unit_quads(BITS), N => {
-                let w = [quad::<BITS, false>(a, 0, 0, N, none), quad::<BITS, false>(b, 0, 0, N, none)];
-                unrolled!(MR, I => {
-                    let x = &q[(N * MR + I) * QUAD..][..QUAD];
-                    let x = i32::from_le_bytes([x[0] as u8, x[1] as u8, x[2] as u8, x[3] as u8]);
-                    let x = _mm512_set1_epi32(x);
-                    unrolled!([0 1], P => $acc[I][P] = _mm512_dpbusd_epi32($acc[I][P], w[P], x));
-                });
-            });
-        }
-        $work.fetch.at = at;
+        });
+        let $a = |k: usize| line(&unit[k][left], 0);
+        let $b = |k: usize| line(&unit[k][right], 0);
     };
 }
 
-/// The pairs of a tile's panels. An odd last one is its own neighbour: its results are written to lanes of the output
-/// that nobody reads, too.
-fn pairs_of(panels: usize) -> impl Iterator<Item = [usize; PAIR]> {
-    (0..panels).step_by(PAIR).map(move |p| [p, (p + 1).min(panels - 1)])
+/// Adds the products of `$count` quads of a unit, from quad `$from` on, to `$acc[MR][2]`; `$x` are their codes of x. Not a
+/// function, which the compiler would not inline, and sums would be kept in memory (as in `gemm::add_weights`).
+macro_rules! add_quads {
+    ([$a:ident $b:ident], $from:expr, $count:expr, $x:expr, $acc:ident) => {
+        let (none, codes) = (_mm512_setzero_si512(), $x);
+        unrolled!($count, N => {
+            let w = [quad_of::<BITS, false>($a, $from + N, none), quad_of::<BITS, false>($b, $from + N, none)];
+            unrolled!(MR, I => {
+                let x = &codes[(N * MR + I) * QUAD..][..QUAD];
+                let x = i32::from_le_bytes([x[0] as u8, x[1] as u8, x[2] as u8, x[3] as u8]);
+                let x = _mm512_set1_epi32(x);
+                unrolled!([0 1], P => $acc[I][P] = _mm512_dpbusd_epi32($acc[I][P], w[P], x));
+            });
+        });
+    };
+}
+
+/// Adds the products of a pair of panels to `$acc[MR][2]`.
+macro_rules! add_units {
+    ($work:ident, $bytes:expr, $codes:expr, $pair:expr, $acc:ident) => {
+        // Not `chunks_exact` of bytes: a zip of those divides by their length.
+        let (mut lines, panels) = ($bytes.as_chunks::<LINE>().0, $work.tile.panels);
+        // So that no line asks whether it has that panel.
+        assert!($pair[0] < panels && $pair[1] < panels);
+        for q in $codes.chunks_exact(unit_quads(BITS) * QUAD * MR) {
+            next_unit!($work, lines, panels, $pair, [a b]);
+            add_quads!([a b], 0, unit_quads(BITS), q, $acc);
+        }
+    };
 }
 
 impl Work<'_, '_> {
@@ -160,13 +178,21 @@ impl Work<'_, '_> {
             Scales::Row => self.row::<BITS, MR>(),
             Scales::Group { offset: Offset::Minimum, .. } => self.group::<BITS, MR, true>(false),
             Scales::Group { offset, .. } => self.group::<BITS, MR, false>(offset == Offset::Zero),
-            Scales::TwoLevel { len, minimum } if BITS == 2 || BITS == 4 => {
-                match Short::of(self.coded, self.x.bias) {
-                    Some(Short { centre }) => self.two_level::<BITS, MR, true>(len, minimum, centre),
-                    None => self.two_level::<BITS, MR, false>(len, minimum, zero_point(self.coded)),
-                }
-            }
-            Scales::TwoLevel { .. } => unreachable!("not chosen (`takes`)"),
+            Scales::TwoLevel { .. } => self.two_levels::<BITS, MR>(),
+        }
+    }
+
+    #[inline(never)]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn two_levels<const BITS: u8, const MR: usize>(&mut self) {
+        // Widths of other layouts are not chosen (`takes`), and not compiled.
+        let Scales::TwoLevel { len, minimum } = self.coded.scales else { return };
+        if !matches!(BITS, 2..=6) {
+            return;
+        }
+        match Short::of(self.coded, self.x.bias) {
+            Some(Short { centre }) => self.two_level::<BITS, MR, true>(len, minimum, centre),
+            None => self.two_level::<BITS, MR, false>(len, minimum, zero_point(self.coded)),
         }
     }
 
@@ -231,19 +257,27 @@ impl Work<'_, '_> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn group<const BITS: u8, const MR: usize, const MINIMUM: bool>(&mut self, zeros: bool) {
-        let geometry = self.x.shape.geometry;
+        let (x, geometry) = (self.x, self.x.shape.geometry);
         let (panels, lanes) = (self.tile.panels, self.tile.panels * PANEL);
         self.out[..MR * TILE].fill(0.0);
-        let (records, codes) = (self.tile.bytes.chunks(geometry.record_bytes(panels)), self.x.codes);
-        for (g, (record, codes)) in records.zip(codes.chunks(geometry.record_padded() * MR)).enumerate() {
+        let (records, codes) = (self.tile.bytes.chunks(geometry.record_bytes(panels)), x.codes);
+        let (scales, totals) = (x.scales.as_chunks::<MR>().0, x.totals.as_chunks::<MR>().0);
+        let sides = self.begins.as_chunks::<MR>().0.iter().zip(scales).zip(totals);
+        let records = records.zip(codes.chunks(geometry.record_padded() * MR)).zip(sides);
+        for (g, ((record, codes), ((begins, scales), totals))) in records.enumerate() {
             let (head, bytes) = record.split_at(lanes * geometry.head);
             if self.fetch.near {
                 for line in 0..head.len().div_ceil(LINE) {
                     prefetch(head, AHEAD + line * LINE);
                 }
             }
+            let mut weighted = [0.0; MR];
+            if MINIMUM {
+                unrolled!(MR, I => weighted[I] = totals[I] as f32 * scales[I]);
+            }
+            let group = Group { g, head, bytes, codes, begins, scales, totals, weighted, zeros };
             for pair in pairs_of(panels) {
-                self.group_pair::<BITS, MR, MINIMUM>((g, pair), head, bytes, codes, zeros);
+                self.group_pair::<BITS, MR, MINIMUM>(&group, pair);
             }
         }
     }
@@ -253,40 +287,36 @@ impl Work<'_, '_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn group_pair<const BITS: u8, const MR: usize, const MINIMUM: bool>(
         &mut self,
-        (g, pair): (usize, [usize; PAIR]),
-        head: &[u8],
-        bytes: &[u8],
-        codes: &[i8],
-        zeros: bool,
+        group: &Group<'_, MR>,
+        pair: [usize; PAIR],
     ) {
         let (x, ty, lanes) = (self.x, self.coded.scale_type, self.tile.panels * PANEL);
-        let (begins, totals) = (&self.begins[g * MR..][..MR], &x.totals[g * MR..][..MR]);
-        let s_x = &x.scales[g * MR..][..MR];
-        let rest = &head[lanes * ty.bytes()..];
+        let rest = &group.head[lanes * ty.bytes()..];
         let mut dot = [[_mm512_setzero_si512(); PAIR]; MR];
-        unrolled!(MR, I => dot[I] = [_mm512_castps_si512(_mm512_set1_ps(begins[I])); PAIR]);
-        add_weights!(x, g, pair, dot[MR][[0 1]]);
-        if zeros {
-            unrolled!([0 1], P => {
-                let zeros = unsigned_bytes(rest, pair[P] * PANEL);
-                unrolled!(MR, I => {
-                    let product = _mm512_mullo_epi32(zeros, _mm512_set1_epi32(totals[I]));
-                    dot[I][P] = _mm512_sub_epi32(dot[I][P], product);
+        unrolled!(MR, I => dot[I] = [_mm512_castps_si512(_mm512_set1_ps(group.begins[I])); PAIR]);
+        if group.zeros || x.bias != 0 {
+            add_weights!(x, group.g, pair, dot[MR][[0 1]]);
+            if group.zeros {
+                unrolled!([0 1], P => {
+                    let zeros = unsigned_bytes(rest, pair[P] * PANEL);
+                    unrolled!(MR, I => {
+                        let product = _mm512_mullo_epi32(zeros, _mm512_set1_epi32(group.totals[I]));
+                        dot[I][P] = _mm512_sub_epi32(dot[I][P], product);
+                    });
                 });
-            });
+            }
         }
-        add_units!(self, bytes, codes, pair, dot);
+        add_units!(self, group.bytes, group.codes, pair, dot);
         let out = &mut self.out[pair[0] * PANEL..][..(MR - 1) * TILE + PAIR * PANEL];
         unrolled!([0 1], P => {
-            let s_w = scales(ty, head, pair[P] * PANEL);
+            let s_w = scales(ty, group.head, pair[P] * PANEL);
             let minimum = if MINIMUM { scales(ty, rest, pair[P] * PANEL) } else { s_w };
             unrolled!(MR, I => {
                 let place = I * TILE + P * PANEL;
-                let s = _mm512_mul_ps(s_w, _mm512_set1_ps(s_x[I]));
+                let s = _mm512_mul_ps(s_w, _mm512_set1_ps(group.scales[I]));
                 let mut acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[I][P]), s, floats(out, place));
                 if MINIMUM {
-                    let weighted = _mm512_set1_ps(totals[I] as f32 * s_x[I]);
-                    acc = _mm512_fmadd_ps(weighted, minimum, acc);
+                    acc = _mm512_fmadd_ps(_mm512_set1_ps(group.weighted[I]), minimum, acc);
                 }
                 put_floats(out, place, acc);
             });
@@ -305,8 +335,7 @@ impl Work<'_, '_> {
         let (x, geometry) = (self.x, self.x.shape.geometry);
         let (panels, lanes) = (self.tile.panels, self.tile.panels * PANEL);
         let (groups, off) = (SUPER_BLOCK / len, centre - zero_point(self.coded));
-        let mut corrections = [0; SUPER_BLOCK / 32 * ROWS];
-        let mut totals = [0; SUPER_BLOCK / 32 * ROWS];
+        let (mut corrections, mut totals) = (Pairs::default(), Pairs::default());
         let (records, codes) = (self.tile.bytes.chunks_exact(geometry.record_bytes(panels)), x.codes);
         for (b, (record, codes)) in records.zip(codes.chunks_exact(SUPER_BLOCK * MR)).enumerate() {
             let (head, bytes) = record.split_at(lanes * geometry.head);
@@ -317,14 +346,15 @@ impl Work<'_, '_> {
             }
             let first = b * groups * MR;
             if SHORT && off != 0 {
-                pairs(MR, &x.sums[first..][..groups * MR], off, &mut corrections);
+                pairs(MR, &x.sums[first..][..groups * MR], off, &mut corrections.0);
             }
             if minimum {
-                pairs(MR, &x.totals[first..][..groups * MR], 1, &mut totals);
+                pairs(MR, &x.totals[first..][..groups * MR], 1, &mut totals.0);
             }
             let block = SuperBlock {
                 b,
                 head,
+                subs: &head[lanes * self.coded.scale_type.bytes() * (1 + minimum as usize)..],
                 bytes,
                 codes,
                 groups,
@@ -345,63 +375,86 @@ impl Work<'_, '_> {
         block: &SuperBlock<'_>,
         pair: [usize; PAIR],
     ) {
-        let (x, ty, SuperBlock { b, head, bytes, codes, groups, .. }) =
-            (self.x, self.coded.scale_type, *block);
+        let (x, SuperBlock { b, bytes, codes, subs, groups, .. }) = (self.x, *block);
         let (panels, lanes) = (self.tile.panels, self.tile.panels * PANEL);
         let len = SUPER_BLOCK / groups;
         let group_bytes = len / (unit_quads(BITS) * QUAD) * unit_lines(BITS) * panels * LINE;
-        let subs = &head[lanes * ty.bytes() * (1 + block.totals.is_some() as usize)..];
-        // Integers of two groups, the first in the low halves.
-        let of_two = |group: usize, panel: usize| {
-            let at = group * lanes + pair[panel] * PANEL;
-            let (low, high) = (signed_bytes(subs, at), signed_bytes(subs, at + lanes));
-            _mm512_mask_mov_epi16(_mm512_slli_epi32::<16>(high), 0x5555_5555, low)
-        };
-        let mut isum = [[_mm512_setzero_si512(); PAIR]; MR];
-        if let Some(corrections) = block.corrections {
-            for (j, correction) in corrections.as_chunks::<MR>().0.iter().enumerate().take(groups / 2) {
+        let begins = &self.begins.as_chunks::<MR>().0[b * groups..][..groups];
+        let mut sums = Sums([[_mm512_setzero_si512(); PAIR]; MR]);
+        // Codes of other widths fit as they are (`Short::of`).
+        if SHORT
+            && BITS == 4
+            && let Some(corrections) = block.corrections
+        {
+            add_pairs(&subs[..groups * lanes], lanes, pair, corrections, &mut sums);
+        }
+        let mut isum = sums.0;
+        let mut dot = [[_mm512_setzero_si512(); PAIR]; MR];
+        macro_rules! begin {
+            ($j:expr) => {
+                let begin = &begins[$j];
+                unrolled!(MR, I => dot[I] = [_mm512_castps_si512(_mm512_set1_ps(begin[I])); PAIR]);
+                if !SHORT {
+                    add_weights!(x, b * groups + $j, pair, dot[MR][[0 1]]);
+                }
+            };
+        }
+        macro_rules! end {
+            ($j:expr) => {
                 unrolled!([0 1], P => {
-                    let sc = of_two(2 * j, P);
+                    let sc = signed_bytes(subs, $j * lanes + pair[P] * PANEL);
+                    let sc = if SHORT { _mm512_maskz_mov_epi16(0x5555_5555, sc) } else { sc };
                     unrolled!(MR, I => {
-                        isum[I][P] = _mm512_dpwssd_epi32(isum[I][P], sc, _mm512_set1_epi32(correction[I]));
+                        isum[I][P] = if SHORT {
+                            _mm512_dpwssd_epi32(isum[I][P], dot[I][P], sc)
+                        } else {
+                            _mm512_add_epi32(isum[I][P], _mm512_mullo_epi32(sc, dot[I][P]))
+                        };
                     });
                 });
+            };
+        }
+        if unit_quads(BITS) < 8 {
+            for j in 0..groups {
+                let (bytes, codes) =
+                    (&bytes[j * group_bytes..][..group_bytes], &codes[j * len * MR..][..len * MR]);
+                begin!(j);
+                add_units!(self, bytes, codes, pair, dot);
+                end!(j);
+            }
+        } else {
+            // A unit is one group, or two.
+            let (mut j, mut lines) = (0, bytes.as_chunks::<LINE>().0);
+            assert!(pair[0] < panels && pair[1] < panels);
+            for q in codes.chunks_exact(8 * QUAD * MR) {
+                next_unit!(self, lines, panels, pair, [a b]);
+                begin!(j);
+                add_quads!([a b], 0, 4, q, dot);
+                if len == 16 {
+                    end!(j);
+                    j += 1;
+                    begin!(j);
+                }
+                add_quads!([a b], 4, 4, &q[4 * QUAD * MR..], dot);
+                end!(j);
+                j += 1;
             }
         }
-        for j in 0..groups {
-            let begins = &self.begins[(b * groups + j) * MR..][..MR];
-            let mut dot = [[_mm512_setzero_si512(); PAIR]; MR];
-            unrolled!(MR, I => dot[I] = [_mm512_castps_si512(_mm512_set1_ps(begins[I])); PAIR]);
-            if !SHORT {
-                add_weights!(x, b * groups + j, pair, dot[MR][[0 1]]);
-            }
-            let (bytes, codes) =
-                (&bytes[j * group_bytes..][..group_bytes], &codes[j * len * MR..][..len * MR]);
-            add_units!(self, bytes, codes, pair, dot);
-            unrolled!([0 1], P => {
-                let sc = signed_bytes(subs, j * lanes + pair[P] * PANEL);
-                let sc = if SHORT { _mm512_maskz_mov_epi16(0x5555_5555, sc) } else { sc };
-                unrolled!(MR, I => {
-                    isum[I][P] = if SHORT {
-                        _mm512_dpwssd_epi32(isum[I][P], dot[I][P], sc)
-                    } else {
-                        _mm512_add_epi32(isum[I][P], _mm512_mullo_epi32(sc, dot[I][P]))
-                    };
-                });
-            });
-        }
-        let mut msum = [[_mm512_setzero_si512(); PAIR]; MR];
+        sums.0 = isum;
+        self.finish(block, pair, &sums);
+    }
+
+    /// The minima of a super-block of a pair, and all of it into the output. Not compiled for every width.
+    #[inline(never)]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn finish<const MR: usize>(&mut self, block: &SuperBlock<'_>, pair: [usize; PAIR], sums: &Sums<MR>) {
+        let (ty, SuperBlock { b, head, subs, groups, .. }) = (self.coded.scale_type, *block);
+        let lanes = self.tile.panels * PANEL;
+        let mut minima = Sums([[_mm512_setzero_si512(); PAIR]; MR]);
         if let Some(totals) = block.totals {
-            for (j, totals) in totals.as_chunks::<MR>().0.iter().enumerate().take(groups / 2) {
-                unrolled!([0 1], P => {
-                    let mn = of_two(groups + 2 * j, P);
-                    unrolled!(MR, I => {
-                        msum[I][P] = _mm512_dpwssd_epi32(msum[I][P], mn, _mm512_set1_epi32(totals[I]));
-                    });
-                });
-            }
+            add_pairs(&subs[groups * lanes..], lanes, pair, totals, &mut minima);
         }
-        let s_x = &x.scales[b * MR..][..MR];
+        let s_x = &self.x.scales[b * MR..][..MR];
         let out = &mut self.out[pair[0] * PANEL..][..(MR - 1) * TILE + PAIR * PANEL];
         unrolled!([0 1], P => {
             let d = scales(ty, head, pair[P] * PANEL);
@@ -412,15 +465,72 @@ impl Work<'_, '_> {
             unrolled!(MR, I => {
                 let place = I * TILE + P * PANEL;
                 let before = if b == 0 { _mm512_setzero_ps() } else { floats(out, place) };
-                let s = _mm512_set1_ps(s_x[I]);
-                let mut acc =
-                    _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum[I][P]), _mm512_mul_ps(d, s), before);
+                let (s, sum) = (_mm512_set1_ps(s_x[I]), _mm512_cvtepi32_ps(sums.0[I][P]));
+                let mut acc = _mm512_fmadd_ps(sum, _mm512_mul_ps(d, s), before);
                 if block.totals.is_some() {
-                    acc = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(msum[I][P]), _mm512_mul_ps(dmin, s), acc);
+                    let minimum = _mm512_cvtepi32_ps(minima.0[I][P]);
+                    acc = _mm512_fnmadd_ps(minimum, _mm512_mul_ps(dmin, s), acc);
                 }
                 put_floats(out, place, acc);
             });
         });
+    }
+}
+
+/// Adds the products of sub-scales or sub-minima of a pair with `pairs` (`gemm::pairs`), two groups at a time.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn add_pairs<const MR: usize>(
+    subs: &[u8],
+    lanes: usize,
+    pair: [usize; PAIR],
+    pairs: &Pairs,
+    sums: &mut Sums<MR>,
+) {
+    let mut acc = sums.0;
+    let mut rest = subs;
+    for pair_of_x in pairs.0.as_chunks::<MR>().0 {
+        // Not `chunks_exact`: a zip of those divides by their length.
+        let Some((subs, later)) = rest.split_at_checked(2 * lanes) else { break };
+        let (first, second) = subs.split_at(lanes);
+        rest = later;
+        unrolled!([0 1], P => {
+            let (low, high) = (signed_bytes(first, pair[P] * PANEL), signed_bytes(second, pair[P] * PANEL));
+            let of_two = _mm512_mask_mov_epi16(_mm512_slli_epi32::<16>(high), 0x5555_5555, low);
+            unrolled!(MR, I => {
+                acc[I][P] = _mm512_dpwssd_epi32(acc[I][P], of_two, _mm512_set1_epi32(pair_of_x[I]));
+            });
+        });
+    }
+    sums.0 = acc;
+}
+
+/// A record of groups, all panels.
+struct Group<'a, const MR: usize> {
+    g: usize,
+    head: &'a [u8],
+    bytes: &'a [u8],
+    codes: &'a [i8],
+    begins: &'a [f32; MR],
+    scales: &'a [f32; MR],
+    totals: &'a [i32; MR],
+    /// Totals times scales of x, for minima.
+    weighted: [f32; MR],
+    /// Whether zero points come after the scales.
+    zeros: bool,
+}
+
+/// Integer sums of a super-block. Aligned, because a function with such a value aligns its stack: sums that the registers
+/// have no room for would lie across cache lines.
+#[repr(align(64))]
+struct Sums<const MR: usize>([[__m512i; PAIR]; MR]);
+
+/// What `gemm::pairs` makes of sums of x, `[pair of groups][MR]`.
+struct Pairs([i32; SUPER_BLOCK / 32 * ROWS]);
+
+impl Default for Pairs {
+    fn default() -> Pairs {
+        Pairs([0; SUPER_BLOCK / 32 * ROWS])
     }
 }
 
@@ -429,11 +539,13 @@ impl Work<'_, '_> {
 struct SuperBlock<'a> {
     b: usize,
     head: &'a [u8],
+    /// Sub-scales, then sub-minima.
+    subs: &'a [u8],
     bytes: &'a [u8],
     codes: &'a [i8],
     groups: usize,
     /// What centred sums lack, where they are centred (`gemm::Short`).
-    corrections: Option<&'a [i32; SUPER_BLOCK / 32 * ROWS]>,
+    corrections: Option<&'a Pairs>,
     /// Totals of x for minima, where there are any.
-    totals: Option<&'a [i32; SUPER_BLOCK / 32 * ROWS]>,
+    totals: Option<&'a Pairs>,
 }

@@ -4,6 +4,7 @@ pub(in crate::kernel) mod few;
 mod float;
 mod gemm;
 mod gemv;
+mod records;
 mod vector;
 
 use crate::activation::{self, Kind, RowCodes, Rule, Shape};
@@ -22,9 +23,9 @@ static GEMM: [[Kernel; 6]; 8] = coded_kernels!(
     gemm::scratch,
     gemm::run
 );
-static FEW: [[Kernel; 6]; 4] = coded_kernels!(@ Avx512Vnni, "_i8_avx512vnni_8x64\0", Integer,
+static FEW: [[Kernel; 6]; 7] = coded_kernels!(@ Avx512Vnni, "_i8_avx512vnni_8x64\0", Integer,
     (few::ROWS, few::ROWS), few::scratch, few::run,
-    1 false "w1", 2 false "w2", 4 false "w4", 8 false "w8");
+    1 false "w1", 2 false "w2", 3 false "w3", 4 false "w4", 5 false "w5", 6 false "w6", 8 false "w8");
 static FLOAT: [[Kernel; 6]; 8] = coded_kernels!(
     Avx512Vnni,
     "_f32_avx512vnni_mx32\0",

@@ -13,7 +13,7 @@ pub(super) fn line(bytes: &[u8], at: usize) -> __m512i {
     unsafe { _mm512_loadu_si512(place.as_ptr().cast()) }
 }
 
-/// Stores a line.
+/// 16 integers.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn integers(values: &[i32; TILE], at: usize) -> __m512i {
@@ -22,6 +22,7 @@ pub(super) fn integers(values: &[i32; TILE], at: usize) -> __m512i {
     unsafe { _mm512_loadu_si512(v.as_ptr().cast()) }
 }
 
+/// Stores a line.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn put_line(bytes: &mut [u8], at: usize, v: __m512i) {
@@ -169,8 +170,6 @@ fn masked(v: __m512i, by: i32, mask: i8) -> __m512i {
 
 /// Quad `i` of a unit: for 16 rows, the codes of 4 columns as unsigned bytes. `at` is the panel's first
 /// line in the unit, `stride` the bytes from one line of the panel to the next.
-///
-/// Signs come out as 0 or 2 and table values plus 128: see `zero_point`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn quad<const BITS: u8, const TABLE: bool>(
@@ -180,26 +179,39 @@ pub(super) fn quad<const BITS: u8, const TABLE: bool>(
     i: usize,
     table: __m512i,
 ) -> __m512i {
+    quad_of::<BITS, TABLE>(|k| line(unit, at + k * stride), i, table)
+}
+
+/// Quad `i` of a unit whose lines are these.
+///
+/// Signs come out as 0 or 2 and table values plus 128: see `zero_point`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) fn quad_of<const BITS: u8, const TABLE: bool>(
+    line: impl Fn(usize) -> __m512i,
+    i: usize,
+    table: __m512i,
+) -> __m512i {
     let n = i as i32;
     match BITS {
-        8 => line(unit, at),
+        8 => line(0),
         4 => {
-            let codes = masked(line(unit, at), 4 * n, 15);
+            let codes = masked(line(0), 4 * n, 15);
             if TABLE { _mm512_shuffle_epi8(table, codes) } else { codes }
         }
-        2 => masked(line(unit, at), 2 * n, 3),
-        1 => masked(line(unit, at), n - 1, 2),
+        2 => masked(line(0), 2 * n, 3),
+        1 => masked(line(0), n - 1, 2),
         3 => {
-            let low = masked(line(unit, at + i / 4 * stride), 2 * (n % 4), 3);
-            _mm512_or_si512(low, masked(line(unit, at + 2 * stride), n - 2, 4))
+            let low = masked(line(i / 4), 2 * (n % 4), 3);
+            _mm512_or_si512(low, masked(line(2), n - 2, 4))
         }
         5 => {
-            let low = masked(line(unit, at + i / 2 * stride), 4 * (n % 2), 15);
-            _mm512_or_si512(low, masked(line(unit, at + 4 * stride), n - 4, 16))
+            let low = masked(line(i / 2), 4 * (n % 2), 15);
+            _mm512_or_si512(low, masked(line(4), n - 4, 16))
         }
         _ => {
-            let low = masked(line(unit, at + i / 2 * stride), 4 * (n % 2), 15);
-            _mm512_or_si512(low, masked(line(unit, at + 2 * stride), 2 * n - 4, 48))
+            let low = masked(line(i / 2), 4 * (n % 2), 15);
+            _mm512_or_si512(low, masked(line(2), 2 * n - 4, 48))
         }
     }
 }
