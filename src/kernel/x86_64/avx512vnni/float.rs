@@ -1,12 +1,13 @@
 //! Float activations: weights are dequantised into a block of floats, then one fma for each product.
 //!
 //! ```text
-//! block   [column][NP panels][16] f32    a k-block of dequantised weights, in L1
+//! block   [column][NP panels][16] f32    a k-block of dequantised weights, in L1; f32 of a whole tile lie so already
 //! ```
 //! Each output is one chain of fma, k ascending, as the contract wants it: lanes are rows of W, so the
-//! order of the sum is the same in every instruction set. 12 x 2 accumulators hide the latency; meanwhile what the next
-//! block is made from is asked for. Plain floats that meet one panel of x are multiplied where they lie, and read as one
-//! stream: up to 6 rows take all four panels of a tile at once, more take two.
+//! order of the sum is the same in every instruction set. 6 rows of x x 4 panels are 24 sums, more than enough to hide the
+//! latency, for 4 loads and 6 broadcasts; meanwhile what the next block is made from is asked for. Plain floats that meet
+//! one panel of x are multiplied where they lie, and read as one stream: up to 6 rows take all four panels of a tile at
+//! once, more take two.
 
 // A register tile is indexed by row and panel; iterators would hide which.
 #![allow(clippy::needless_range_loop)]
@@ -19,7 +20,7 @@ use super::vector::*;
 use crate::activation::{Activations, Floats};
 use crate::error::Result;
 use crate::kernel::Job;
-use crate::kernel::narrow::gemm::{Ahead, split};
+use crate::kernel::narrow::gemm::{Ahead, as_floats, split};
 use crate::kernel::narrow::{Units, unit_lines, unrolled};
 use crate::kernel::x86_64::zero_point;
 use crate::layout::packed::{Geometry, LINE, Tile, unit_columns};
@@ -27,12 +28,13 @@ use crate::layout::{
     Coded, Float, Layout, Offset, PANEL, Packed, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE, TILE_PANELS,
 };
 
-/// Most rows of a panel of x.
+/// Most rows of a panel of x, and of the part of it that meets a block.
 pub(super) const ROWS: usize = 12;
-/// Panels of W that the inner kernel takes.
+const PART: usize = 6;
+/// Panels of W that one panel of x of more than `PART` rows meets where they lie.
 const PAIR: usize = 2;
-/// Columns of a k-block: a pair of panels is 32 KiB of floats. A multiple of every unit.
-const BLOCK: usize = 256;
+/// Columns of a k-block: a tile is 32 KiB of floats. A multiple of every unit.
+const BLOCK: usize = 128;
 /// Columns that one panel of x meets before the next pair of panels of W does.
 const SPAN: usize = 128;
 /// How far ahead of the reader a cache line is asked for.
@@ -47,7 +49,7 @@ fn code_bytes(packed: &Packed) -> usize {
 }
 
 pub(super) fn scratch(packed: &Packed, _rows: usize) -> usize {
-    code_bytes(packed) + BLOCK.min(packed.in_features()) * PAIR * PANEL * 4
+    code_bytes(packed) + BLOCK.min(packed.in_features()) * TILE * 4
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -61,13 +63,25 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
         direct(*float, tile, &x, in_features, job.out);
         return Ok(());
     }
-    let panels = job.rows.div_ceil(x.mr);
     let (codes, floats) = split(job.scratch, code_bytes(job.packed));
+    let mut work = Work { x, in_features, rows: job.rows, out: job.out };
+    // The floats of a whole tile are a block as they are.
+    let whole = match job.packed.layout() {
+        Layout::Dense(Float::F32) if tile.panels == TILE_PANELS => as_floats(tile.bytes),
+        _ => None,
+    };
     let mut first = 0;
     while first < tile.panels {
-        let np = PAIR.min(tile.panels - first);
+        let np = if tile.panels == TILE_PANELS { TILE_PANELS } else { 1 };
         for at in (0..in_features).step_by(BLOCK) {
             let len = BLOCK.min(in_features - at);
+            // What the next block is made from: the first panel of a tile asks for all of them.
+            let (begin, end) = [at, at + len].map(|k| tile.bytes.len() * k / in_features).into();
+            let next = (tile.bytes, end, if first == 0 { end - begin } else { 0 });
+            if let Some(whole) = whole {
+                work.block::<TILE_PANELS>(&whole[at * TILE..][..len * TILE], at, first, next);
+                continue;
+            }
             let block = &mut floats[..len * np * PANEL];
             match job.packed.layout() {
                 Layout::Dense(float) => dense(*float, tile, first, np, at, block),
@@ -77,23 +91,68 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
                     }
                 }
             }
-            // What the next block is made from, a part with each panel of x: a pair reads half the lines of a tile, and
-            // the first pair asks for all of them.
-            let (begin, end) = [at, at + len].map(|k| tile.bytes.len() * k / in_features).into();
-            let part = if first == 0 { (end - begin) / panels } else { 0 };
-            for panel in 0..panels {
-                let ahead = Ahead { bytes: tile.bytes, at: end + panel * part, step: part.div_ceil(len) };
-                let x = x.panel(panel, in_features);
-                let out = &mut job.out[panel * x.mr * TILE..][..x.mr * TILE];
-                match np {
-                    1 => multiply_rows::<1>(&x, at, block, out, first, ahead),
-                    _ => multiply_rows::<PAIR>(&x, at, block, out, first, ahead),
-                }
+            match np {
+                TILE_PANELS => work.block::<TILE_PANELS>(block, at, first, next),
+                _ => work.block::<1>(block, at, first, next),
             }
         }
         first += np;
     }
     Ok(())
+}
+
+/// The batch, and what comes of it.
+struct Work<'a, 'o> {
+    x: Floats<'a>,
+    in_features: usize,
+    rows: usize,
+    out: &'o mut [f32],
+}
+
+impl Work<'_, '_> {
+    /// A block, whose first column is `at` and whose first panel `first`, times the batch. `next`: bytes, from where on and
+    /// how many to ask for meanwhile.
+    #[inline(never)] // one copy for all layouts
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn block<const NP: usize>(
+        &mut self,
+        block: &[f32],
+        at: usize,
+        first: usize,
+        (bytes, from, count): (&[u8], usize, usize),
+    ) {
+        let (mr, columns) = (self.x.mr, block.len() / (NP * PANEL));
+        // Parts of a panel of x, as even as can be.
+        let rows = mr.div_ceil(mr.div_ceil(PART));
+        let step = count.div_ceil(self.rows.div_ceil(rows) * columns);
+        let mut ahead = Ahead { bytes, at: from, step };
+        for panel in 0..self.rows.div_ceil(mr) {
+            let x = self.x.panel(panel, self.in_features).values;
+            let x = &x[at * mr..][..columns * mr];
+            // Parts that only fill up the panel are left out.
+            for row in (0..mr.min(self.rows - panel * mr)).step_by(rows) {
+                let part = Part { x, mr, first: row };
+                let out = &mut self.out[(panel * mr + row) * TILE + first * PANEL..];
+                let ahead = ahead.take(columns);
+                macro_rules! rows {
+                    ($($n:literal)*) => {
+                        match rows.min(mr - row) {
+                            $($n => multiply::<$n, NP>(&part, at > 0, block, out, ahead),)*
+                            _ => unreachable!("a part has at most so many rows"),
+                        }
+                    };
+                }
+                rows!(1 2 3 4 5 6);
+            }
+        }
+    }
+}
+
+/// Some rows of a panel of x of `mr`, from row `first` on.
+struct Part<'a> {
+    x: &'a [f32],
+    mr: usize,
+    first: usize,
 }
 
 #[inline(never)]
@@ -119,54 +178,34 @@ fn columns(ty: ScaleType, tile: Tile<'_>, first: usize, np: usize, at: usize, bl
     }
 }
 
-#[inline(never)] // one copy for all layouts
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn multiply_rows<const NP: usize>(
-    x: &Floats<'_>,
-    at: usize,
-    block: &[f32],
-    out: &mut [f32],
-    first: usize,
-    ahead: Ahead<'_>,
-) {
-    macro_rules! rows {
-        ($($n:literal)*) => {
-            match x.mr {
-                $($n => multiply::<$n, NP>(x.values, at, block, out, first, ahead),)*
-                _ => unreachable!("a panel has at most the kernel's rows (kernel::run)"),
-            }
-        };
-    }
-    rows!(1 2 3 4 5 6 7 8 9 10 11 12);
-}
-
+/// `out += block . x`, where `go_on`; else from 0 on.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn multiply<const MR: usize, const NP: usize>(
-    x: &[f32],
-    at: usize,
+fn multiply<const R: usize, const NP: usize>(
+    part: &Part<'_>,
+    go_on: bool,
     block: &[f32],
     out: &mut [f32],
-    first: usize,
     mut ahead: Ahead<'_>,
 ) {
-    let mut acc = [[_mm512_setzero_ps(); NP]; MR];
-    if at > 0 {
-        unrolled!(MR, I => unrolled!(NP, P => {
-            acc[I][P] = floats(out, I * TILE + (first + P) * PANEL);
-        }));
+    let out = &mut out[..(R - 1) * TILE + NP * PANEL];
+    let mut acc = [[_mm512_setzero_ps(); NP]; R];
+    if go_on {
+        unrolled!(R, I => unrolled!(NP, P => acc[I][P] = floats(out, I * TILE + P * PANEL)));
     }
-    for (w, x) in block.chunks_exact(NP * PANEL).zip(x[at * MR..].chunks_exact(MR)) {
+    let weights = block.as_chunks::<PANEL>().0.as_chunks::<NP>().0;
+    for (w, x) in weights.iter().zip(part.x.chunks_exact(part.mr)) {
+        let x = &x[part.first..][..R];
         prefetch_far(ahead.bytes, ahead.at);
         ahead.at += ahead.step;
         let mut weights = [_mm512_setzero_ps(); NP];
-        unrolled!(NP, P => weights[P] = floats(w, P * PANEL));
-        unrolled!(MR, I => {
+        unrolled!(NP, P => weights[P] = floats(&w[P], 0));
+        unrolled!(R, I => {
             let x = _mm512_set1_ps(x[I]);
             unrolled!(NP, P => acc[I][P] = _mm512_fmadd_ps(x, weights[P], acc[I][P]));
         });
     }
-    unrolled!(MR, I => unrolled!(NP, P => put_floats(out, I * TILE + (first + P) * PANEL, acc[I][P])));
+    unrolled!(R, I => unrolled!(NP, P => put_floats(out, I * TILE + P * PANEL, acc[I][P])));
 }
 
 /// One panel of x, or rows one by one, times a tile of plain floats.
