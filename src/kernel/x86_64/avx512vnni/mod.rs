@@ -2,6 +2,7 @@
 
 pub(in crate::kernel) mod few;
 mod float;
+mod fold;
 mod gemm;
 mod gemv;
 mod records;

@@ -17,12 +17,13 @@
 use core::arch::x86_64::*;
 use std::slice::Chunks;
 
+use super::fold::Fold;
 use super::gemm::{ROWS, Short, add_weights, decode, pairs};
 use super::vector::*;
 use crate::activation::Codes;
 use crate::kernel::Job;
 use crate::kernel::narrow::gemm::split;
-use crate::kernel::narrow::{Units, unit_lines, unrolled};
+use crate::kernel::narrow::{Units, for_rows, unit_lines, unrolled};
 use crate::kernel::x86_64::zero_point;
 use crate::layout::packed::{LINE, Tile};
 use crate::layout::{Coded, Layout, Offset, PANEL, Packed, QUAD, SUPER_BLOCK, Scales, TILE, TILE_PANELS};
@@ -33,7 +34,7 @@ const BLOCK: usize = 512;
 const RECORDS: usize = 32;
 
 /// A vector of each panel.
-type Vectors<const NP: usize> = [[f32; PANEL]; NP];
+pub(super) type Vectors<const NP: usize> = [[f32; PANEL]; NP];
 
 /// How many records make a k-block.
 fn block_records(packed: &Packed) -> usize {
@@ -63,8 +64,8 @@ pub(super) fn scratch(packed: &Packed) -> usize {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn run(job: &mut Job<'_>, x: Codes<'_>, coded: &Coded) {
-    let (tile, short) = (job.packed.tile(job.tile), Short::of(coded, x.bias));
-    let mut work = Work { packed: job.packed, coded, tile, x, short, rows: job.rows, out: job.out };
+    let (tile, short, fold) = (job.packed.tile(job.tile), Short::of(coded, x.bias), Fold::of(coded, x.bias));
+    let mut work = Work { packed: job.packed, coded, tile, x, short, fold, rows: job.rows, out: job.out };
     work.tile(job.scratch);
 }
 
@@ -75,6 +76,7 @@ struct Work<'a, 'o> {
     tile: Tile<'a>,
     x: Codes<'a>,
     short: Option<Short>,
+    fold: Option<Fold>,
     rows: usize,
     out: &'o mut [f32],
 }
@@ -193,6 +195,14 @@ impl Work<'_, '_> {
             Scales::TwoLevel { len, .. } => SUPER_BLOCK / len,
             _ => 1,
         };
+        // Where sub-scales lie in a record.
+        let subs = match self.coded.scales {
+            Scales::TwoLevel { minimum, .. } => {
+                let at = stride * PANEL * self.coded.scale_type.bytes() * (1 + minimum as usize);
+                at..at + groups * stride * PANEL
+            }
+            _ => 0..0,
+        };
         let (codes, heads) = split(scratch, block_columns(self.packed) * NP * PANEL);
         let heads = heads.as_chunks_mut().0.as_chunks_mut().0;
         let panels_of_x = self.rows.div_ceil(mr);
@@ -209,6 +219,12 @@ impl Work<'_, '_> {
             let units = Units { bytes, record, head, unit, at: panels[0] * LINE, stride: stride * LINE };
             decode::<NP>(self.coded, &units, codes);
             self.decode_heads(bytes.chunks(record), panels, heads);
+            let fits = |fold: &Fold| bytes.chunks(record).all(|record| fold.fits(&record[subs.clone()]));
+            let fold = self.fold.filter(fits);
+            if let Some(fold) = fold {
+                let codes = codes[..columns * NP * PANEL].as_chunks_mut().0;
+                fold.apply(codes, &heads[..records * per_record], groups);
+            }
             for panel in 0..panels_of_x {
                 let block = Block {
                     panels,
@@ -221,7 +237,11 @@ impl Work<'_, '_> {
                     rows: self.rows - panel * mr,
                     ahead: Ahead::new(bytes, panel, panels_of_x, records * groups * mr.div_ceil(3)),
                 };
-                self.sides(&block, groups, &mut sides);
+                self.sides(&block, groups, &mut sides, fold.is_none());
+                if let Some(fold) = fold {
+                    for_rows!([2 4 6] mr, MR => self.folded::<MR, NP>(&block, &sides, fold.base));
+                    continue;
+                }
                 match mr {
                     6 => self.panel_of_x::<3, 2, NP>(&block, &sides),
                     4 => self.panel_of_x::<2, 2, NP>(&block, &sides),
@@ -248,10 +268,10 @@ impl Work<'_, '_> {
         }
     }
 
-    /// What a k-block needs to know of a panel of x.
+    /// What a k-block needs to know of a panel of x; folded ones have no use for `begins`.
     #[inline(never)]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn sides<const NP: usize>(&self, k: &Block<'_, NP>, groups: usize, sides: &mut Sides) {
+    fn sides<const NP: usize>(&self, k: &Block<'_, NP>, groups: usize, sides: &mut Sides, begins: bool) {
         let (x, zero) = (&k.x, zero_point(self.coded));
         let centre = self.short.map_or(zero, |short| short.centre);
         // Those of the block, and not of what comes after it.
@@ -259,8 +279,10 @@ impl Work<'_, '_> {
         let count = block_records(self.packed) * groups * x.mr;
         let here = first..(first + count).min(x.sums.len());
         let (sums, totals) = (&x.sums[here.clone()], &x.totals[here.clone()]);
-        for (begin, sum) in sides.begins.iter_mut().zip(sums) {
-            *begin = -centre * sum;
+        if begins {
+            for (begin, sum) in sides.begins.iter_mut().zip(sums) {
+                *begin = -centre * sum;
+            }
         }
         match self.coded.scales {
             Scales::TwoLevel { minimum, .. } => {
@@ -497,6 +519,63 @@ impl Work<'_, '_> {
                     });
                 });
             }
+        }
+    }
+
+    /// Super-blocks whose sub-scales are in the codes: one sum of products each.
+    #[inline(never)]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn folded<const MR: usize, const NP: usize>(&mut self, k: &Block<'_, NP>, sides: &Sides, base: i32) {
+        let Scales::TwoLevel { len, minimum } = self.coded.scales else { return };
+        let (x, groups, mut ahead) = (&k.x, SUPER_BLOCK / len, k.ahead);
+        let codes = &x.codes[k.first_record * SUPER_BLOCK * MR..][..k.columns * MR];
+        let mut codes = parts::<QUAD, MR, 1, _>(codes);
+        let mut weights = k.codes.as_chunks::<NP>().0;
+        let mut totals = sides.totals.as_chunks::<MR>().0;
+        let scales = x.scales[k.first_record * MR..].as_chunks::<MR>().0;
+        let mut sums = x.sums[k.first_record * groups * MR..].as_chunks::<MR>().0;
+        let out = &mut self.out[k.panel * MR * TILE + k.panels[0] * PANEL..][..(MR - 1) * TILE + NP * PANEL];
+        let heads = k.heads.chunks_exact(2 + 2 * groups).zip(scales);
+        for (r, (head, s_x)) in heads.enumerate() {
+            let is_first = k.first_record + r == 0;
+            let Some(([d, dmin], integers)) = head.split_first_chunk() else { return };
+            let minima = &integers[groups..][..groups / 2];
+            let totals = take(&mut totals, groups / 2);
+            let mut sum = [0; MR];
+            for of_group in take(&mut sums, groups) {
+                unrolled!(MR, I => sum[I] += of_group[I]);
+            }
+            let mut dot = [[_mm512_setzero_si512(); NP]; MR];
+            unrolled!(MR, I => dot[I] = [_mm512_set1_epi32(-base * sum[I]); NP]);
+            for _ in 0..4 {
+                (0..groups / 4).for_each(|_| ahead.ask());
+                const QUADS: usize = SUPER_BLOCK / QUAD / 4;
+                multiply!(take(&mut weights, QUADS), take(&mut codes, QUADS), 0, dot[MR][NP]);
+            }
+            unrolled!(MR, I => {
+                let s = _mm512_set1_ps(s_x[I]);
+                let mut msum = [_mm512_setzero_si512(); NP];
+                if minimum {
+                    for (mn, total) in minima.iter().zip(totals) {
+                        let total = _mm512_set1_epi32(total[I]);
+                        unrolled!(NP, P => {
+                            let mn = _mm512_castps_si512(floats(&mn[P], 0));
+                            msum[P] = _mm512_dpwssd_epi32(msum[P], mn, total);
+                        });
+                    }
+                }
+                unrolled!(NP, P => {
+                    let place = I * TILE + P * PANEL;
+                    let before = if is_first { _mm512_setzero_ps() } else { floats(out, place) };
+                    let d = _mm512_mul_ps(floats(&d[P], 0), s);
+                    let mut acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[I][P]), d, before);
+                    if minimum {
+                        let dmin = _mm512_mul_ps(floats(&dmin[P], 0), s);
+                        acc = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(msum[P]), dmin, acc);
+                    }
+                    put_floats(out, place, acc);
+                });
+            });
         }
     }
 }
