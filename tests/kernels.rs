@@ -118,6 +118,8 @@ fn layouts() -> Vec<(String, Layout)> {
 /// A matrix of random rows; row 0 has the largest codes, row 1 the smallest, row 2 zero scales.
 fn matrix(layout: Layout, n: usize, k: usize, random: &mut Random) -> RowMatrix {
     let mut rows = vec![];
+    // Every second matrix has sub-scales that kernels may multiply into codes, up to the largest: as in Q2_K and Q3_K.
+    let small = random.below(2) == 0;
     for r in 0..n {
         let mut row = Row::new(layout, k).unwrap();
         let f16 = |v: f32| half::f16::from_f32(v).to_f32();
@@ -159,7 +161,13 @@ fn matrix(layout: Layout, n: usize, k: usize, random: &mut Random) -> RowMatrix 
                 }
                 row.minimums.iter_mut().for_each(|s| *s = scale(random));
                 row.zeros.iter_mut().for_each(|z| *z = random.below(top + 1) as u8);
-                row.sub_scales.iter_mut().for_each(|s| *s = random.below(256) as u8 as i8);
+                row.sub_scales.iter_mut().for_each(|s| {
+                    *s = match coded.values {
+                        Values::Offset(0) if small => random.below((255 / top).min(127) + 1) as i8,
+                        _ if small => random.below(64) as i8 - 32,
+                        _ => random.below(256) as u8 as i8,
+                    }
+                });
                 row.sub_minimums.iter_mut().for_each(|s| *s = random.below(64) as i8);
             }
         }
