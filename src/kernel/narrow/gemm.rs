@@ -563,10 +563,3 @@ pub(in crate::kernel) fn split(scratch: &mut [u8], codes: usize) -> (&mut [u8], 
     let (_, floats, _) = unsafe { rest.align_to_mut::<f32>() };
     (block, floats)
 }
-
-/// Little-endian f32, where they are aligned.
-pub(in crate::kernel) fn as_floats(bytes: &[u8]) -> Option<&[f32]> {
-    // SAFETY: any bytes are valid floats; `align_to` itself keeps to the aligned middle.
-    let (before, floats, after) = unsafe { bytes.align_to::<f32>() };
-    (before.is_empty() && after.is_empty()).then_some(floats)
-}

@@ -20,7 +20,7 @@ use super::vector::*;
 use crate::activation::{Activations, Floats};
 use crate::error::Result;
 use crate::kernel::Job;
-use crate::kernel::narrow::gemm::{Ahead, as_floats, split};
+use crate::kernel::narrow::gemm::{Ahead, split};
 use crate::kernel::narrow::{Units, unit_lines, unrolled};
 use crate::kernel::x86_64::zero_point;
 use crate::layout::packed::{Geometry, LINE, Tile, unit_columns};

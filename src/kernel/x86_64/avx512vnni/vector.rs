@@ -40,6 +40,13 @@ pub(super) fn floats(values: &[f32], at: usize) -> __m512 {
     unsafe { _mm512_loadu_ps(place.as_ptr()) }
 }
 
+/// Bytes of floats as such, where they are aligned.
+pub(super) fn as_floats(bytes: &[u8]) -> Option<&[f32]> {
+    // SAFETY: any bytes are valid floats; `align_to` itself keeps to the aligned middle.
+    let (before, floats, after) = unsafe { bytes.align_to::<f32>() };
+    (before.is_empty() && after.is_empty()).then_some(floats)
+}
+
 /// Stores 16 floats.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
