@@ -400,18 +400,14 @@ pub fn quantize_row(x: &[f32], shape: &Shape, rule: &Rule, out: &mut RowCodes<'_
         if !pads.is_empty() {
             pads.fill(0);
         }
-        // The commonest groups, as constants: their loops unroll into a few vectors.
-        let whole = <&[f32; 32]>::try_from(x).ok().filter(|_| shape.group == 32);
         if !by_row {
-            let magnitude = whole.map_or_else(|| magnitude_bits(x), |x| magnitude_bits(x));
+            // The commonest group as a constant, as below: its loop unrolls into a few vectors.
+            let magnitude =
+                <&[f32; 32]>::try_from(x).map_or_else(|_| magnitude_bits(x), |x| magnitude_bits(x));
             largest = largest.max(magnitude);
             step = step_of(x, magnitude, rule);
         }
         out.scales[r] = step.scale;
-        if let Some(x) = whole {
-            out.sums[r] = codes_of(x, step, rule, codes);
-            continue;
-        }
         let sums = &mut out.sums[r * shape.record_groups..];
         match shape.group {
             16 => codes_of_groups::<16>(x, step, rule, codes, sums),

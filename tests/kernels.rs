@@ -96,7 +96,9 @@ fn layouts() -> Vec<(String, Layout)> {
         }
     }
     // As Q2_K, Q4_K and Q5_K have them: codes from 0 on, whose sums some kernels centre.
-    for (bits, len, minimum) in [(2, 16, true), (4, 32, true), (4, 16, false), (5, 32, true)] {
+    let from_zero =
+        [(2, 16, true), (3, 16, false), (4, 32, true), (4, 16, false), (5, 32, true), (5, 16, true)];
+    for (bits, len, minimum) in from_zero {
         let scales = Scales::TwoLevel { len, minimum };
         let values = Values::Offset(0);
         let layout = Layout::Coded(Coded { bits, values, scales, scale_type: ScaleType::F16, bases: 1 });

@@ -500,7 +500,7 @@ pub(in crate::kernel) struct Ahead<'a> {
     pub(in crate::kernel) bytes: &'a [u8],
     /// The next offset.
     pub(in crate::kernel) at: usize,
-    /// Bytes for each quad that is multiplied.
+    /// Bytes for each step: a quad that is multiplied, or a group.
     pub(in crate::kernel) step: usize,
 }
 
@@ -510,16 +510,21 @@ impl<'a> Ahead<'a> {
         Ahead { bytes: &[], at: 0, step: 0 }
     }
 
-    /// Panel `p`'s part of as many bytes after `block` as that has.
+    /// Panel `p`'s part of as many bytes after `block` as that has, with each quad of so many columns.
     pub(in crate::kernel) fn new(block: &'a [u8], p: usize, panels: usize, columns: usize) -> Ahead<'a> {
-        let part = block.len() / panels;
-        Ahead { bytes: block, at: block.len() + p * part, step: part.div_ceil(columns / QUAD) }
+        Ahead::in_steps(block, p, panels, columns / QUAD)
     }
 
-    /// The part for the next `quads`.
-    pub(in crate::kernel) fn take(&mut self, quads: usize) -> Ahead<'a> {
+    /// The same in so many steps.
+    pub(in crate::kernel) fn in_steps(block: &'a [u8], p: usize, panels: usize, steps: usize) -> Ahead<'a> {
+        let part = block.len() / panels;
+        Ahead { bytes: block, at: block.len() + p * part, step: part.div_ceil(steps) }
+    }
+
+    /// The part for so many steps.
+    pub(in crate::kernel) fn take(&mut self, steps: usize) -> Ahead<'a> {
         let now = *self;
-        self.at += quads * self.step;
+        self.at += steps * self.step;
         now
     }
 }

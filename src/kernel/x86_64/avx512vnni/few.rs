@@ -45,6 +45,14 @@ pub(in crate::kernel) fn takes(key: LayoutKey) -> bool {
     }
 }
 
+/// Widest codes whose sums are taken as 16 bits where they fit. Of 5 bits those of groups of 16 would; no file has them,
+/// and Q5_K's kernel, of groups of 32, would be a quarter slower for it.
+const SHORT_BITS: u8 = 4;
+
+fn short_of(coded: &Coded, bias: i32) -> Option<Short> {
+    Short::of(coded, bias).filter(|_| coded.bits <= SHORT_BITS)
+}
+
 /// Room for what the sums of groups begin with.
 pub(super) fn scratch(packed: &Packed, _rows: usize) -> usize {
     let groups = match packed.layout() {
@@ -65,14 +73,15 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
     }
     let tile = job.packed.tile(job.tile);
     let (_, begins) = split(job.scratch, 0);
-    let centre = Short::of(coded, x.bias).map_or(zero_point(coded), |short| short.centre);
+    let short = short_of(coded, x.bias);
+    let centre = short.map_or(zero_point(coded), |short| short.centre);
     let panels = job.rows.div_ceil(mr);
     for (panel, out) in job.out.chunks_exact_mut(mr * TILE).take(panels).enumerate() {
         let (x, fetch) = (x.panel(panel), Fetch::new(tile.bytes, panel, panels));
         for (begin, sum) in begins.iter_mut().zip(x.sums) {
             *begin = f32::from_bits((-centre * sum) as u32);
         }
-        let mut work = Work { coded, tile, x, out, begins, fetch };
+        let mut work = Work { coded, tile, x, out, short, begins, fetch };
         for_rows!([2 4 6 8] mr, MR => match coded.bits {
             1 => work.width::<1, MR>(),
             2 => work.width::<2, MR>(),
@@ -110,6 +119,7 @@ struct Work<'a, 'o> {
     tile: Tile<'a>,
     x: Codes<'a>,
     out: &'o mut [f32],
+    short: Option<Short>,
     /// `-centre * sum of x` for each group and row: integers, as bits.
     begins: &'o [f32],
     fetch: Fetch<'a>,
@@ -190,10 +200,7 @@ impl Work<'_, '_> {
         if !matches!(BITS, 2..=6) {
             return;
         }
-        match Short::of(self.coded, self.x.bias) {
-            Some(Short { centre }) => self.two_level::<BITS, MR, true>(len, minimum, centre),
-            None => self.two_level::<BITS, MR, false>(len, minimum, zero_point(self.coded)),
-        }
+        self.two_level::<BITS, MR>(len, minimum);
     }
 
     /// One scale for each row of W: span after span, pair after pair.
@@ -323,19 +330,15 @@ impl Work<'_, '_> {
         });
     }
 
-    /// Super-blocks: integers inside one, floats across them. `SHORT`: sums of groups fit 16 bits.
+    /// Super-blocks: integers inside one, floats across them.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn two_level<const BITS: u8, const MR: usize, const SHORT: bool>(
-        &mut self,
-        len: usize,
-        minimum: bool,
-        centre: i32,
-    ) {
+    fn two_level<const BITS: u8, const MR: usize>(&mut self, len: usize, minimum: bool) {
         let (x, geometry) = (self.x, self.x.shape.geometry);
         let (panels, lanes) = (self.tile.panels, self.tile.panels * PANEL);
-        let (groups, off) = (SUPER_BLOCK / len, centre - zero_point(self.coded));
-        let (mut corrections, mut totals) = (Pairs::default(), Pairs::default());
+        let groups = SUPER_BLOCK / len;
+        let off = self.short.map_or(0, |short| short.centre - zero_point(self.coded));
+        let (mut corrections, mut totals) = ([0; _], [0; _]);
         let (records, codes) = (self.tile.bytes.chunks_exact(geometry.record_bytes(panels)), x.codes);
         for (b, (record, codes)) in records.zip(codes.chunks_exact(SUPER_BLOCK * MR)).enumerate() {
             let (head, bytes) = record.split_at(lanes * geometry.head);
@@ -345,11 +348,11 @@ impl Work<'_, '_> {
                 }
             }
             let first = b * groups * MR;
-            if SHORT && off != 0 {
-                pairs(MR, &x.sums[first..][..groups * MR], off, &mut corrections.0);
+            if off != 0 {
+                pairs(MR, &x.sums[first..][..groups * MR], off, &mut corrections);
             }
             if minimum {
-                pairs(MR, &x.totals[first..][..groups * MR], 1, &mut totals.0);
+                pairs(MR, &x.totals[first..][..groups * MR], 1, &mut totals);
             }
             let block = SuperBlock {
                 b,
@@ -358,11 +361,11 @@ impl Work<'_, '_> {
                 bytes,
                 codes,
                 groups,
-                corrections: (SHORT && off != 0).then_some(&corrections),
+                corrections: (off != 0).then_some(&corrections),
                 totals: minimum.then_some(&totals),
             };
             for pair in pairs_of(panels) {
-                self.super_block::<BITS, MR, SHORT>(&block, pair);
+                self.super_block::<BITS, MR>(&block, pair);
             }
         }
     }
@@ -370,20 +373,16 @@ impl Work<'_, '_> {
     /// A super-block of a pair.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn super_block<const BITS: u8, const MR: usize, const SHORT: bool>(
-        &mut self,
-        block: &SuperBlock<'_>,
-        pair: [usize; PAIR],
-    ) {
+    fn super_block<const BITS: u8, const MR: usize>(&mut self, block: &SuperBlock<'_>, pair: [usize; PAIR]) {
         let (x, SuperBlock { b, bytes, codes, subs, groups, .. }) = (self.x, *block);
         let (panels, lanes) = (self.tile.panels, self.tile.panels * PANEL);
         let len = SUPER_BLOCK / groups;
         let group_bytes = len / (unit_quads(BITS) * QUAD) * unit_lines(BITS) * panels * LINE;
         let begins = &self.begins.as_chunks::<MR>().0[b * groups..][..groups];
         let mut sums = Sums([[_mm512_setzero_si512(); PAIR]; MR]);
-        // Codes of other widths fit as they are (`Short::of`).
-        if SHORT
-            && BITS == 4
+        // Wider codes are not (`short_of`); narrower ones fit without being centred (`Short::of`).
+        let short = BITS <= SHORT_BITS && self.short.is_some();
+        if BITS == SHORT_BITS
             && let Some(corrections) = block.corrections
         {
             add_pairs(&subs[..groups * lanes], lanes, pair, corrections, &mut sums);
@@ -394,7 +393,7 @@ impl Work<'_, '_> {
             ($j:expr) => {
                 let begin = &begins[$j];
                 unrolled!(MR, I => dot[I] = [_mm512_castps_si512(_mm512_set1_ps(begin[I])); PAIR]);
-                if !SHORT {
+                if !short {
                     add_weights!(x, b * groups + $j, pair, dot[MR][[0 1]]);
                 }
             };
@@ -403,14 +402,14 @@ impl Work<'_, '_> {
             ($j:expr) => {
                 unrolled!([0 1], P => {
                     let sc = signed_bytes(subs, $j * lanes + pair[P] * PANEL);
-                    let sc = if SHORT { _mm512_maskz_mov_epi16(0x5555_5555, sc) } else { sc };
-                    unrolled!(MR, I => {
-                        isum[I][P] = if SHORT {
-                            _mm512_dpwssd_epi32(isum[I][P], dot[I][P], sc)
-                        } else {
-                            _mm512_add_epi32(isum[I][P], _mm512_mullo_epi32(sc, dot[I][P]))
-                        };
-                    });
+                    if short {
+                        let sc = _mm512_maskz_mov_epi16(0x5555_5555, sc);
+                        unrolled!(MR, I => isum[I][P] = _mm512_dpwssd_epi32(isum[I][P], dot[I][P], sc));
+                    } else {
+                        unrolled!(MR, I => {
+                            isum[I][P] = _mm512_add_epi32(isum[I][P], _mm512_mullo_epi32(sc, dot[I][P]));
+                        });
+                    }
                 });
             };
         }
@@ -489,7 +488,7 @@ fn add_pairs<const MR: usize>(
 ) {
     let mut acc = sums.0;
     let mut rest = subs;
-    for pair_of_x in pairs.0.as_chunks::<MR>().0 {
+    for pair_of_x in pairs.as_chunks::<MR>().0 {
         // Not `chunks_exact`: a zip of those divides by their length.
         let Some((subs, later)) = rest.split_at_checked(2 * lanes) else { break };
         let (first, second) = subs.split_at(lanes);
@@ -526,13 +525,7 @@ struct Group<'a, const MR: usize> {
 struct Sums<const MR: usize>([[__m512i; PAIR]; MR]);
 
 /// What `gemm::pairs` makes of sums of x, `[pair of groups][MR]`.
-struct Pairs([i32; SUPER_BLOCK / 32 * ROWS]);
-
-impl Default for Pairs {
-    fn default() -> Pairs {
-        Pairs([0; SUPER_BLOCK / 32 * ROWS])
-    }
-}
+type Pairs = [i32; SUPER_BLOCK / 32 * ROWS];
 
 /// A super-block of all panels.
 #[derive(Clone, Copy)]
@@ -544,7 +537,7 @@ struct SuperBlock<'a> {
     bytes: &'a [u8],
     codes: &'a [i8],
     groups: usize,
-    /// What centred sums lack, where they are centred (`gemm::Short`).
+    /// What sums of groups lack where they are centred to fit 16 bits (`gemm::Short`).
     corrections: Option<&'a Pairs>,
     /// Totals of x for minima, where there are any.
     totals: Option<&'a Pairs>,

@@ -6,8 +6,8 @@
 //! Each output is one chain of fma, k ascending, as the contract wants it: lanes are rows of W, so the
 //! order of the sum is the same in every instruction set. 6 rows of x x 4 panels are 24 sums, more than enough to hide the
 //! latency, for 4 loads and 6 broadcasts; meanwhile what the next block is made from is asked for. Plain floats that meet
-//! one panel of x are multiplied where they lie, and read as one stream: up to 6 rows take all four panels of a tile at
-//! once, more take two.
+//! up to 6 rows are multiplied where they lie, all four panels of a tile at once, and read as one stream; f32 up to 12 rows,
+//! two panels at a time.
 
 // A register tile is indexed by row and panel; iterators would hide which.
 #![allow(clippy::needless_range_loop)]
@@ -57,8 +57,13 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
     let Activations::Float(x) = job.x else { return Ok(()) };
     let (tile, geometry) = (job.packed.tile(job.tile), *job.packed.geometry());
     let in_features = geometry.in_features;
+    // More than `PART` rows of x want to find what is narrower than f32 converted.
+    let most = match job.packed.layout() {
+        Layout::Dense(Float::F32) if tile.panels == TILE_PANELS => ROWS,
+        _ => PART,
+    };
     if let Layout::Dense(float) = job.packed.layout()
-        && (job.rows <= x.mr || x.mr == 1)
+        && (job.rows <= x.mr && x.mr <= most || x.mr == 1)
     {
         direct(*float, tile, &x, in_features, job.out);
         return Ok(());
@@ -242,20 +247,15 @@ fn direct_rows<const SIZE: usize>(
     }
     const ALL: usize = TILE_PANELS;
     const ONE: usize = 1;
-    if mr <= 6 && tile.panels == ALL {
+    if mr <= PART && tile.panels == ALL {
         return rows!(ALL, [1 2 3 4 5 6], 0..columns, 0);
     }
     for at in (0..columns).step_by(SPAN) {
         let span = at..columns.min(at + SPAN);
-        let mut first = 0;
-        while first < tile.panels {
-            if mr > 6 && first + PAIR <= tile.panels {
-                rows!(PAIR, [7 8 9 10 11 12], span.clone(), first);
-                first += PAIR;
-            } else {
-                rows!(ONE, [1 2 3 4 5 6 7 8 9 10 11 12], span.clone(), first);
-                first += 1;
-            }
+        if SIZE == 4 * PANEL && mr > PART {
+            (0..tile.panels).step_by(PAIR).for_each(|p| rows!(PAIR, [7 8 9 10 11 12], span.clone(), p));
+        } else {
+            (0..tile.panels).for_each(|p| rows!(ONE, [1 2 3 4 5 6], span.clone(), p));
         }
     }
 }

@@ -120,8 +120,6 @@ fn decode_width<const BITS: u8, const TABLE: bool, const NP: usize>(
     block: &mut [u8],
 ) {
     let (at, stride) = (units.at, units.stride);
-    // All panels of a tile: every offset is a constant.
-    let whole = NP > 1 && stride == NP * LINE;
     let mut blocks = block.chunks_exact_mut(unit_quads(BITS) * NP * LINE);
     for record in units.bytes.chunks(units.record) {
         for (u, block) in record[units.head..].chunks_exact(units.unit).zip(&mut blocks) {
@@ -130,7 +128,8 @@ fn decode_width<const BITS: u8, const TABLE: bool, const NP: usize>(
                     prefetch(u, 2048 + at + k * stride + p * LINE);
                 }
             }
-            if whole {
+            // All panels of a tile: every offset is a constant.
+            if NP == TILE_PANELS {
                 let lines = &u.as_chunks::<LINE>().0.as_chunks::<NP>().0[..unit_lines(BITS)];
                 unrolled!(unit_quads(BITS), I => unrolled!(NP, P => {
                     let codes = quad_of::<BITS, TABLE>(|k| line(&lines[k][P], 0), I, table);

@@ -22,7 +22,7 @@ use super::gemm::{ROWS, Short, add_weights, decode, pairs};
 use super::vector::*;
 use crate::activation::Codes;
 use crate::kernel::Job;
-use crate::kernel::narrow::gemm::split;
+use crate::kernel::narrow::gemm::{Ahead, split};
 use crate::kernel::narrow::{Units, for_rows, unit_lines, unrolled};
 use crate::kernel::x86_64::zero_point;
 use crate::layout::packed::{LINE, Tile};
@@ -104,36 +104,18 @@ struct Block<'a, const NP: usize> {
     x: Codes<'a>,
     /// How many rows of it there are: those that fill it up are left out where they are a part.
     rows: usize,
+    /// What it asks for, group by group: a part of what the next k-block is decoded from.
     ahead: Ahead<'a>,
 }
 
-/// What a panel of x asks for: its part of what the next k-block is decoded from.
-#[derive(Clone, Copy)]
-struct Ahead<'a> {
-    bytes: &'a [u8],
-    /// Offset of the next line: past the end of `bytes`.
-    at: usize,
-    /// Bytes for each group, and lines that have them.
-    step: usize,
-    lines: usize,
-}
-
-impl<'a> Ahead<'a> {
-    /// Panel `panel` of so many, spread over `groups`.
-    fn new(block: &'a [u8], panel: usize, panels: usize, groups: usize) -> Ahead<'a> {
-        let len = block.len() / panels;
-        let step = len.div_ceil(groups);
-        Ahead { bytes: block, at: block.len() + panel * len, step, lines: step.div_ceil(LINE) }
+/// Asks for the lines of a step.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn ask(ahead: &mut Ahead<'_>) {
+    for line in 0..ahead.step.div_ceil(LINE) {
+        prefetch_far(ahead.bytes, ahead.at + line * LINE);
     }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn ask(&mut self) {
-        for line in 0..self.lines {
-            prefetch_far(self.bytes, self.at + line * LINE);
-        }
-        self.at += self.step;
-    }
+    ahead.at += ahead.step;
 }
 
 /// A list as `[_][PARTS][R][N]`.
@@ -161,6 +143,21 @@ macro_rules! multiply {
             unrolled!($R, I => {
                 let x = _mm512_set1_epi32(i32::from_le_bytes(q[I].map(|code| code as u8)));
                 unrolled!($NP, P => $dot[I][P] = _mm512_dpbusd_epi32($dot[I][P], codes[P], x));
+            });
+        }
+    };
+}
+
+/// `$sums[$R][$NP] +=` sub-scales or sub-minima of two groups at a time, `$pairs`, times what `gemm::pairs` made of sums of x.
+macro_rules! add_pairs {
+    ($pairs:expr, $of_x:expr, $part:expr, $sums:ident[$R:ident][$NP:ident]) => {
+        for (pairs, of_x) in $pairs.iter().zip($of_x) {
+            unrolled!($R, I => {
+                let of_x = _mm512_set1_epi32(of_x[$part][I]);
+                unrolled!($NP, P => {
+                    let pair = _mm512_castps_si512(floats(&pairs[P], 0));
+                    $sums[I][P] = _mm512_dpwssd_epi32($sums[I][P], pair, of_x);
+                });
             });
         }
     };
@@ -225,6 +222,8 @@ impl Work<'_, '_> {
                 let codes = codes[..columns * NP * PANEL].as_chunks_mut().0;
                 fold.apply(codes, &heads[..records * per_record], groups);
             }
+            // Each part of a panel asks once for each group; folded ones are not taken in parts.
+            let steps = records * groups * if fold.is_some() { 1 } else { mr.div_ceil(3) };
             for panel in 0..panels_of_x {
                 let block = Block {
                     panels,
@@ -235,7 +234,7 @@ impl Work<'_, '_> {
                     panel,
                     x: self.x.panel(panel),
                     rows: self.rows - panel * mr,
-                    ahead: Ahead::new(bytes, panel, panels_of_x, records * groups * mr.div_ceil(3)),
+                    ahead: Ahead::in_steps(bytes, panel, panels_of_x, steps),
                 };
                 self.sides(&block, groups, &mut sides, fold.is_none());
                 if let Some(fold) = fold {
@@ -408,7 +407,7 @@ impl Work<'_, '_> {
                         }));
                     }
                 }
-                ahead.ask();
+                ask(&mut ahead);
                 multiply!(
                     take(&mut weights, padded / QUAD),
                     take(&mut codes, padded / QUAD),
@@ -462,15 +461,7 @@ impl Work<'_, '_> {
                     (take(&mut corrections, groups / 2), take(&mut totals, groups / 2));
                 let mut isum = [[_mm512_setzero_si512(); NP]; R];
                 if corrected {
-                    for (sc, correction) in sub_pairs.iter().zip(corrections) {
-                        unrolled!(R, I => {
-                            let correction = _mm512_set1_epi32(correction[part][I]);
-                            unrolled!(NP, P => {
-                                let sc = _mm512_castps_si512(floats(&sc[P], 0));
-                                isum[I][P] = _mm512_dpwssd_epi32(isum[I][P], sc, correction);
-                            });
-                        });
-                    }
+                    add_pairs!(sub_pairs, corrections, part, isum[R][NP]);
                 }
                 for (j, (sc, begin)) in subs.iter().zip(take(&mut begins, groups)).enumerate() {
                     let mut dot = [[_mm512_setzero_si512(); NP]; R];
@@ -478,7 +469,7 @@ impl Work<'_, '_> {
                     if !SHORT {
                         add_weights!(x, b * groups + j, k.panels, dot[R][NP]);
                     }
-                    ahead.ask();
+                    ask(&mut ahead);
                     multiply!(take(&mut weights, len / QUAD), take(&mut codes, len / QUAD), part, dot[R][NP]);
                     unrolled!(NP, P => {
                         let sc = _mm512_castps_si512(floats(&sc[P], 0));
@@ -493,15 +484,7 @@ impl Work<'_, '_> {
                 }
                 let mut msum = [[_mm512_setzero_si512(); NP]; R];
                 if minimum {
-                    for (mn, total) in minima.iter().zip(totals) {
-                        unrolled!(R, I => {
-                            let total = _mm512_set1_epi32(total[part][I]);
-                            unrolled!(NP, P => {
-                                let mn = _mm512_castps_si512(floats(&mn[P], 0));
-                                msum[I][P] = _mm512_dpwssd_epi32(msum[I][P], mn, total);
-                            });
-                        });
-                    }
+                    add_pairs!(minima, totals, part, msum[R][NP]);
                 }
                 unrolled!(NP, P => {
                     let d = floats(&d[P], 0);
@@ -548,7 +531,7 @@ impl Work<'_, '_> {
             let mut dot = [[_mm512_setzero_si512(); NP]; MR];
             unrolled!(MR, I => dot[I] = [_mm512_set1_epi32(-base * sum[I]); NP]);
             for _ in 0..4 {
-                (0..groups / 4).for_each(|_| ahead.ask());
+                (0..groups / 4).for_each(|_| ask(&mut ahead));
                 const QUADS: usize = SUPER_BLOCK / QUAD / 4;
                 multiply!(take(&mut weights, QUADS), take(&mut codes, QUADS), 0, dot[MR][NP]);
             }
