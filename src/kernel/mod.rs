@@ -241,9 +241,9 @@ pub fn select(layout: &Layout, in_features: usize, activation: Kind, isa: Isa) -
     let few = if few_take(key) { few().filter(|few| few.isa >= gemm.isa) } else { None };
     let few_rows = match (few, layout) {
         (None, _) => 0,
-        (_, Layout::Coded(Coded { scales: Scales::TwoLevel { .. }, .. })) => 8,
-        (_, Layout::Coded(Coded { bits: 8, .. })) => FEW_ROWS / 2,
-        _ => FEW_ROWS,
+        (_, Layout::Coded(Coded { bits: 1 | 2, scales: Scales::Row | Scales::Group { .. }, .. })) => FEW_ROWS,
+        (_, Layout::Coded(Coded { bits: 4, scales: Scales::TwoLevel { .. }, .. })) => FEW_ROWS,
+        _ => FEW_ROWS / 2,
     };
     let gemv = first(false);
     if few.is_none() && gemv.isa == Isa::Avx2 && gemv.mr == 1 {
