@@ -180,7 +180,14 @@ fn matrix(layout: Layout, n: usize, k: usize, random: &mut Random) -> RowMatrix 
 
 fn batch(m: usize, k: usize, random: &mut Random) -> Vec<f32> {
     let mut x: Vec<f32> = (0..m * k).map(|_| random.float() * 3.0).collect();
+    // Every second batch is as activations are, most of them far below the largest: kernels may count on that. The
+    // largest are side by side, as none may count on their being apart.
+    let steep = random.below(2) == 0;
     for (i, row) in x.chunks_mut(k).enumerate() {
+        if steep {
+            row.iter_mut().for_each(|v| *v = *v * *v * *v);
+            row.iter_mut().take(2).for_each(|v| *v = if i % 2 == 0 { 27.0 } else { -27.0 });
+        }
         match i % 11 {
             3 => row.fill(0.0),
             4 => row.fill(1e-40),

@@ -7,6 +7,7 @@ use crate::kernel::narrow::{self, coded_kernels, dense_kernels};
 use crate::kernel::{Kernel, LayoutKey, Portable, Scheme};
 use crate::layout::Float;
 
+mod bytes;
 mod float {
     crate::kernel::narrow::float!("avx2,fma,f16c");
 }
@@ -82,14 +83,20 @@ pub(super) mod step {
 }
 
 static GEMV: [[Kernel; 6]; 8] = coded_kernels!(Avx2, "_i8_avx2_1x64\0", Integer, (1, 1), |_, _| 0, gemv::run);
-static GEMM: [[Kernel; 6]; 8] = coded_kernels!(
-    Avx2,
-    "_i8_avx2_mx16\0",
-    Integer,
-    (multiply::ROWS, multiply::ROWS),
-    narrow::gemm::scratch,
-    gemm::run
-);
+static GEMM: [[Kernel; 6]; 8] = {
+    let mut kernels = coded_kernels!(
+        Avx2,
+        "_i8_avx2_mx16\0",
+        Integer,
+        (multiply::ROWS, multiply::ROWS),
+        narrow::gemm::scratch,
+        gemm::run
+    );
+    let bytes = &mut kernels[7][0];
+    assert!(matches!(bytes.layout, LayoutKey::Coded { bits: 8, scheme: Scheme::Row, .. }));
+    (bytes.scratch, bytes.run) = (bytes::scratch, bytes::run);
+    kernels
+};
 static FLOAT: [[Kernel; 6]; 8] = coded_kernels!(
     Avx2,
     "_f32_avx2_mx16\0",

@@ -181,6 +181,6 @@ fn beginning<const MR: usize>(begins: &[i32; MR]) -> [[Int; PARTS]; MR] {
 /// A quad of x in every lane.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn everywhere(x: &[i8; QUAD]) -> Bytes {
+pub(super) fn everywhere(x: &[i8; QUAD]) -> Bytes {
     _mm256_set1_epi32(i32::from_le_bytes(x.map(|x| x as u8)))
 }

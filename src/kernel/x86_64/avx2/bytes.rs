@@ -1,0 +1,312 @@
+//! Several rows of x and weights of 8 bits with one scale for each row.
+//!
+//! `vpmaddubsw` takes the codes of W as they lie, unsigned, and those of x, and adds pairs of products in 16 bits, where
+//! it saturates. It does not while the two codes of x come to at most 128 in magnitude, as 255 * 128 < 2^15; other
+//! pairs are few (of numbers that are normally distributed one in a hundred, where 127 is 3.5 standard deviations).
+//! They are marked once for each block of x, and what they lost is put back. Limit: two multiplications a cycle, two for
+//! 32 products; giving x the sign of W instead (`multiply`) never saturates, and competes with them.
+//!
+//! ```text
+//! W       [quad][panel of the tile][64]     a k-block; few panels of x take it where it lies,
+//! copy    [quad][64]                        of several the first one copies what it reads of a panel, to L1
+//! x       [quad][row of the panel][4]
+//! marks   [panel of x][u16]                 how many quads of x have a pair that may saturate, and which
+//! ```
+//! Sums rest in the output between k-blocks, as bits.
+
+// A register tile is indexed by row and part; iterators would hide which.
+#![allow(clippy::needless_range_loop)]
+
+use core::arch::x86_64::*;
+
+use super::multiply::{ROWS, everywhere};
+use super::vector::*;
+use crate::activation::{Activations, Codes};
+use crate::error::Result;
+use crate::kernel::Job;
+use crate::kernel::narrow::for_rows;
+use crate::kernel::narrow::gemm::{self, Ahead};
+use crate::layout::packed::LINE;
+use crate::layout::{Coded, Layout, PANEL, Packed, QUAD, ScaleType, Scales, TILE, Values};
+
+/// Most quads of a k-block: 16 KiB of a panel.
+const BLOCK: usize = 256;
+
+/// The same where no copy is made: a panel's lines are 256 bytes apart then, and those of 128 quads fill their places in L1.
+const SHORT_BLOCK: usize = 128;
+
+/// Up to so many panels of x a copy costs more than it gives.
+const WITHOUT_COPY: usize = 2;
+
+/// With more marks than this no product is left to saturate: an eighth.
+const MOST_MARKS: usize = BLOCK * ROWS / 8;
+
+/// The number of quads that are marked, [`TOO_MANY`] of more than the most, then the index of each in a panel's block of x.
+type Marks = [[u8; 2]; 1 + MOST_MARKS];
+
+const TOO_MANY: usize = u16::MAX as usize;
+
+pub(super) fn scratch(packed: &Packed, rows: usize) -> usize {
+    // Panels have a row or more.
+    gemm::scratch(packed, rows).max(BLOCK * LINE + rows * size_of::<Marks>())
+}
+
+/// What does not change from block to block.
+struct Work<'a, 'o> {
+    /// The code that stands for 0.
+    zero: i32,
+    x: Codes<'a>,
+    out: &'o mut [f32],
+}
+
+/// A panel of W in a k-block.
+struct Block<'a> {
+    /// The panel of the tile.
+    p: usize,
+    /// The block's first quad, and how many it has.
+    at: usize,
+    quads: usize,
+    /// The scales of this panel, with the last block.
+    head: Option<&'a [u8]>,
+}
+
+/// The codes of a block: every so many lines.
+#[derive(Clone, Copy)]
+struct Lines<'a> {
+    lines: &'a [[u8; LINE]],
+    stride: usize,
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
+    let (Activations::Integer(x), Layout::Coded(coded)) = (job.x, job.packed.layout()) else {
+        return Ok(());
+    };
+    let Coded { bits: 8, scales: Scales::Row, values: Values::Offset(zero), .. } = *coded else {
+        return Ok(());
+    };
+    if x.bias != 0 {
+        return super::gemm::run(job); // x may be -128
+    }
+    let tile = job.packed.tile(job.tile);
+    let lanes = tile.panels * PANEL;
+    let (head, bytes) = tile.bytes.split_at(lanes * 4);
+    let (all_lines, _) = bytes.as_chunks::<LINE>();
+    let (copy, marks) = job.scratch.split_at_mut(BLOCK * LINE);
+    let ((copy, _), (marks, _)) = (copy.as_chunks_mut::<LINE>(), marks.as_chunks_mut::<2>());
+    let (marks, _) = marks.as_chunks_mut::<{ 1 + MOST_MARKS }>();
+    let panels = job.rows.div_ceil(x.mr);
+    let mut work = Work { zero: zero as i32, x, out: job.out };
+    let quads = all_lines.len() / tile.panels;
+    // Blocks of about the same length, because each asks for as many bytes of what comes as it has.
+    let copies = panels > WITHOUT_COPY;
+    let size = quads.div_ceil(quads.div_ceil(if copies { BLOCK } else { SHORT_BLOCK })).next_multiple_of(8);
+    for at in (0..quads).step_by(size) {
+        let now = size.min(quads - at);
+        let lines = &all_lines[at * tile.panels..][..now * tile.panels];
+        for p in 0..tile.panels {
+            let head = (at + now == quads).then(|| &head[p * PANEL * 4..][..PANEL * 4]);
+            let k = Block { p, at, quads: now, head };
+            let mut ahead = Ahead::new(lines.as_flattened(), p, tile.panels, now * QUAD);
+            let here = Lines { lines: &lines[p..], stride: tile.panels };
+            for (panel, marks) in marks.iter_mut().enumerate().take(panels) {
+                for_rows!([1 2 3 4] x.mr, MR => {
+                    if p == 0 {
+                        mark(&x.panel(panel).codes[at * MR * QUAD..][..now * MR * QUAD], marks);
+                    }
+                    match panel {
+                        _ if !copies => work.panel::<MR>(panel, &k, here, None, marks, ahead),
+                        0 => work.panel::<MR>(panel, &k, here, Some(&mut copy[..now]), marks, ahead),
+                        _ => work.panel::<MR>(panel, &k, Lines { lines: &copy[..now], stride: 1 }, None, marks, ahead),
+                    }
+                });
+                ahead = Ahead::none();
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Marks the quads of x that have a pair of more than 128 in magnitude.
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn mark(x: &[i8], marks: &mut Marks) {
+    let mut count = 0;
+    let [number, places @ ..] = marks;
+    for (v, x) in x.chunks(32).enumerate() {
+        let mut marked = match x.first_chunk::<32>() {
+            Some(x) => heavy(x),
+            None => {
+                let mut padded = [0; 32];
+                padded[..x.len()].copy_from_slice(x);
+                heavy(&padded)
+            }
+        };
+        while marked != 0 {
+            let Some(place) = places.get_mut(count) else {
+                *number = (TOO_MANY as u16).to_le_bytes();
+                return;
+            };
+            *place = ((v * 8) as u16 + marked.trailing_zeros() as u16).to_le_bytes();
+            marked &= marked - 1;
+            count += 1;
+        }
+    }
+    *number = (count as u16).to_le_bytes();
+}
+
+/// A bit for each of 8 quads: whether one of its pairs is of more than 128 in magnitude.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn heavy(x: &[i8; 32]) -> u8 {
+    // SAFETY: `x` is 32 bytes; the load asks for no alignment.
+    let x = unsafe { _mm256_loadu_si256(x.as_ptr().cast()) };
+    let pairs = _mm256_abs_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), x));
+    let light = _mm256_cmpeq_epi32(_mm256_cmpgt_epi16(pairs, _mm256_set1_epi16(128)), _mm256_setzero_si256());
+    !(_mm256_movemask_ps(_mm256_castsi256_ps(light)) as u8)
+}
+
+impl Work<'_, '_> {
+    /// A k-block of a panel of W times a panel of x. What is read of W goes to `copy`, too.
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn panel<const MR: usize>(
+        &mut self,
+        panel: usize,
+        k: &Block<'_>,
+        w: Lines<'_>,
+        copy: Option<&mut [[u8; LINE]]>,
+        marks: &Marks,
+        ahead: Ahead<'_>,
+    ) {
+        let x = self.x.panel(panel);
+        let (quads, _) = x.codes[k.at * MR * QUAD..][..k.quads * MR * QUAD].as_chunks::<QUAD>();
+        let mut acc = [[ints(0); PARTS]; MR];
+        let out = &mut self.out.as_chunks_mut::<TILE>().0[panel * MR..][..MR];
+        for (i, row) in out.iter_mut().enumerate() {
+            let row = &row.as_chunks::<PANEL>().0[k.p];
+            let begin = ints(-self.zero * x.sums[i]);
+            for h in 0..PARTS {
+                acc[i][h] = if k.at == 0 { begin } else { as_ints(floats(row, h * LANES)) };
+            }
+        }
+        let [number, places @ ..] = marks;
+        match (places.get(..u16::from_le_bytes(*number) as usize), copy) {
+            (Some(places), copy) => {
+                acc = match copy {
+                    Some(copy) => multiply::<MR, true>(w, copy, quads, ahead, &acc),
+                    None => multiply::<MR, false>(w, &mut [], quads, ahead, &acc),
+                };
+                put_back(w, quads, places, &mut acc);
+            }
+            (None, copy) => {
+                for (copy, line) in copy.into_iter().flatten().zip(w.lines.iter().step_by(w.stride)) {
+                    *copy = *line;
+                }
+                acc = multiply_signed(w, quads, &acc);
+            }
+        }
+        for (i, row) in out.iter_mut().enumerate() {
+            let row = &mut row.as_chunks_mut::<PANEL>().0[k.p];
+            for h in 0..PARTS {
+                let y = match k.head {
+                    None => as_floats(acc[i][h]),
+                    Some(head) => mul(
+                        to_floats(acc[i][h]),
+                        mul(scales(ScaleType::F32, head, h * LANES), all(x.scales[i])),
+                    ),
+                };
+                put_floats(row, h * LANES, y);
+            }
+        }
+    }
+}
+
+/// `acc + codes . x`, but for what saturates.
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn multiply<const MR: usize, const COPY: bool>(
+    w: Lines<'_>,
+    copy: &mut [[u8; LINE]],
+    quads: &[[i8; QUAD]],
+    mut ahead: Ahead<'_>,
+    acc: &[[Int; PARTS]; MR],
+) -> [[Int; PARTS]; MR] {
+    // A copy of the sums stays in registers: a panic would show what a reference sees.
+    let (mut acc, mut at) = (*acc, 0);
+    for (q, x) in quads.chunks_exact(MR).enumerate() {
+        prefetch_far(ahead.bytes, ahead.at);
+        ahead.at += ahead.step;
+        let codes = [load(&w.lines[at], 0), load(&w.lines[at], 1)];
+        at += w.stride;
+        if COPY {
+            for h in 0..PARTS {
+                store(&mut copy[q], h, codes[h]);
+            }
+        }
+        for i in 0..MR {
+            let x = everywhere(&x[i]);
+            for h in 0..PARTS {
+                acc[i][h] = in_pairs(acc[i][h], _mm256_maddubs_epi16(codes[h], x));
+            }
+        }
+    }
+    acc
+}
+
+/// `acc + codes . x` with the sign of `codes - 128` in x, so that nothing saturates; as `multiply` does.
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn multiply_signed<const MR: usize>(
+    w: Lines<'_>,
+    quads: &[[i8; QUAD]],
+    acc: &[[Int; PARTS]; MR],
+) -> [[Int; PARTS]; MR] {
+    let mut acc = *acc;
+    // 128 times the sum of x, which flipping the top bit takes off.
+    let half = _mm256_set1_epi8(64);
+    for (q, x) in quads.chunks_exact(MR).enumerate() {
+        let line = &w.lines[q * w.stride];
+        for i in 0..MR {
+            let x = everywhere(&x[i]);
+            let taken = _mm256_madd_epi16(_mm256_maddubs_epi16(half, x), _mm256_set1_epi16(2));
+            for h in 0..PARTS {
+                let w = flipped(load(line, h));
+                let products = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+                acc[i][h] = in_pairs(add_ints(acc[i][h], taken), products);
+            }
+        }
+    }
+    acc
+}
+
+/// Adds what marked quads lost.
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn put_back<const MR: usize>(
+    w: Lines<'_>,
+    quads: &[[i8; QUAD]],
+    places: &[[u8; 2]],
+    acc: &mut [[Int; PARTS]; MR],
+) {
+    let even = _mm256_set1_epi16(255);
+    for place in places {
+        let at = u16::from_le_bytes(*place) as usize;
+        let (x, line) = (everywhere(&quads[at]), &w.lines[at / MR * w.stride]);
+        let (first, second) = (_mm256_and_si256(x, even), _mm256_andnot_si256(even, x));
+        for h in 0..PARTS {
+            let w = load(line, h);
+            // One product fits, and so does what the sum of two lost: 2 * 255 * 127 - 2^15 < 2^15.
+            let exact = _mm256_add_epi16(_mm256_maddubs_epi16(w, first), _mm256_maddubs_epi16(w, second));
+            let lost = _mm256_sub_epi16(exact, _mm256_maddubs_epi16(w, x));
+            acc[at % MR][h] = in_pairs(acc[at % MR][h], lost);
+        }
+    }
+}
+
+/// Adds pairs of numbers of 16 bits.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn in_pairs(acc: Int, v: Int) -> Int {
+    _mm256_add_epi32(acc, _mm256_madd_epi16(v, _mm256_set1_epi16(1)))
+}
