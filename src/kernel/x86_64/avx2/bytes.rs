@@ -38,8 +38,11 @@ const SHORT_BLOCK: usize = 128;
 /// Up to so many panels of x a copy costs more than it gives.
 const WITHOUT_COPY: usize = 2;
 
-/// With more marks than this no product is left to saturate: an eighth.
-const MOST_MARKS: usize = BLOCK * ROWS / 8;
+/// Where more than one quad in so many is marked, no product is left to saturate.
+const MARKED: usize = 8;
+
+/// Most marks of a panel's block of x.
+const MOST_MARKS: usize = BLOCK * ROWS / MARKED;
 
 /// The number of quads that are marked, [`TOO_MANY`] of more than the most, then the index of each in a panel's block of x.
 type Marks = [[u8; 2]; 1 + MOST_MARKS];
@@ -133,6 +136,7 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
 fn mark(x: &[i8], marks: &mut Marks) {
     let mut count = 0;
     let [number, places @ ..] = marks;
+    let places = &mut places[..x.len() / QUAD / MARKED];
     for (v, x) in x.chunks(32).enumerate() {
         let mut marked = match x.first_chunk::<32>() {
             Some(x) => heavy(x),
