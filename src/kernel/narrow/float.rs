@@ -19,7 +19,9 @@ macro_rules! float {
         use crate::activation::{Activations, Floats};
         use crate::error::Result;
         use crate::kernel::Job;
-        use crate::kernel::narrow::float::{BLOCK, DIRECT, Mode, block_columns, code_bytes, direct_block};
+        use crate::kernel::narrow::float::{
+            BLOCK, DIRECT, Mode, ROWS, block_columns, code_bytes, direct_block, rows_of,
+        };
         use crate::kernel::narrow::gemm::{Ahead, split};
         use crate::kernel::narrow::{Units, for_rows, unit_lines, unrolled, zero_point};
         use crate::layout::packed::{Geometry, LINE, Tile, unit_columns};
@@ -35,7 +37,7 @@ macro_rules! float {
             if let Layout::Dense(float) = job.packed.layout()
                 && job.rows <= DIRECT
             {
-                direct(*float, tile, &x, in_features, job.out);
+                direct(*float, tile, &x, (job.rows, in_features), job.out);
                 return Ok(());
             }
             let (codes, floats) = split(job.scratch, code_bytes(job.packed));
@@ -134,12 +136,12 @@ macro_rules! float {
             }
         }
 
-        /// One column of x times that of W, added to a sum for each row of x and panel of W.
+        /// One column of x times that of W, added to a sum for each of the first `MR` rows of x and panel of W.
         #[inline]
         #[target_feature(enable = $features)]
-        fn add_column<const MR: usize, const NP: usize>(
+        fn add_column<const MR: usize, const XR: usize, const NP: usize>(
             acc: &mut [[[Float; PARTS]; NP]; MR],
-            x: &[f32; MR],
+            x: &[f32; XR],
             weights: impl Fn(usize, usize) -> Float,
         ) {
             for p in 0..NP {
@@ -159,11 +161,11 @@ macro_rules! float {
         /// A few rows of x times a tile of plain floats, which are converted for every panel of x anew.
         #[inline(never)]
         #[target_feature(enable = $features)]
-        fn direct(float: layout::Float, tile: Tile<'_>, x: &Floats<'_>, columns: usize, out: &mut [f32]) {
+        fn direct(float: layout::Float, tile: Tile<'_>, x: &Floats<'_>, size: (usize, usize), out: &mut [f32]) {
             match float {
-                layout::Float::F32 => direct_rows::<{ 4 * PANEL }>(ScaleType::F32, tile, x, columns, out),
-                layout::Float::F16 => direct_rows::<{ 2 * PANEL }>(ScaleType::F16, tile, x, columns, out),
-                layout::Float::Bf16 => direct_rows::<{ 2 * PANEL }>(ScaleType::Bf16, tile, x, columns, out),
+                layout::Float::F32 => direct_rows::<{ 4 * PANEL }>(ScaleType::F32, tile, x, size, out),
+                layout::Float::F16 => direct_rows::<{ 2 * PANEL }>(ScaleType::F16, tile, x, size, out),
+                layout::Float::Bf16 => direct_rows::<{ 2 * PANEL }>(ScaleType::Bf16, tile, x, size, out),
             }
         }
 
@@ -174,7 +176,7 @@ macro_rules! float {
             ty: ScaleType,
             tile: Tile<'_>,
             x: &Floats<'_>,
-            columns: usize,
+            (rows, columns): (usize, usize),
             out: &mut [f32],
         ) {
             let mr = x.mr;
@@ -194,12 +196,17 @@ macro_rules! float {
                     let panels = x.values.chunks_exact(columns * mr).zip(out.chunks_exact_mut(TILE * mr));
                     // The first panel of x asks for the next block, a part with each panel of W.
                     let mut ahead = ((at + len) * tile.panels + p * len) * SIZE;
-                    for (x, out) in panels {
-                        let x = &x[at * mr..];
-                        if mr == 2 && p + 1 < tile.panels {
-                            direct_columns::<2, 2, SIZE>(ty, tile, x, out, p, at, ahead);
-                        } else {
-                            for_rows!([1 2 3 4 5 6] mr, MR => direct_columns::<MR, 1, SIZE>(ty, tile, x, out, p, at, ahead));
+                    for (panel, (x, out)) in panels.enumerate() {
+                        let (x, pair) = (&x[at * mr..], p + 1 < tile.panels);
+                        match rows_of(rows, mr, panel) {
+                            2 if p % 2 == 1 => {} // done with the panel before
+                            2 if pair => direct_columns::<2, ROWS, 2, SIZE>(ty, tile, x, out, p, at, ahead),
+                            2 => direct_columns::<2, ROWS, 1, SIZE>(ty, tile, x, out, p, at, ahead),
+                            4 => direct_columns::<4, ROWS, 1, SIZE>(ty, tile, x, out, p, at, ahead),
+                            _ if mr == 2 && pair => direct_columns::<2, 2, 2, SIZE>(ty, tile, x, out, p, at, ahead),
+                            _ => for_rows!([1 2 3 4 5 6] mr, MR => {
+                                direct_columns::<MR, MR, 1, SIZE>(ty, tile, x, out, p, at, ahead)
+                            }),
                         }
                         ahead = 0;
                     }
@@ -232,10 +239,11 @@ macro_rules! float {
             }
         }
 
-        /// A block of columns from `at` on for `NP` panels from `first` on. `ahead`: what is fetched meanwhile.
+        /// `MR` of a panel's `XR` rows of x times a block of columns from `at` on, of `NP` panels from `first` on. `ahead`:
+        /// what is fetched meanwhile.
         #[inline]
         #[target_feature(enable = $features)]
-        fn direct_columns<const MR: usize, const NP: usize, const SIZE: usize>(
+        fn direct_columns<const MR: usize, const XR: usize, const NP: usize, const SIZE: usize>(
             ty: ScaleType,
             tile: Tile<'_>,
             x: &[f32],
@@ -258,7 +266,7 @@ macro_rules! float {
             let stride = tile.panels * SIZE;
             let weights = &tile.bytes[at * stride..];
             let len = direct_block(SIZE).min(weights.len() / stride);
-            let (turns, last) = x.as_chunks::<MR>().0[..len].as_chunks::<QUAD>();
+            let (turns, last) = x.as_chunks::<XR>().0[..len].as_chunks::<QUAD>();
             let columns = weights.chunks_exact(QUAD * stride);
             for (x, columns) in turns.iter().zip(columns) {
                 for (x, column) in x.iter().zip(columns.chunks_exact(stride)) {
@@ -449,6 +457,13 @@ pub(in crate::kernel) enum Mode {
     Plus,
     /// It is added to what the bases before have made.
     Onto,
+}
+
+/// How many rows of a panel of x to multiply: 2 or 4 where the batch ends after so many and the panel has room for
+/// [`ROWS`], else 0, for all. (The rest of the last panel is 0, and nobody reads what comes of it.)
+pub(in crate::kernel) fn rows_of(rows: usize, mr: usize, panel: usize) -> usize {
+    let left = rows - panel * mr;
+    if mr == ROWS && left <= 4 { left.next_multiple_of(2) } else { 0 }
 }
 
 /// Columns of a tile that few rows of x meet at a time, given the bytes of one of a panel: half of the first cache.
