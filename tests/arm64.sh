@@ -29,6 +29,7 @@ $CARGO clippy --quiet --lib --target $target -- -D warnings
 
 # The scalar kernels' results, from this machine.
 . tests/environment.sh
+export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="$sweep_flags" # of the scalar kernels here
 folder=$target_folder record=$BITLINEAR_SCALAR_HASHES
 mkdir -p "$folder/tmp"
 pairs="every_kernel_equals_the_scalar_one_in_every_pair_of_sizes"

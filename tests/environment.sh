@@ -16,6 +16,13 @@ fi
 export BITLINEAR_TEST_REQUIRE="$required"
 echo "tests: instruction sets that must be exercised here: $required"
 
+# For the long runs of tests/kernels.rs (profile `sweep`): what the scalar kernels are compiled to matters to their time
+# alone, which is most of the time of all. `make test` runs what ships.
+case ",$required," in
+  *,avx2,*) sweep_flags="-C target-feature=+avx2,+fma,+f16c" ;;
+  *) sweep_flags="" ;;
+esac
+
 # Cargo's target folder, and the scalar kernels' results in it.
 target_folder=$(${CARGO:-cargo} metadata --format-version 1 --no-deps |
   sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')

@@ -28,6 +28,7 @@ if ! "$python" -c 'import importlib.metadata as m; m.version("bochscpu-python")'
 fi
 
 . tests/environment.sh
+export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="$sweep_flags"
 mkdir -p "$target_folder/tmp"
 library=$target_folder/tmp/emulate.so
 ${CC:-cc} -O2 -Wall -Wextra -shared -fPIC tests/x86/emulate.c -o "$library" -ldl

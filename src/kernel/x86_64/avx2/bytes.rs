@@ -1,4 +1,4 @@
-//! Several rows of x and weights of 8 bits with one scale for each row.
+//! Weights of 8 bits with one scale for each row.
 //!
 //! `vpmaddubsw` takes the codes of W as they lie, unsigned, and those of x, and adds pairs of products in 16 bits, where
 //! it saturates. It does not while the two codes of x come to at most 128 in magnitude, as 255 * 128 < 2^15; other
@@ -12,7 +12,8 @@
 //! x       [quad][row of the panel][4]
 //! marks   [panel of x][u16]                 how many quads of x have a pair that may saturate, and which
 //! ```
-//! Sums rest in the output between k-blocks, as bits.
+//! Sums rest in the output between k-blocks, as bits. One row of x meets all panels of a tile at once, which is then read
+//! as one stream.
 
 // A register tile is indexed by row and part; iterators would hide which.
 #![allow(clippy::needless_range_loop)]
@@ -27,7 +28,7 @@ use crate::kernel::Job;
 use crate::kernel::narrow::for_rows;
 use crate::kernel::narrow::gemm::{self, Ahead};
 use crate::layout::packed::LINE;
-use crate::layout::{Coded, Layout, PANEL, Packed, QUAD, ScaleType, Scales, TILE, Values};
+use crate::layout::{Coded, Layout, PANEL, Packed, QUAD, ScaleType, Scales, TILE, TILE_PANELS, Values};
 
 /// Most quads of a k-block: 16 KiB of a panel.
 const BLOCK: usize = 256;
@@ -267,21 +268,32 @@ fn multiply_signed<const MR: usize>(
     acc: &[[Int; PARTS]; MR],
 ) -> [[Int; PARTS]; MR] {
     let mut acc = *acc;
-    // 128 times the sum of x, which flipping the top bit takes off.
-    let half = _mm256_set1_epi8(64);
     for (q, x) in quads.chunks_exact(MR).enumerate() {
         let line = &w.lines[q * w.stride];
         for i in 0..MR {
             let x = everywhere(&x[i]);
-            let taken = _mm256_madd_epi16(_mm256_maddubs_epi16(half, x), _mm256_set1_epi16(2));
+            let sum = sum_128(x);
             for h in 0..PARTS {
-                let w = flipped(load(line, h));
-                let products = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-                acc[i][h] = in_pairs(add_ints(acc[i][h], taken), products);
+                acc[i][h] = in_pairs(add_ints(acc[i][h], sum), signed(load(line, h), x));
             }
         }
     }
     acc
+}
+
+/// Pairs of products with the sign of `codes - 128` in x.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn signed(codes: Bytes, x: Bytes) -> __m256i {
+    let w = flipped(codes);
+    _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
+}
+
+/// 128 times the sum of a quad of x: what `signed` takes off.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn sum_128(x: Bytes) -> Int {
+    _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(64), x), _mm256_set1_epi16(2))
 }
 
 /// Adds what marked quads lost.
@@ -293,18 +305,23 @@ fn put_back<const MR: usize>(
     places: &[[u8; 2]],
     acc: &mut [[Int; PARTS]; MR],
 ) {
-    let even = _mm256_set1_epi16(255);
     for place in places {
         let at = u16::from_le_bytes(*place) as usize;
-        let (x, line) = (everywhere(&quads[at]), &w.lines[at / MR * w.stride]);
-        let (first, second) = (_mm256_and_si256(x, even), _mm256_andnot_si256(even, x));
-        for h in 0..PARTS {
-            let w = load(line, h);
-            // One product fits, and so does what the sum of two lost: 2 * 255 * 127 - 2^15 < 2^15.
-            let exact = _mm256_add_epi16(_mm256_maddubs_epi16(w, first), _mm256_maddubs_epi16(w, second));
-            let lost = _mm256_sub_epi16(exact, _mm256_maddubs_epi16(w, x));
-            acc[at % MR][h] = in_pairs(acc[at % MR][h], lost);
-        }
+        add_lost(&w.lines[at / MR * w.stride], &quads[at], &mut acc[at % MR]);
+    }
+}
+
+/// Adds what a quad lost.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn add_lost(line: &[u8; LINE], quad: &[i8; QUAD], acc: &mut [Int; PARTS]) {
+    let (x, even) = (everywhere(quad), _mm256_set1_epi16(255));
+    let (first, second) = (_mm256_and_si256(x, even), _mm256_andnot_si256(even, x));
+    for h in 0..PARTS {
+        let w = load(line, h);
+        // One product fits, and so does what the sum of two lost: 2 * 255 * 127 - 2^15 < 2^15.
+        let exact = _mm256_add_epi16(_mm256_maddubs_epi16(w, first), _mm256_maddubs_epi16(w, second));
+        acc[h] = in_pairs(acc[h], _mm256_sub_epi16(exact, _mm256_maddubs_epi16(w, x)));
     }
 }
 
@@ -313,4 +330,91 @@ fn put_back<const MR: usize>(
 #[target_feature(enable = "avx2,fma,f16c")]
 fn in_pairs(acc: Int, v: Int) -> Int {
     _mm256_add_epi32(acc, _mm256_madd_epi16(v, _mm256_set1_epi16(1)))
+}
+
+/// One row of x.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn run_row(job: &mut Job<'_>) -> Result<()> {
+    let (Activations::Integer(x), Layout::Coded(coded)) = (job.x, job.packed.layout()) else {
+        return Ok(());
+    };
+    let tile = job.packed.tile(job.tile);
+    let several_sums = coded.bases > 1 || x.shape.groups > 1;
+    let Coded { bits: 8, scales: Scales::Row, values: Values::Offset(zero), .. } = *coded else {
+        return Ok(());
+    };
+    if x.bias != 0 || several_sums || tile.panels != TILE_PANELS {
+        return super::gemv::run(job);
+    }
+    let (head, bytes) = tile.bytes.split_at(TILE * 4);
+    let (columns, _) = bytes.as_chunks::<LINE>().0.as_chunks::<TILE_PANELS>();
+    let mut marks = [[0; 2]; 1 + MOST_MARKS];
+    for (row, out) in job.out.as_chunks_mut::<TILE>().0.iter_mut().enumerate().take(job.rows) {
+        let x = x.panel(row);
+        let mut acc = [[ints(-(zero as i32) * x.sums[0]); PARTS]; TILE_PANELS];
+        let quads = x.codes.as_chunks::<QUAD>().0.chunks(MOST_MARKS * MARKED);
+        for (quads, lines) in quads.zip(columns.chunks(MOST_MARKS * MARKED)) {
+            mark(quads.as_flattened(), &mut marks);
+            let [number, places @ ..] = &marks;
+            match places.get(..u16::from_le_bytes(*number) as usize) {
+                Some(places) => {
+                    acc = multiply_row(lines, quads, &acc);
+                    for place in places {
+                        let at = u16::from_le_bytes(*place) as usize;
+                        for (acc, line) in acc.iter_mut().zip(&lines[at]) {
+                            add_lost(line, &quads[at], acc);
+                        }
+                    }
+                }
+                None => acc = multiply_row_signed(lines, quads, &acc),
+            }
+        }
+        for (h, (out, acc)) in out.as_chunks_mut::<LANES>().0.iter_mut().zip(acc.as_flattened()).enumerate() {
+            let s = mul(scales(ScaleType::F32, head, h * LANES), all(x.scales[0]));
+            put_floats(out, 0, mul(to_floats(*acc), s));
+        }
+    }
+    Ok(())
+}
+
+/// As `multiply`, for one row and all panels.
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn multiply_row(
+    lines: &[[[u8; LINE]; TILE_PANELS]],
+    quads: &[[i8; QUAD]],
+    acc: &[[Int; PARTS]; TILE_PANELS],
+) -> [[Int; PARTS]; TILE_PANELS] {
+    let mut acc = *acc;
+    for (lines, x) in lines.iter().zip(quads) {
+        let x = everywhere(x);
+        for (p, line) in lines.iter().enumerate() {
+            for h in 0..PARTS {
+                acc[p][h] = in_pairs(acc[p][h], _mm256_maddubs_epi16(load(line, h), x));
+            }
+        }
+    }
+    acc
+}
+
+/// As `multiply_signed`, for one row and all panels.
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn multiply_row_signed(
+    lines: &[[[u8; LINE]; TILE_PANELS]],
+    quads: &[[i8; QUAD]],
+    acc: &[[Int; PARTS]; TILE_PANELS],
+) -> [[Int; PARTS]; TILE_PANELS] {
+    let mut acc = *acc;
+    let mut sum = ints(0);
+    for (lines, x) in lines.iter().zip(quads) {
+        let x = everywhere(x);
+        sum = add_ints(sum, sum_128(x));
+        for (p, line) in lines.iter().enumerate() {
+            for h in 0..PARTS {
+                acc[p][h] = in_pairs(acc[p][h], signed(load(line, h), x));
+            }
+        }
+    }
+    acc.map(|acc| acc.map(|acc| add_ints(acc, sum)))
 }

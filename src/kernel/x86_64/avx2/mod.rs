@@ -82,7 +82,12 @@ pub(super) mod step {
     }
 }
 
-static GEMV: [[Kernel; 6]; 8] = coded_kernels!(Avx2, "_i8_avx2_1x64\0", Integer, (1, 1), |_, _| 0, gemv::run);
+static GEMV: [[Kernel; 6]; 8] = {
+    let mut kernels = coded_kernels!(Avx2, "_i8_avx2_1x64\0", Integer, (1, 1), |_, _| 0, gemv::run);
+    assert!(is_bytes(&kernels[7][0].layout));
+    kernels[7][0].run = bytes::run_row;
+    kernels
+};
 static GEMM: [[Kernel; 6]; 8] = {
     let mut kernels = coded_kernels!(
         Avx2,
@@ -92,11 +97,15 @@ static GEMM: [[Kernel; 6]; 8] = {
         narrow::gemm::scratch,
         gemm::run
     );
-    let bytes = &mut kernels[7][0];
-    assert!(matches!(bytes.layout, LayoutKey::Coded { bits: 8, scheme: Scheme::Row, .. }));
-    (bytes.scratch, bytes.run) = (bytes::scratch, bytes::run);
+    assert!(is_bytes(&kernels[7][0].layout));
+    (kernels[7][0].scratch, kernels[7][0].run) = (bytes::scratch, bytes::run);
     kernels
 };
+
+/// Whether [`bytes`] has kernels for it.
+const fn is_bytes(layout: &LayoutKey) -> bool {
+    matches!(layout, LayoutKey::Coded { bits: 8, scheme: Scheme::Row, .. })
+}
 static FLOAT: [[Kernel; 6]; 8] = coded_kernels!(
     Avx2,
     "_f32_avx2_mx16\0",
