@@ -20,7 +20,7 @@ macro_rules! float {
         use crate::error::Result;
         use crate::kernel::Job;
         use crate::kernel::narrow::float::{
-            BLOCK, DIRECT, Mode, ROWS, block_columns, code_bytes, direct_block, rows_of,
+            BLOCK, DIRECT, Mode, ROWS, block_columns, code_bytes, direct_block,
         };
         use crate::kernel::narrow::gemm::{Ahead, split};
         use crate::kernel::narrow::{Units, for_rows, unit_lines, unrolled, zero_point};
@@ -198,11 +198,11 @@ macro_rules! float {
                     let mut ahead = ((at + len) * tile.panels + p * len) * SIZE;
                     for (panel, (x, out)) in panels.enumerate() {
                         let (x, pair) = (&x[at * mr..], p + 1 < tile.panels);
-                        match rows_of(rows, mr, panel) {
-                            2 if p % 2 == 1 => {} // done with the panel before
-                            2 if pair => direct_columns::<2, ROWS, 2, SIZE>(ty, tile, x, out, p, at, ahead),
-                            2 => direct_columns::<2, ROWS, 1, SIZE>(ty, tile, x, out, p, at, ahead),
-                            4 => direct_columns::<4, ROWS, 1, SIZE>(ty, tile, x, out, p, at, ahead),
+                        // The rest of the last panel is 0, and nobody reads what comes of it. (F32 gains as much, but
+                        // the library has a bound.)
+                        match SIZE < LINE && mr == ROWS && rows - panel * mr <= 2 {
+                            true if p % 2 == 1 => {} // done with the panel before
+                            true if pair => direct_columns::<2, ROWS, 2, SIZE>(ty, tile, x, out, p, at, ahead),
                             _ if mr == 2 && pair => direct_columns::<2, 2, 2, SIZE>(ty, tile, x, out, p, at, ahead),
                             _ => for_rows!([1 2 3 4 5 6] mr, MR => {
                                 direct_columns::<MR, MR, 1, SIZE>(ty, tile, x, out, p, at, ahead)
@@ -457,13 +457,6 @@ pub(in crate::kernel) enum Mode {
     Plus,
     /// It is added to what the bases before have made.
     Onto,
-}
-
-/// How many rows of a panel of x to multiply: 2 or 4 where the batch ends after so many and the panel has room for
-/// [`ROWS`], else 0, for all. (The rest of the last panel is 0, and nobody reads what comes of it.)
-pub(in crate::kernel) fn rows_of(rows: usize, mr: usize, panel: usize) -> usize {
-    let left = rows - panel * mr;
-    if mr == ROWS && left <= 4 { left.next_multiple_of(2) } else { 0 }
 }
 
 /// Columns of a tile that few rows of x meet at a time, given the bytes of one of a panel: half of the first cache.
