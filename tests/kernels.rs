@@ -504,19 +504,23 @@ fn rows_of_several_blocks() {
         }
         let two_level = matches!(layout, Layout::Coded(Coded { scales: Scales::TwoLevel { .. }, .. }));
         let k = if two_level { 17 * SUPER_BLOCK } else { 4161 };
-        let (n, m) = (33, 7);
-        let weights = matrix(layout, n, k, &mut random);
-        let x = batch(m, k, &mut random);
-        for &activation in &rules {
-            let options = Options { activation, ..Options::default() };
-            let Ok(oracle) = Linear::new(&weights, &options, Isa::Scalar, &Heap::default()) else {
-                continue;
-            };
-            let want = forward(&oracle, m, &x);
-            for &isa in Isa::ALL.iter().filter(|isa| only().map_or(isa.detected(), |only| **isa == only)) {
-                let layer = Linear::new(&weights, &options, isa, &Heap::default()).unwrap();
-                assert!(forward(&layer, m, &x) == want, "{name}, {activation:?}, {}", isa.name());
-                assert!(forward(&layer, 1, &x) == want[..n], "{name}, {activation:?}, {}, m=1", isa.name());
+        // Whole tiles have kernels of their own, for one row of x too.
+        for (n, m) in [(33, 7), (64, 1)] {
+            let weights = matrix(layout, n, k, &mut random);
+            let x = batch(m, k, &mut random);
+            for &activation in &rules {
+                let options = Options { activation, ..Options::default() };
+                let Ok(oracle) = Linear::new(&weights, &options, Isa::Scalar, &Heap::default()) else {
+                    continue;
+                };
+                let want = forward(&oracle, m, &x);
+                for &isa in Isa::ALL.iter().filter(|isa| only().map_or(isa.detected(), |only| **isa == only))
+                {
+                    let layer = Linear::new(&weights, &options, isa, &Heap::default()).unwrap();
+                    let case = format!("{name}, {activation:?}, {}, n={n}", isa.name());
+                    assert!(forward(&layer, m, &x) == want, "{case}, m={m}");
+                    assert!(forward(&layer, 1, &x) == want[..n], "{case}, m=1");
+                }
             }
         }
     }

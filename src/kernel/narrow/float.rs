@@ -19,9 +19,7 @@ macro_rules! float {
         use crate::activation::{Activations, Floats};
         use crate::error::Result;
         use crate::kernel::Job;
-        use crate::kernel::narrow::float::{
-            BLOCK, DIRECT, Mode, ROWS, block_columns, code_bytes, direct_block,
-        };
+        use crate::kernel::narrow::float::{BLOCK, DIRECT, Mode, ROWS, block_columns, code_bytes, direct_block};
         use crate::kernel::narrow::gemm::{Ahead, split};
         use crate::kernel::narrow::{Units, for_rows, unit_lines, unrolled, zero_point};
         use crate::layout::packed::{Geometry, LINE, Tile, unit_columns};
@@ -200,13 +198,15 @@ macro_rules! float {
                         let (x, pair) = (&x[at * mr..], p + 1 < tile.panels);
                         // The rest of the last panel is 0, and nobody reads what comes of it. (F32 gains as much, but
                         // the library has a bound.)
-                        match SIZE < LINE && mr == ROWS && rows - panel * mr <= 2 {
-                            true if p % 2 == 1 => {} // done with the panel before
-                            true if pair => direct_columns::<2, ROWS, 2, SIZE>(ty, tile, x, out, p, at, ahead),
-                            _ if mr == 2 && pair => direct_columns::<2, 2, 2, SIZE>(ty, tile, x, out, p, at, ahead),
-                            _ => for_rows!([1 2 3 4 5 6] mr, MR => {
-                                direct_columns::<MR, MR, 1, SIZE>(ty, tile, x, out, p, at, ahead)
-                            }),
+                        let two_left = SIZE < LINE && mr == ROWS && rows - panel * mr <= 2;
+                        if two_left && p % 2 == 1 {
+                            // Done with the panel before.
+                        } else if two_left && pair {
+                            direct_columns::<2, ROWS, 2, SIZE>(ty, tile, x, out, p, at, ahead);
+                        } else if mr == 2 && pair {
+                            direct_columns::<2, 2, 2, SIZE>(ty, tile, x, out, p, at, ahead);
+                        } else {
+                            for_rows!([1 2 3 4 5 6] mr, MR => direct_columns::<MR, MR, 1, SIZE>(ty, tile, x, out, p, at, ahead));
                         }
                         ahead = 0;
                     }

@@ -27,6 +27,14 @@ pub(super) fn load(line: &[u8; LINE], h: usize) -> Bytes {
     unsafe { _mm256_loadu_si256(place.as_ptr().cast()) }
 }
 
+/// 8 quads of x.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn quads(x: &[i8; 32]) -> Bytes {
+    // SAFETY: `x` is 32 bytes; the load asks for no alignment.
+    unsafe { _mm256_loadu_si256(x.as_ptr().cast()) }
+}
+
 /// Stores part `h` of a line.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]

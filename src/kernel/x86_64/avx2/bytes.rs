@@ -45,7 +45,8 @@ const MARKED: usize = 8;
 /// Most marks of a panel's block of x.
 const MOST_MARKS: usize = BLOCK * ROWS / MARKED;
 
-/// The number of quads that are marked, [`TOO_MANY`] of more than the most, then the index of each in a panel's block of x.
+/// The number of quads that are marked, [`TOO_MANY`] of more than the most, then the index of each in a panel's block of x;
+/// two bytes each, as scratch has no other alignment.
 type Marks = [[u8; 2]; 1 + MOST_MARKS];
 
 const TOO_MANY: usize = u16::MAX as usize;
@@ -83,15 +84,10 @@ struct Lines<'a> {
 
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
-    let (Activations::Integer(x), Layout::Coded(coded)) = (job.x, job.packed.layout()) else {
-        return Ok(());
+    // Otherwise x may be -128.
+    let (Activations::Integer(x @ Codes { bias: 0, .. }), Some(zero)) = (job.x, zero(job.packed)) else {
+        return super::gemm::run(job);
     };
-    let Coded { bits: 8, scales: Scales::Row, values: Values::Offset(zero), .. } = *coded else {
-        return Ok(());
-    };
-    if x.bias != 0 {
-        return super::gemm::run(job); // x may be -128
-    }
     let tile = job.packed.tile(job.tile);
     let lanes = tile.panels * PANEL;
     let (head, bytes) = tile.bytes.split_at(lanes * 4);
@@ -100,7 +96,7 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
     let ((copy, _), (marks, _)) = (copy.as_chunks_mut::<LINE>(), marks.as_chunks_mut::<2>());
     let (marks, _) = marks.as_chunks_mut::<{ 1 + MOST_MARKS }>();
     let panels = job.rows.div_ceil(x.mr);
-    let mut work = Work { zero: zero as i32, x, out: job.out };
+    let mut work = Work { zero, x, out: job.out };
     let quads = all_lines.len() / tile.panels;
     // Blocks of about the same length, because each asks for as many bytes of what comes as it has.
     let copies = panels > WITHOUT_COPY;
@@ -128,6 +124,16 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The code that stands for 0, where there is one and all of a row of W is one sum.
+fn zero(packed: &Packed) -> Option<i32> {
+    match *packed.layout() {
+        Layout::Coded(Coded {
+            bits: 8, scales: Scales::Row, values: Values::Offset(zero), bases: 1, ..
+        }) => Some(zero as i32),
+        _ => None,
+    }
 }
 
 /// Marks the quads of x that have a pair of more than 128 in magnitude.
@@ -163,9 +169,7 @@ fn mark(x: &[i8], marks: &mut Marks) {
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn heavy(x: &[i8; 32]) -> u8 {
-    // SAFETY: `x` is 32 bytes; the load asks for no alignment.
-    let x = unsafe { _mm256_loadu_si256(x.as_ptr().cast()) };
-    let pairs = _mm256_abs_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), x));
+    let pairs = _mm256_abs_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), quads(x)));
     let light = _mm256_cmpeq_epi32(_mm256_cmpgt_epi16(pairs, _mm256_set1_epi16(128)), _mm256_setzero_si256());
     !(_mm256_movemask_ps(_mm256_castsi256_ps(light)) as u8)
 }
@@ -348,15 +352,12 @@ fn in_pairs(acc: Int, v: Int) -> Int {
 /// One row of x.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn run_row(job: &mut Job<'_>) -> Result<()> {
-    let (Activations::Integer(x), Layout::Coded(coded)) = (job.x, job.packed.layout()) else {
-        return Ok(());
-    };
     let tile = job.packed.tile(job.tile);
-    let several_sums = coded.bases > 1 || x.shape.groups > 1;
-    let Coded { bits: 8, scales: Scales::Row, values: Values::Offset(zero), .. } = *coded else {
-        return Ok(());
+    let (Activations::Integer(x @ Codes { bias: 0, .. }), Some(zero)) = (job.x, zero(job.packed)) else {
+        return super::gemv::run(job);
     };
-    if x.bias != 0 || several_sums || tile.panels != TILE_PANELS {
+    // A row of several sums, a short tile.
+    if x.shape.groups > 1 || tile.panels != TILE_PANELS {
         return super::gemv::run(job);
     }
     let (head, bytes) = tile.bytes.split_at(TILE * 4);
@@ -364,7 +365,7 @@ pub(super) fn run_row(job: &mut Job<'_>) -> Result<()> {
     let mut marks = [[0; 2]; 1 + MOST_MARKS];
     for (row, out) in job.out.as_chunks_mut::<TILE>().0.iter_mut().enumerate().take(job.rows) {
         let x = x.panel(row);
-        let mut acc = [[ints(-(zero as i32) * x.sums[0]); PARTS]; TILE_PANELS];
+        let mut acc = [[ints(-zero * x.sums[0]); PARTS]; TILE_PANELS];
         let quads = x.codes.as_chunks::<QUAD>().0.chunks(MOST_MARKS * MARKED);
         for (quads, lines) in quads.zip(columns.chunks(MOST_MARKS * MARKED)) {
             mark(quads.as_flattened(), &mut marks);

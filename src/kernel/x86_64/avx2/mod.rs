@@ -106,6 +106,7 @@ static GEMM: [[Kernel; 6]; 8] = {
 const fn is_bytes(layout: &LayoutKey) -> bool {
     matches!(layout, LayoutKey::Coded { bits: 8, scheme: Scheme::Row, .. })
 }
+
 static FLOAT: [[Kernel; 6]; 8] = coded_kernels!(
     Avx2,
     "_f32_avx2_mx16\0",
