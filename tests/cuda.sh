@@ -27,8 +27,9 @@ g++ -std=c++20 -O1 -Wall -Wextra -o "$folder/selftest" tests/cuda/selftest.cpp -
 # Schedules: 0 to 5 are forward, reverse, random, and the same with one warp at a time as far as it gets
 # (tests/cuda/emulator/engine.hpp). The first run is the complete one; the others take every third case, each other ones.
 say "kernels and library, built"
-tests=$($CARGO test --no-run --message-format=json --test cuda_kernels --test cuda 2>/dev/null |
-  sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | sort -u)
+# shellcheck disable=SC2086 # words
+tests=$($CARGO test $test_packages --no-run --message-format=json --test cuda_kernels --test cuda 2>/dev/null |
+  sed -n '/"kind":\["test"\]/s/.*"executable":"\([^"]*\)".*/\1/p' | sort -u)
 [ -n "$tests" ]
 export BITLINEAR_EMULATOR="$folder"
 run() { # order seed capability poison every

@@ -16,6 +16,15 @@ fi
 export BITLINEAR_TEST_REQUIRE="$required"
 echo "tests: instruction sets that must be exercised here: $required"
 
+# Tests are compiled in one go, as they are on a fresh machine: the library's kernels in 16 or 256 pieces, and what
+# compiling a changed file again would need, make that half as long again. Where one works on the code, plain
+# `cargo test` keeps its own, and is faster the second time.
+export CARGO_INCREMENTAL="${CARGO_INCREMENTAL:-0}"
+export CARGO_PROFILE_TEST_CODEGEN_UNITS="${CARGO_PROFILE_TEST_CODEGEN_UNITS:-1}"
+# All tests, those of the command-line tool too: the library is compiled once more for every other set of packages and
+# features (tests/bindings.rs and tests/cuda/mutate.py name this one as well).
+test_packages="--workspace --features cli"
+
 # For the long runs of tests/kernels.rs (profile `sweep`): what the scalar kernels are compiled to matters to their time
 # alone, which is most of the time of all. `make test` runs what ships.
 case ",$required," in

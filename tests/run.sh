@@ -30,10 +30,8 @@ if [ -z "${BITLINEAR_TEST_PYTHON:-}" ]; then
   fi
 fi
 
-$CARGO test --workspace
-
-echo "tests: the command-line tool"
-$CARGO test --features cli --test cli
+# shellcheck disable=SC2086 # words
+$CARGO test $test_packages
 
 if [ -n "$model" ]; then
   echo "tests: the demo model through the C program"
