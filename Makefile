@@ -80,6 +80,7 @@ bench: build tool
 bench-own:
 	$(CARGO) bench --bench roofline
 	$(CARGO) bench --bench threads
+	$(CARGO) bench --bench shapes
 	cd benches/kernels && $(CARGO) bench
 
 clean:

@@ -232,6 +232,13 @@ fn main() {
         }
     }
 
+    // From which size on a second thread, which is awake, is worth its hand-over (`Executor::for_product`).
+    for (m, n) in [1, 8, 64].into_iter().flat_map(|m| [64, 128, 192, 256, 384, 512, 1024].map(|n| (m, n))) {
+        let layers = Blocks::new(&[(n, WIDTH)]);
+        let ways = executors.iter().map(|(n, pool)| Way::new(format!("{n} threads"), layers.singly(m, pool)));
+        compare(&format!("crossover: m {m}, {} kmacs", m * n * WIDTH / 1000), ways.collect());
+    }
+
     let sizes = [1, cores, 2 * cores, 4 * cores];
     let pools: Vec<(usize, Executor)> = sizes.into_iter().map(|n| (n, pool(n))).collect();
     for (name, blocks) in [("Q, K, V", &qkv), ("gate, up", &gate_up)] {

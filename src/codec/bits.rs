@@ -290,7 +290,8 @@ mod tests {
     }
 
     fn digits<const A: usize, const B: usize, const C: usize, const PADDED: usize>() {
-        for first in 0..=255u8 {
+        // Miri would take two minutes for all of them.
+        for first in (0..=255u8).step_by(if cfg!(miri) { 15 } else { 1 }) {
             let qs: Vec<u8> =
                 (0..A + B + C).map(|m| first.wrapping_add(37u8.wrapping_mul(m as u8))).collect();
             let mut codes = vec![9; 5 * (A + B) + 4 * C];
