@@ -13,6 +13,8 @@
 #[path = "common/synthetic.rs"]
 mod synthetic;
 
+use std::time::Instant;
+
 use bitlinear::cpu::{self, Isa};
 use bitlinear::exec::Executor;
 use bitlinear::layer::{Linear, Options};
@@ -20,7 +22,20 @@ use bitlinear::layout::Layout;
 use bitlinear::matrix::{MatrixMut, MatrixRef};
 use bitlinear::memory::{Buffer, Heap};
 
-use synthetic::{cases, shortest, synthetic};
+use synthetic::{cases, synthetic};
+
+/// The shortest of many runs of `work`, in seconds.
+fn shortest(budget: f64, mut work: impl FnMut()) -> f64 {
+    let begin = Instant::now();
+    let (mut best, mut runs) = (f64::MAX, 0);
+    while runs < 3 || begin.elapsed().as_secs_f64() < budget {
+        let start = Instant::now();
+        work();
+        best = best.min(start.elapsed().as_secs_f64());
+        runs += 1;
+    }
+    best
+}
 
 /// What the machine can do, on one thread.
 struct Limits {

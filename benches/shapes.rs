@@ -15,14 +15,11 @@ use std::time::Instant;
 use bitlinear::cpu::{self, Isa};
 use bitlinear::exec::Executor;
 use bitlinear::layer::{Linear, Options};
-use bitlinear::layout::{Coded, Layout, SUPER_BLOCK, Scales};
+use bitlinear::layout::{Coded, Layout, PANEL, SUPER_BLOCK, Scales};
 use bitlinear::matrix::{MatrixMut, MatrixRef};
 use bitlinear::memory::{Buffer, Heap};
 
 use synthetic::{cases, synthetic};
-
-/// Output rows of a panel.
-const PANEL: usize = 16;
 
 /// A layer with an x and a y of `m` rows.
 struct Call {

@@ -8,52 +8,28 @@
 //! tells what a busy machine makes of it. `BITLINEAR_BENCH_SECONDS` is the time for a
 //! comparison (default 2), a filter keeps those whose name contains it. Only ratios inside one line mean something on a machine that is shared.
 
+#[path = "common/synthetic.rs"]
+mod synthetic;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bitlinear::cpu::Isa;
-use bitlinear::error::Result;
 use bitlinear::exec::{self, Executor};
 use bitlinear::layer::{self, Linear, Options, Target};
-use bitlinear::layout::{Layout, Matrix, Offset, Row};
+use bitlinear::layout::{Layout, Offset};
 use bitlinear::matrix::{MatrixMut, MatrixRef};
 use bitlinear::memory::{Buffer, Heap};
+
+use synthetic::synthetic;
 
 const WIDTH: usize = 576;
 const INNER: usize = 1536;
 const BLOCKS: usize = 30;
 
-/// A matrix of pseudo-random codes.
-struct Synthetic {
-    out_features: usize,
-    in_features: usize,
-    seed: u64,
-}
-
-impl Matrix for Synthetic {
-    fn layout(&self) -> Layout {
-        Layout::groups(4, 0, 32, Offset::Minimum)
-    }
-    fn out_features(&self) -> usize {
-        self.out_features
-    }
-    fn in_features(&self) -> usize {
-        self.in_features
-    }
-    fn read_row(&self, index: usize, row: &mut Row) -> Result<()> {
-        let mut state = self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (index as u64 + 1);
-        for code in row.codes.iter_mut() {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            *code = (state >> 60) as u8;
-        }
-        row.scales.fill(0.007_812_5);
-        row.minimums.fill(-0.031_25);
-        Ok(())
-    }
-}
-
 fn linear(out_features: usize, in_features: usize, seed: usize) -> Linear {
-    let matrix = Synthetic { out_features, in_features, seed: seed as u64 + 1 };
+    let layout = Layout::groups(4, 0, 32, Offset::Minimum);
+    let matrix = synthetic(layout, out_features, in_features, seed as u64 + 1);
     let isa = Isa::from_environment().expect("BITLINEAR_ISA");
     Linear::new(&matrix, &Options::default(), isa, &Heap::default()).expect("a layer")
 }

@@ -1,8 +1,6 @@
 //! Weights to measure with: pseudo-random matrices of any layout and shape, and the layouts of the usual formats.
 #![allow(dead_code, unreachable_pub)] // every bench uses some of it
 
-use std::time::Instant;
-
 use bitlinear::error::Result;
 use bitlinear::layout::{Coded, Float, Layout, Matrix, Offset, Row, ScaleType, Scales, Values};
 
@@ -68,20 +66,8 @@ pub struct Case {
 
 /// The layouts of the usual formats.
 pub fn cases() -> Vec<Case> {
-    let row = |bits, zero| {
-        let values = if bits == 1 { Values::Sign } else { Values::Offset(zero) };
-        Layout::Coded(Coded { bits, values, scales: Scales::Row, scale_type: ScaleType::F32, bases: 1 })
-    };
-    let groups = |bits, zero, len, offset| Layout::groups(bits, zero, len, offset);
-    let two_level = |bits, zero, len, minimum| {
-        Layout::Coded(Coded {
-            bits,
-            values: Values::Offset(zero),
-            scales: Scales::TwoLevel { len, minimum },
-            scale_type: ScaleType::F16,
-            bases: 1,
-        })
-    };
+    let row = |bits, zero| Layout::rows(bits, Values::Offset(zero));
+    let (groups, two_level) = (Layout::groups, Layout::two_level);
     let case = |name, layout, bits: f64| Case { name, layout, stored: bits / 8.0 };
     let q1_0 = Layout::Coded(Coded {
         bits: 1,
@@ -94,7 +80,7 @@ pub fn cases() -> Vec<Case> {
         case("ternary", row(2, 1), 2.0),
         case("q2_0", groups(2, 1, 64, Offset::None), 2.25),
         case("pq2_0", groups(2, 1, 128, Offset::None), 2.125),
-        case("sign", row(1, 0), 1.0),
+        case("sign", Layout::rows(1, Values::Sign), 1.0),
         case("q1_0", q1_0, 1.125),
         case("q4_0", groups(4, 8, 32, Offset::None), 4.5),
         case("q4_1", groups(4, 0, 32, Offset::Minimum), 5.0),
@@ -107,17 +93,4 @@ pub fn cases() -> Vec<Case> {
         case("q8_0", groups(8, 128, 32, Offset::None), 8.5),
         case("f16", Layout::Dense(Float::F16), 16.0),
     ]
-}
-
-/// The shortest of many runs of `work`, in seconds.
-pub fn shortest(budget: f64, mut work: impl FnMut()) -> f64 {
-    let begin = Instant::now();
-    let (mut best, mut runs) = (f64::MAX, 0);
-    while runs < 3 || begin.elapsed().as_secs_f64() < budget {
-        let start = Instant::now();
-        work();
-        best = best.min(start.elapsed().as_secs_f64());
-        runs += 1;
-    }
-    best
 }

@@ -15,7 +15,7 @@ use bitlinear::layer::{Activation, Linear, Options};
 use bitlinear::matrix::{MatrixMut, MatrixRef};
 use bitlinear::memory::{Buffer, Heap};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use kernels::{Synthetic, layouts};
+use kernels::{layouts, synthetic};
 
 const OUT: usize = 512;
 const IN: usize = 4096;
@@ -26,7 +26,7 @@ fn kernels(criterion: &mut Criterion) {
     for isa in isas {
         for (name, layout) in layouts() {
             for activation in [Activation::Auto, Activation::F32] {
-                let matrix = Synthetic { layout, out_features: OUT, in_features: IN };
+                let matrix = synthetic(layout, OUT, IN, 1);
                 let options = Options { activation, ..Options::default() };
                 let linear = Linear::new(&matrix, &options, isa, &heap).expect("a layer");
                 for m in [1, 2, 8, 64] {

@@ -66,7 +66,8 @@ def compile_unit(source, kernels, folder):
 
 def test_binaries(names):
     # Packages and features of tests/environment.sh: other ones would compile the library again.
-    done = must(["cargo", "test", "--workspace", "--features", "cli", "--no-run", "--message-format=json", *[a for n in names for a in ("--test", n)]])
+    done = must(["cargo", "test", "--workspace", "--features", "cli", "--no-run", "--message-format=json",
+                 *[a for n in names for a in ("--test", n)]])
     found = []
     for line in done.stdout.splitlines():
         message = json.loads(line)
