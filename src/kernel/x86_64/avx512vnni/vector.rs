@@ -76,6 +76,14 @@ pub(super) fn put_some_integers(values: &mut [i32], v: __m512i) {
     unsafe { _mm512_mask_storeu_epi32(values.as_mut_ptr(), mask, v) }
 }
 
+/// Reads a cache line, though nothing needs it now.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) fn touch(line: &[u8; 64]) {
+    // SAFETY: a reference is valid to read from.
+    unsafe { core::ptr::read_volatile(&line[0]) };
+}
+
 /// Asks for the cache line at `at` of `bytes`, which may be past the end.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -171,7 +179,7 @@ fn shift(v: __m512i, by: i32) -> __m512i {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn masked(v: __m512i, by: i32, mask: i8) -> __m512i {
+pub(super) fn masked(v: __m512i, by: i32, mask: i8) -> __m512i {
     _mm512_and_si512(shift(v, by), _mm512_set1_epi8(mask))
 }
 
