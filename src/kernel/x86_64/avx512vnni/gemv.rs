@@ -118,10 +118,10 @@ macro_rules! tile_scales {
         let bytes = &bytes[..NP * PANEL * ty.bytes()];
         let mut all = [_mm512_setzero_ps(); NP];
         match ty {
-            ScaleType::F32 => unrolled!(NP, P => all[P] = scales(ScaleType::F32, bytes, P * PANEL)),
-            ScaleType::F16 => unrolled!(NP, P => all[P] = scales(ScaleType::F16, bytes, P * PANEL)),
-            ScaleType::Bf16 => unrolled!(NP, P => all[P] = scales(ScaleType::Bf16, bytes, P * PANEL)),
-            ScaleType::E8m0 => unrolled!(NP, P => all[P] = scales(ScaleType::E8m0, bytes, P * PANEL)),
+            ScaleType::F32 => unrolled!([0 1 2 3], P => all[P] = scales(ScaleType::F32, bytes, P * PANEL)),
+            ScaleType::F16 => unrolled!([0 1 2 3], P => all[P] = scales(ScaleType::F16, bytes, P * PANEL)),
+            ScaleType::Bf16 => unrolled!([0 1 2 3], P => all[P] = scales(ScaleType::Bf16, bytes, P * PANEL)),
+            ScaleType::E8m0 => unrolled!([0 1 2 3], P => all[P] = scales(ScaleType::E8m0, bytes, P * PANEL)),
         }
         all
     }};
@@ -134,7 +134,7 @@ macro_rules! add_unit {
         let (unit, x) = ($unit, $x);
         unrolled!(unit_quads(BITS), I => {
             let q = quad_of(x, I);
-            unrolled!(NP, P => {
+            unrolled!([0 1 2 3], P => {
                 let (place, codes) = match BITS {
                     1 => (I % 4, masked(line(unit, P * LINE), 4 * (I as i32 / 4), 1 << (I % 4))),
                     2 => (I % 4, masked(line(unit, P * LINE), 0, 3 << (2 * (I % 4)))),
@@ -166,7 +166,7 @@ impl Places {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn add_to<const BITS: u8, const TABLE: bool>(&self, sums: &mut [__m512i; NP]) {
-        unrolled!(NP, P => {
+        unrolled!([0 1 2 3], P => {
             let (a, b, c, d) = (self.0[0][P], self.0[1][P], self.0[2][P], self.0[3][P]);
             let sum = match BITS {
                 1 => {
@@ -193,7 +193,7 @@ impl Places {
 fn begin(x: &Codes<'_>, group: usize, start: i32) -> [__m512i; NP] {
     let mut sums = [_mm512_set1_epi32(start); NP];
     if let Some(weights) = x.weight_sums(group) {
-        unrolled!(NP, P => sums[P] = _mm512_add_epi32(sums[P], integers(weights, P * PANEL)));
+        unrolled!([0 1 2 3], P => sums[P] = _mm512_add_epi32(sums[P], integers(weights, P * PANEL)));
     }
     sums
 }
@@ -239,7 +239,7 @@ fn row<const BITS: u8, const TABLE: bool>(coded: &Coded, tile: Tile<'_>, x: &Cod
                 }
             }
         }
-        unrolled!(NP, P => {
+        unrolled!([0 1 2 3], P => {
             let dot = if chunks > 1 { from_i64(&total[P]) } else { _mm512_cvtepi32_ps(sums[P]) };
             let s = _mm512_mul_ps(s_w[P], s_x);
             acc[P] = if bases == 1 { _mm512_mul_ps(dot, s) } else { _mm512_fmadd_ps(dot, s, acc[P]) };
@@ -298,7 +298,7 @@ fn group<const BITS: u8, const TABLE: bool>(
         let mut minima = [_mm512_setzero_ps(); NP];
         match offset {
             Offset::None => (),
-            Offset::Zero => unrolled!(NP, P => {
+            Offset::Zero => unrolled!([0 1 2 3], P => {
                 let zeros = unsigned_bytes(offsets, P * PANEL);
                 let product = _mm512_mullo_epi32(zeros, _mm512_set1_epi32(xsum));
                 sums[P] = _mm512_sub_epi32(sums[P], product);
@@ -314,13 +314,13 @@ fn group<const BITS: u8, const TABLE: bool>(
             add_unit!(places, u, q, table);
         }
         places.add_to::<BITS, TABLE>(&mut sums);
-        unrolled!(NP, P => {
+        unrolled!([0 1 2 3], P => {
             let dot = _mm512_cvtepi32_ps(sums[P]);
             acc[P] = _mm512_fmadd_ps(dot, _mm512_mul_ps(s_w[P], s_x), acc[P]);
         });
         if offset == Offset::Minimum {
             let weighted = _mm512_mul_ps(_mm512_set1_ps(xsum as f32), s_x);
-            unrolled!(NP, P => acc[P] = _mm512_fmadd_ps(weighted, minima[P], acc[P]));
+            unrolled!([0 1 2 3], P => acc[P] = _mm512_fmadd_ps(weighted, minima[P], acc[P]));
         }
     }
     put(out, &acc);
@@ -361,18 +361,18 @@ fn two_level<const BITS: u8>(coded: &Coded, minimum: bool, tile: Tile<'_>, x: &C
                 if i == 0 {
                     fetch.coming(unit, ordered(BITS));
                 }
-                if I % gq == 0 {
+                if I.is_multiple_of(gq) {
                     dot = begin(x, b * groups + j, -zero * sums_x[j]);
                 }
                 let x4 = quad_of(q, I);
-                unrolled!(NP, P => {
+                unrolled!([0 1 2 3], P => {
                     let codes = quad::<BITS, false>(unit, P * LINE, NP * LINE, i, none);
                     dot[P] = _mm512_dpbusd_epi32(dot[P], codes, x4);
                 });
                 if I % gq == gq - 1 {
                     // Totals of a group fit 16 bits; the high half of a lane is multiplied with 0.
                     let total = _mm512_set1_epi32(totals[j] & 0xffff);
-                    unrolled!(NP, P => {
+                    unrolled!([0 1 2 3], P => {
                         let sc = signed_bytes(subs, j * lanes + P * PANEL);
                         isum[P] = _mm512_add_epi32(isum[P], _mm512_mullo_epi32(sc, dot[P]));
                         if minimum {
@@ -385,7 +385,7 @@ fn two_level<const BITS: u8>(coded: &Coded, minimum: bool, tile: Tile<'_>, x: &C
             });
         }
         let s_x = _mm512_set1_ps(x.scales[b]);
-        unrolled!(NP, P => {
+        unrolled!([0 1 2 3], P => {
             acc[P] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum[P]), _mm512_mul_ps(d[P], s_x), acc[P]);
             if minimum {
                 let dmin = _mm512_mul_ps(dmin[P], s_x);
