@@ -74,7 +74,7 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
     let tile = job.packed.tile(job.tile);
     // The last, partial tile of a matrix is not worth a second copy of every function here, and neither are super-blocks
     // of codes that no format has.
-    let rare = matches!(coded.scales, Scales::TwoLevel { len, .. } if len != super_block_group(coded));
+    let rare = matches!(coded.scales, Scales::TwoLevel { len, .. } if !has_super_blocks(coded, len));
     if tile.panels < NP || rare {
         return super::super::avx2::gemv::run(job);
     }
@@ -84,12 +84,14 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
         match coded.scales {
             Scales::Row => for_width!(coded, row(coded, tile, x, out)),
             Scales::Group { offset, .. } => for_width!(coded, group(coded, offset, tile, x, out)),
-            Scales::TwoLevel { minimum, .. } => match coded.bits {
-                2 => two_level::<2>(coded, minimum, tile, x, out),
-                3 => two_level::<3>(coded, minimum, tile, x, out),
-                4 => two_level::<4>(coded, minimum, tile, x, out),
-                5 => two_level::<5>(coded, minimum, tile, x, out),
-                _ => two_level::<6>(coded, minimum, tile, x, out),
+            Scales::TwoLevel { len, minimum } => match (coded.bits, coded.values, len) {
+                (2, _, 16) => two_level::<2, false, 4>(coded, minimum, tile, x, out),
+                (2, ..) => two_level::<2, false, 8>(coded, minimum, tile, x, out),
+                (3, ..) => two_level::<3, false, 4>(coded, minimum, tile, x, out),
+                (4, Values::Table(_), _) => two_level::<4, true, 8>(coded, minimum, tile, x, out),
+                (4, ..) => two_level::<4, false, 8>(coded, minimum, tile, x, out),
+                (5, ..) => two_level::<5, false, 8>(coded, minimum, tile, x, out),
+                _ => two_level::<6, false, 4>(coded, minimum, tile, x, out),
             },
         }
     }
@@ -102,12 +104,12 @@ const fn ordered(bits: u8) -> bool {
     !matches!(bits, 3 | 5 | 6)
 }
 
-/// Columns of a group in super-blocks of such codes, as K-quants have them; 0 where there is no such format.
-fn super_block_group(coded: &Coded) -> usize {
-    match (coded.values, coded.bits) {
-        (Values::Offset(_), 2 | 3 | 6) => 16,
-        (Values::Offset(_), 4 | 5) => 32,
-        _ => 0,
+/// Whether a format has super-blocks of such codes in groups of `len`: K-quants, IQ1_S (2 bits, 32), IQ4_XS (a table).
+fn has_super_blocks(coded: &Coded, len: usize) -> bool {
+    match coded.values {
+        Values::Offset(_) => matches!((coded.bits, len), (2 | 3 | 6, 16) | (2 | 4 | 5, 32)),
+        Values::Table(_) => len == 32,
+        Values::Sign => false,
     }
 }
 
@@ -326,19 +328,23 @@ fn group<const BITS: u8, const TABLE: bool>(
     put(out, &acc);
 }
 
-/// Super-blocks of groups as `super_block_group` says.
+/// Super-blocks. `GQ`: quads of a group, 4 or 8.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn two_level<const BITS: u8>(coded: &Coded, minimum: bool, tile: Tile<'_>, x: &Codes<'_>, out: &mut [f32]) {
-    let (ty, zero) = (coded.scale_type, zero_point(coded));
+fn two_level<const BITS: u8, const TABLE: bool, const GQ: usize>(
+    coded: &Coded,
+    minimum: bool,
+    tile: Tile<'_>,
+    x: &Codes<'_>,
+    out: &mut [f32],
+) {
+    let (ty, table, zero) = (coded.scale_type, table(coded), zero_point(coded));
     let geometry = &x.shape.geometry;
     let lanes = NP * PANEL;
     let (uq, unit_bytes) = (unit_quads(BITS), unit_lines(BITS) * NP * LINE);
-    // Quads of a group, and of a step: whole units and whole groups.
-    let gq = if matches!(BITS, 4 | 5) { 8 } else { 4 };
-    let step = if uq > gq { uq } else { gq };
-    let groups = SUPER_BLOCK / QUAD / gq;
-    let none = _mm512_setzero_si512();
+    // Quads of a step: whole units and whole groups.
+    let step = if uq > GQ { uq } else { GQ };
+    let groups = SUPER_BLOCK / QUAD / GQ;
     let mut acc = [_mm512_setzero_ps(); NP];
     let fetch = Fetch::of(coded);
     let records = tile.bytes.chunks_exact(geometry.record_bytes(NP));
@@ -354,22 +360,22 @@ fn two_level<const BITS: u8>(coded: &Coded, minimum: bool, tile: Tile<'_>, x: &C
         let mut msum = [_mm512_setzero_si512(); NP];
         let mut j = 0;
         for (units, q) in units.chunks_exact(step / uq * unit_bytes).zip(codes.chunks_exact(step * QUAD)) {
-            let mut dot = [none; NP];
+            let mut dot = [_mm512_setzero_si512(); NP];
             unrolled!(step, I => {
                 let (u, i) = (I / uq, I % uq);
                 let unit = &units[u * unit_bytes..][..unit_bytes];
                 if i == 0 {
                     fetch.coming(unit, ordered(BITS));
                 }
-                if I.is_multiple_of(gq) {
+                if I.is_multiple_of(GQ) {
                     dot = begin(x, b * groups + j, -zero * sums_x[j]);
                 }
                 let x4 = quad_of(q, I);
                 unrolled!([0 1 2 3], P => {
-                    let codes = quad::<BITS, false>(unit, P * LINE, NP * LINE, i, none);
+                    let codes = quad::<BITS, TABLE>(unit, P * LINE, NP * LINE, i, table);
                     dot[P] = _mm512_dpbusd_epi32(dot[P], codes, x4);
                 });
-                if I % gq == gq - 1 {
+                if I % GQ == GQ - 1 {
                     // Totals of a group fit 16 bits; the high half of a lane is multiplied with 0.
                     let total = _mm512_set1_epi32(totals[j] & 0xffff);
                     unrolled!([0 1 2 3], P => {
