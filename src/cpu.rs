@@ -121,11 +121,27 @@ impl Isa {
 /// come to the whole bandwidth, and to two thirds of it beside prefetches of a program; Intel's are helped by those.
 #[cfg(target_arch = "x86_64")]
 pub fn follows_reads() -> bool {
+    is_amd()
+}
+
+/// Whether shifts and masks of vectors have ports of their own beside those of integer products: two of a Zen 4's four, while
+/// Intel's two ports for 512 bits do both.
+pub fn decodes_beside_products() -> bool {
+    is_amd()
+}
+
+#[cfg(target_arch = "x86_64")]
+fn is_amd() -> bool {
     static AMD: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| {
         let vendor = core::arch::x86_64::__cpuid(0);
         [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD"
     });
     *AMD
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn is_amd() -> bool {
+    false
 }
 
 /// The processor's own name for itself; "cpu" where it does not say.

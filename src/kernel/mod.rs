@@ -182,10 +182,24 @@ pub fn all() -> impl Iterator<Item = &'static Kernel> {
     TABLES.iter().chain(FEW_TABLES).copied().flatten().copied().flatten()
 }
 
-/// Batches of so many rows are few: decoding weights once for every eight of them costs less than keeping
-/// what was decoded. Measured on an Ice Lake with AVX-512 VNNI. Wide codes are so up to half as many: there is less to
-/// take apart, or more than a register at a time.
-const FEW_ROWS: usize = 32;
+/// Batches of so many rows are few: decoding weights once for every eight of them costs less than keeping what was decoded.
+///
+/// On Intel what takes codes apart is taken from products: 32 rows (an Ice Lake). Wide codes are so up to half as many: there is
+/// less to take apart, or more than a register at a time. Where it is not, any number is, but for groups whose ends cost less
+/// with three rows and four panels, and for super-blocks (a Zen 4; docs/performance/kernels.md).
+fn few_rows(coded: &Coded) -> usize {
+    let beside = crate::cpu::decodes_beside_products();
+    match (coded.bits, coded.scales) {
+        (_, Scales::Row) | (1 | 2, Scales::Group { .. }) if beside => usize::MAX,
+        (_, Scales::Group { offset: Offset::Minimum, .. }) | (4, Scales::TwoLevel { .. }) if beside => {
+            usize::MAX
+        }
+        (_, Scales::Group { .. }) if beside => 64,
+        (2 | 3 | 5, Scales::TwoLevel { .. }) if beside => 32,
+        (1 | 2, Scales::Row | Scales::Group { .. }) | (4, Scales::TwoLevel { .. }) => 32,
+        _ => 16,
+    }
+}
 
 /// The kernels that a layer uses for one kind of activation.
 #[derive(Clone, Copy)]
@@ -240,10 +254,8 @@ pub fn select(layout: &Layout, in_features: usize, activation: Kind, isa: Isa) -
     let few = || FEW_TABLES.iter().copied().flatten().copied().flatten().find(fits);
     let few = if few_take(key) { few().filter(|few| few.isa >= gemm.isa) } else { None };
     let few_rows = match (few, layout) {
-        (None, _) => 0,
-        (_, Layout::Coded(Coded { bits: 1 | 2, scales: Scales::Row | Scales::Group { .. }, .. })) => FEW_ROWS,
-        (_, Layout::Coded(Coded { bits: 4, scales: Scales::TwoLevel { .. }, .. })) => FEW_ROWS,
-        _ => FEW_ROWS / 2,
+        (Some(_), Layout::Coded(coded)) => few_rows(coded),
+        _ => 0,
     };
     let gemv = first(false);
     if few.is_none() && gemv.isa == Isa::Avx2 && gemv.mr == 1 {

@@ -1,17 +1,19 @@
-//! Few rows of x (`kernel::FEW_ROWS`): weights are decoded in registers, as for one row, and meet up to
+//! Few rows of x (`kernel::few_rows`): weights are decoded in registers, as for one row, and meet up to
 //! eight rows there. A decoded block (`gemm`) would cost more to store and load again than so few rows
-//! give back. More than eight take the tile once more, from the second cache.
+//! give back. More than eight take the tile once more, from the second cache. Where products leave room for taking
+//! codes apart (`cpu::decodes_beside_products`), no number of rows makes a block worth while for most layouts.
 //!
 //! Limit: one `vpdpbusd` for each row, panel and quad; beside it a quad costs its shift and mask. Two panels of W at
-//! a time: each broadcast of x serves both, and 16 sums hide what `vpdpbusd` waits for. They stay in registers over a
-//! group, or a span of columns where weights have one scale; what is between rests in the output.
+//! a time, or four for two rows (`bundle_panels`): each broadcast of x serves all, and 8 to 16 sums hide what `vpdpbusd` waits
+//! for. They stay in registers over a group, or a span of columns where weights have one scale; what is between rests in
+//! the output.
 
 // A register tile is indexed by row and panel; iterators would hide which.
 #![allow(clippy::needless_range_loop)]
 
 use core::arch::x86_64::*;
 
-use super::gemm::{Short, add_weights, pairs, pairs_of};
+use super::gemm::{Short, add_weights, bundles, pairs};
 use super::vector::*;
 use crate::activation::{Activations, Codes};
 use crate::cpu::follows_reads;
@@ -21,13 +23,13 @@ use crate::kernel::narrow::{for_rows, unit_lines, unit_quads, unrolled};
 use crate::kernel::x86_64::zero_point;
 use crate::kernel::{Job, LayoutKey, Scheme};
 use crate::layout::packed::{LINE, Tile};
-use crate::layout::{Coded, Layout, Offset, PANEL, Packed, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE};
+use crate::layout::{
+    Coded, Layout, Offset, PANEL, Packed, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE, TILE_PANELS,
+};
 
 /// Most rows of a panel of x. Panels have an even number (`kernel::panel_rows`): a row more is computed
 /// and not stored, for half the code.
 pub(super) const ROWS: usize = 8;
-/// Panels of W that are taken together.
-const PAIR: usize = 2;
 /// Lines of the largest unit, for one panel.
 const MOST_LINES: usize = 5;
 /// Columns of a row that a pair of panels takes before the next one does: x stays in the first cache.
@@ -35,6 +37,17 @@ const SPAN: usize = 512;
 /// How far ahead of the reader a cache line is asked for, into the first cache and into the second.
 const NEAR: usize = 8192;
 const FAR: usize = 16384;
+
+/// Panels of W that are taken together, a bundle. Two rows of x leave registers for a whole tile, which is then read in the order
+/// of its addresses; codes of 4 bits and those of several planes gain nothing by it, and lose where they come from memory.
+const fn bundle_panels(bits: u8, mr: usize) -> usize {
+    if mr == 2 && matches!(bits, 1 | 2 | 8) { TILE_PANELS } else { 2 }
+}
+
+/// Whether a CPU that `follows_reads` needs no prefetches: where whole tiles are read, and hardly computed with.
+const fn in_order(bits: u8, panels: usize) -> bool {
+    bits == 8 && panels == TILE_PANELS
+}
 
 /// Whether layouts of that key are worth the code: those of files that people run.
 pub(in crate::kernel) fn takes(key: LayoutKey) -> bool {
@@ -85,13 +98,13 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
         }
         let mut work = Work { coded, tile, x, out, short, begins, fetch };
         for_rows!([2 4 6 8] mr, MR => match coded.bits {
-            1 => work.width::<1, MR>(),
-            2 => work.width::<2, MR>(),
-            3 => work.two_levels::<3, MR>(),
-            4 => work.width::<4, MR>(),
-            5 => work.two_levels::<5, MR>(),
-            6 => work.two_levels::<6, MR>(),
-            _ => work.width::<8, MR>(),
+            1 => work.width::<1, MR, { bundle_panels(1, MR) }>(),
+            2 => work.width::<2, MR, { bundle_panels(2, MR) }>(),
+            3 => work.two_levels::<3, MR, { bundle_panels(3, MR) }>(),
+            4 => work.width::<4, MR, { bundle_panels(4, MR) }>(),
+            5 => work.two_levels::<5, MR, { bundle_panels(5, MR) }>(),
+            6 => work.two_levels::<6, MR, { bundle_panels(6, MR) }>(),
+            _ => work.width::<8, MR, { bundle_panels(8, MR) }>(),
         });
     }
     Ok(())
@@ -118,40 +131,17 @@ impl<'a> Fetch<'a> {
         Fetch { alone: panels == 1, far: follows_reads(), bytes, at, step: LINE / panels }
     }
 
-    /// These lines are read now.
+    /// The head of a record is read now. Several panels of x ask for lines of units alone: those are enough.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn next(&mut self, lines: [&[u8; LINE]; PAIR]) {
-        if self.alone {
-            self.ask(lines);
-        } else {
-            prefetch_far(self.bytes, self.at);
-            prefetch_far(self.bytes, self.at + self.step);
-            self.at += PAIR * self.step;
-        }
-    }
-
-    /// So is the head of a record. Several panels of x ask for lines of units alone: those are enough.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn head(&self, head: &[u8]) {
+    fn head<const BITS: u8, const NP: usize>(&self, head: &[u8]) {
         if self.alone {
             for line in head.as_chunks::<LINE>().0 {
-                self.ask([line]);
-            }
-        }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn ask<const N: usize>(&self, lines: [&[u8; LINE]; N]) {
-        if self.far {
-            for line in lines {
-                prefetch_far(line, FAR);
-            }
-        } else {
-            for line in lines {
-                prefetch(line, NEAR);
+                match self.far {
+                    true if in_order(BITS, NP) => touch(line),
+                    true => prefetch_far(line, FAR),
+                    false => prefetch(line, NEAR),
+                }
             }
         }
     }
@@ -169,49 +159,53 @@ struct Work<'a, 'o> {
     fetch: Fetch<'a>,
 }
 
-/// Takes the next unit off `$lines` (or breaks), and asks for what comes (`Fetch`): its lines for each panel of a pair, as
-/// closures from their number.
+/// Takes the next unit off `$lines` (or breaks), and asks for what comes (`Fetch`): its lines, each of all panels.
 macro_rules! next_unit {
-    ($work:ident, $lines:ident, $panels:ident, $pair:expr, [$a:ident $b:ident]) => {
-        let [left, right] = $pair;
-        let mut unit: [&[[u8; LINE]]; MOST_LINES] = [&[]; MOST_LINES];
+    ($work:ident, $lines:ident, $panels:ident, $bundle:expr, $unit:ident) => {
+        let mut $unit: [&[[u8; LINE]]; MOST_LINES] = [&[]; MOST_LINES];
         unrolled!([0 1 2 3 4], K => if K < unit_lines(BITS) {
             let Some((first, others)) = $lines.split_at_checked($panels) else { break };
-            ($lines, unit[K]) = (others, first);
-            $work.fetch.next([&first[left], &first[right]]);
+            ($lines, $unit[K]) = (others, first);
+            if !$work.fetch.alone {
+                unrolled!(NP, P => prefetch_far($work.fetch.bytes, $work.fetch.at + P * $work.fetch.step));
+                $work.fetch.at += NP * $work.fetch.step;
+            } else if !$work.fetch.far {
+                unrolled!(NP, P => prefetch(&first[$bundle[P]], NEAR));
+            } else if !in_order(BITS, NP) {
+                unrolled!(NP, P => prefetch_far(&first[$bundle[P]], FAR));
+            }
         });
-        let $a = |k: usize| line(&unit[k][left], 0);
-        let $b = |k: usize| line(&unit[k][right], 0);
     };
 }
 
-/// Adds the products of `$count` quads of a unit, from quad `$from` on, to `$acc[MR][2]`; `$x` are their codes of x. Not a
+/// Adds the products of `$count` quads of a unit, from quad `$from` on, to `$acc[MR][NP]`; `$x` are their codes of x. Not a
 /// function, which the compiler would not inline, and sums would be kept in memory (as in `gemm::add_weights`).
 macro_rules! add_quads {
-    ([$a:ident $b:ident], $from:expr, $count:expr, $x:expr, $acc:ident) => {
+    ($unit:ident, $bundle:expr, $from:expr, $count:expr, $x:expr, $acc:ident) => {
         let (none, codes) = (_mm512_setzero_si512(), $x);
         unrolled!($count, N => {
-            let w = [quad_of::<BITS, false>($a, $from + N, none), quad_of::<BITS, false>($b, $from + N, none)];
+            let mut w = [none; NP];
+            unrolled!(NP, P => w[P] = quad_of::<BITS, false>(|k| line(&$unit[k][$bundle[P]], 0), $from + N, none));
             unrolled!(MR, I => {
                 let x = &codes[(N * MR + I) * QUAD..][..QUAD];
                 let x = i32::from_le_bytes([x[0] as u8, x[1] as u8, x[2] as u8, x[3] as u8]);
                 let x = _mm512_set1_epi32(x);
-                unrolled!([0 1], P => $acc[I][P] = _mm512_dpbusd_epi32($acc[I][P], w[P], x));
+                unrolled!(NP, P => $acc[I][P] = _mm512_dpbusd_epi32($acc[I][P], w[P], x));
             });
         });
     };
 }
 
-/// Adds the products of a pair of panels to `$acc[MR][2]`.
+/// Adds the products of a bundle to `$acc[MR][NP]`.
 macro_rules! add_units {
-    ($work:ident, $bytes:expr, $codes:expr, $pair:expr, $acc:ident) => {
+    ($work:ident, $bytes:expr, $codes:expr, $bundle:expr, $acc:ident) => {
         // Not `chunks_exact` of bytes: a zip of those divides by their length.
         let (mut lines, panels) = ($bytes.as_chunks::<LINE>().0, $work.tile.panels);
         // So that no line asks whether it has that panel.
-        assert!($pair[0] < panels && $pair[1] < panels);
+        unrolled!(NP, P => assert!($bundle[P] < panels));
         for q in $codes.chunks_exact(unit_quads(BITS) * QUAD * MR) {
-            next_unit!($work, lines, panels, $pair, [a b]);
-            add_quads!([a b], 0, unit_quads(BITS), q, $acc);
+            next_unit!($work, lines, panels, $bundle, unit);
+            add_quads!(unit, $bundle, 0, unit_quads(BITS), q, $acc);
         }
     };
 }
@@ -219,30 +213,30 @@ macro_rules! add_units {
 impl Work<'_, '_> {
     #[inline(never)]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn width<const BITS: u8, const MR: usize>(&mut self) {
+    fn width<const BITS: u8, const MR: usize, const NP: usize>(&mut self) {
         match self.coded.scales {
-            Scales::Row => self.row::<BITS, MR>(),
-            Scales::Group { offset: Offset::Minimum, .. } => self.group::<BITS, MR, true>(false),
-            Scales::Group { offset, .. } => self.group::<BITS, MR, false>(offset == Offset::Zero),
-            Scales::TwoLevel { .. } => self.two_levels::<BITS, MR>(),
+            Scales::Row => self.row::<BITS, MR, NP>(),
+            Scales::Group { offset: Offset::Minimum, .. } => self.group::<BITS, MR, NP, true>(false),
+            Scales::Group { offset, .. } => self.group::<BITS, MR, NP, false>(offset == Offset::Zero),
+            Scales::TwoLevel { .. } => self.two_levels::<BITS, MR, NP>(),
         }
     }
 
     #[inline(never)]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn two_levels<const BITS: u8, const MR: usize>(&mut self) {
+    fn two_levels<const BITS: u8, const MR: usize, const NP: usize>(&mut self) {
         // Widths of other layouts are not chosen (`takes`), and not compiled.
         let Scales::TwoLevel { len, minimum } = self.coded.scales else { return };
         if !matches!(BITS, 2..=6) {
             return;
         }
-        self.two_level::<BITS, MR>(len, minimum);
+        self.two_level::<BITS, MR, NP>(len, minimum);
     }
 
-    /// One scale for each row of W: span after span, pair after pair.
+    /// One scale for each row of W: span after span, bundle after bundle.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn row<const BITS: u8, const MR: usize>(&mut self) {
+    fn row<const BITS: u8, const MR: usize, const NP: usize>(&mut self) {
         let panels = self.tile.panels;
         let (head, bytes) = self.tile.bytes.split_at(panels * PANEL * 4);
         let span = SPAN / (unit_quads(BITS) * QUAD) * unit_lines(BITS) * panels * LINE;
@@ -250,45 +244,45 @@ impl Work<'_, '_> {
         let codes = self.x.codes;
         for (s, (bytes, codes)) in bytes.chunks(span).zip(codes.chunks(SPAN * MR)).enumerate() {
             let head = (s == last).then_some(head);
-            for pair in pairs_of(panels) {
-                self.row_span::<BITS, MR>(pair, bytes, codes, s == 0, head);
+            for bundle in bundles::<NP>(panels) {
+                self.row_span::<BITS, MR, NP>(bundle, bytes, codes, s == 0, head);
             }
         }
     }
 
-    /// A span of a pair. Partial integer sums rest in the output, as bits.
+    /// A span of a bundle. Partial integer sums rest in the output, as bits.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn row_span<const BITS: u8, const MR: usize>(
+    fn row_span<const BITS: u8, const MR: usize, const NP: usize>(
         &mut self,
-        pair: [usize; PAIR],
+        bundle: [usize; NP],
         bytes: &[u8],
         codes: &[i8],
         is_first: bool,
         head: Option<&[u8]>,
     ) {
         let x = self.x;
-        let out = &mut self.out[pair[0] * PANEL..][..(MR - 1) * TILE + PAIR * PANEL];
-        let mut acc = [[_mm512_setzero_si512(); PAIR]; MR];
+        let out = &mut self.out[bundle[0] * PANEL..][..(MR - 1) * TILE + NP * PANEL];
+        let mut acc = [[_mm512_setzero_si512(); NP]; MR];
         if is_first {
             let begins = &self.begins[..MR];
-            unrolled!(MR, I => acc[I] = [_mm512_castps_si512(_mm512_set1_ps(begins[I])); PAIR]);
-            add_weights!(x, 0, pair, acc[MR][[0 1]]);
+            unrolled!(MR, I => acc[I] = [_mm512_castps_si512(_mm512_set1_ps(begins[I])); NP]);
+            add_weights!(x, 0, bundle, acc[MR][NP]);
         } else {
-            unrolled!(MR, I => unrolled!([0 1], P => {
+            unrolled!(MR, I => unrolled!(NP, P => {
                 acc[I][P] = _mm512_castps_si512(floats(out, I * TILE + P * PANEL));
             }));
         }
-        add_units!(self, bytes, codes, pair, acc);
+        add_units!(self, bytes, codes, bundle, acc);
         let Some(head) = head else {
-            unrolled!(MR, I => unrolled!([0 1], P => {
+            unrolled!(MR, I => unrolled!(NP, P => {
                 put_floats(out, I * TILE + P * PANEL, _mm512_castsi512_ps(acc[I][P]));
             }));
             return;
         };
         let s_x = &x.scales[..MR];
-        unrolled!([0 1], P => {
-            let s_w = scales(ScaleType::F32, head, pair[P] * PANEL);
+        unrolled!(NP, P => {
+            let s_w = scales(ScaleType::F32, head, bundle[P] * PANEL);
             unrolled!(MR, I => {
                 let s = _mm512_mul_ps(s_w, _mm512_set1_ps(s_x[I]));
                 put_floats(out, I * TILE + P * PANEL, _mm512_mul_ps(_mm512_cvtepi32_ps(acc[I][P]), s));
@@ -296,10 +290,10 @@ impl Work<'_, '_> {
         });
     }
 
-    /// Groups: record after record, pair after pair.
+    /// Groups: record after record, bundle after bundle.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn group<const BITS: u8, const MR: usize, const MINIMUM: bool>(&mut self, zeros: bool) {
+    fn group<const BITS: u8, const MR: usize, const NP: usize, const MINIMUM: bool>(&mut self, zeros: bool) {
         let (x, geometry) = (self.x, self.x.shape.geometry);
         let (panels, lanes) = (self.tile.panels, self.tile.panels * PANEL);
         self.out[..MR * TILE].fill(0.0);
@@ -309,35 +303,35 @@ impl Work<'_, '_> {
         let records = records.zip(codes.chunks(geometry.record_padded() * MR)).zip(sides);
         for (g, ((record, codes), ((begins, scales), totals))) in records.enumerate() {
             let (head, bytes) = record.split_at(lanes * geometry.head);
-            self.fetch.head(head);
+            self.fetch.head::<BITS, NP>(head);
             let mut weighted = [0.0; MR];
             if MINIMUM {
                 unrolled!(MR, I => weighted[I] = totals[I] as f32 * scales[I]);
             }
             let group = Group { g, head, bytes, codes, begins, scales, totals, weighted, zeros };
-            for pair in pairs_of(panels) {
-                self.group_pair::<BITS, MR, MINIMUM>(&group, pair);
+            for bundle in bundles::<NP>(panels) {
+                self.group_bundle::<BITS, MR, NP, MINIMUM>(&group, bundle);
             }
         }
     }
 
-    /// A record of a pair. What groups have come to is in the output: in registers there is no room for it.
+    /// A record of a bundle. What groups have come to is in the output: in registers there is no room for it.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn group_pair<const BITS: u8, const MR: usize, const MINIMUM: bool>(
+    fn group_bundle<const BITS: u8, const MR: usize, const NP: usize, const MINIMUM: bool>(
         &mut self,
         group: &Group<'_, MR>,
-        pair: [usize; PAIR],
+        bundle: [usize; NP],
     ) {
         let (x, ty, lanes) = (self.x, self.coded.scale_type, self.tile.panels * PANEL);
         let rest = &group.head[lanes * ty.bytes()..];
-        let mut dot = [[_mm512_setzero_si512(); PAIR]; MR];
-        unrolled!(MR, I => dot[I] = [_mm512_castps_si512(_mm512_set1_ps(group.begins[I])); PAIR]);
+        let mut dot = [[_mm512_setzero_si512(); NP]; MR];
+        unrolled!(MR, I => dot[I] = [_mm512_castps_si512(_mm512_set1_ps(group.begins[I])); NP]);
         if group.zeros || x.bias != 0 {
-            add_weights!(x, group.g, pair, dot[MR][[0 1]]);
+            add_weights!(x, group.g, bundle, dot[MR][NP]);
             if group.zeros {
-                unrolled!([0 1], P => {
-                    let zeros = unsigned_bytes(rest, pair[P] * PANEL);
+                unrolled!(NP, P => {
+                    let zeros = unsigned_bytes(rest, bundle[P] * PANEL);
                     unrolled!(MR, I => {
                         let product = _mm512_mullo_epi32(zeros, _mm512_set1_epi32(group.totals[I]));
                         dot[I][P] = _mm512_sub_epi32(dot[I][P], product);
@@ -345,11 +339,11 @@ impl Work<'_, '_> {
                 });
             }
         }
-        add_units!(self, group.bytes, group.codes, pair, dot);
-        let out = &mut self.out[pair[0] * PANEL..][..(MR - 1) * TILE + PAIR * PANEL];
-        unrolled!([0 1], P => {
-            let s_w = scales(ty, group.head, pair[P] * PANEL);
-            let minimum = if MINIMUM { scales(ty, rest, pair[P] * PANEL) } else { s_w };
+        add_units!(self, group.bytes, group.codes, bundle, dot);
+        let out = &mut self.out[bundle[0] * PANEL..][..(MR - 1) * TILE + NP * PANEL];
+        unrolled!(NP, P => {
+            let s_w = scales(ty, group.head, bundle[P] * PANEL);
+            let minimum = if MINIMUM { scales(ty, rest, bundle[P] * PANEL) } else { s_w };
             unrolled!(MR, I => {
                 let place = I * TILE + P * PANEL;
                 let s = _mm512_mul_ps(s_w, _mm512_set1_ps(group.scales[I]));
@@ -365,7 +359,7 @@ impl Work<'_, '_> {
     /// Super-blocks: integers inside one, floats across them.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn two_level<const BITS: u8, const MR: usize>(&mut self, len: usize, minimum: bool) {
+    fn two_level<const BITS: u8, const MR: usize, const NP: usize>(&mut self, len: usize, minimum: bool) {
         let (x, geometry) = (self.x, self.x.shape.geometry);
         let (panels, lanes) = (self.tile.panels, self.tile.panels * PANEL);
         let groups = SUPER_BLOCK / len;
@@ -374,7 +368,7 @@ impl Work<'_, '_> {
         let (records, codes) = (self.tile.bytes.chunks_exact(geometry.record_bytes(panels)), x.codes);
         for (b, (record, codes)) in records.zip(codes.chunks_exact(SUPER_BLOCK * MR)).enumerate() {
             let (head, bytes) = record.split_at(lanes * geometry.head);
-            self.fetch.head(head);
+            self.fetch.head::<BITS, NP>(head);
             let first = b * groups * MR;
             if off != 0 {
                 pairs(MR, &x.sums[first..][..groups * MR], off, &mut corrections);
@@ -392,44 +386,48 @@ impl Work<'_, '_> {
                 corrections: (off != 0).then_some(&corrections),
                 totals: minimum.then_some(&totals),
             };
-            for pair in pairs_of(panels) {
-                self.super_block::<BITS, MR>(&block, pair);
+            for bundle in bundles::<NP>(panels) {
+                self.super_block::<BITS, MR, NP>(&block, bundle);
             }
         }
     }
 
-    /// A super-block of a pair.
+    /// A super-block of a bundle.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn super_block<const BITS: u8, const MR: usize>(&mut self, block: &SuperBlock<'_>, pair: [usize; PAIR]) {
+    fn super_block<const BITS: u8, const MR: usize, const NP: usize>(
+        &mut self,
+        block: &SuperBlock<'_>,
+        bundle: [usize; NP],
+    ) {
         let (x, SuperBlock { b, bytes, codes, subs, groups, .. }) = (self.x, *block);
         let (panels, lanes) = (self.tile.panels, self.tile.panels * PANEL);
         let len = SUPER_BLOCK / groups;
         let group_bytes = len / (unit_quads(BITS) * QUAD) * unit_lines(BITS) * panels * LINE;
         let begins = &self.begins.as_chunks::<MR>().0[b * groups..][..groups];
-        let mut sums = Sums([[_mm512_setzero_si512(); PAIR]; MR]);
+        let mut sums = Sums([[_mm512_setzero_si512(); NP]; MR]);
         // Wider codes are not (`short_of`); narrower ones fit without being centred (`Short::of`).
         let short = BITS <= SHORT_BITS && self.short.is_some();
         if BITS == SHORT_BITS
             && let Some(corrections) = block.corrections
         {
-            add_pairs(&subs[..groups * lanes], lanes, pair, corrections, &mut sums);
+            add_pairs(&subs[..groups * lanes], lanes, bundle, corrections, &mut sums);
         }
         let mut isum = sums.0;
-        let mut dot = [[_mm512_setzero_si512(); PAIR]; MR];
+        let mut dot = [[_mm512_setzero_si512(); NP]; MR];
         macro_rules! begin {
             ($j:expr) => {
                 let begin = &begins[$j];
-                unrolled!(MR, I => dot[I] = [_mm512_castps_si512(_mm512_set1_ps(begin[I])); PAIR]);
+                unrolled!(MR, I => dot[I] = [_mm512_castps_si512(_mm512_set1_ps(begin[I])); NP]);
                 if !short {
-                    add_weights!(x, b * groups + $j, pair, dot[MR][[0 1]]);
+                    add_weights!(x, b * groups + $j, bundle, dot[MR][NP]);
                 }
             };
         }
         macro_rules! end {
             ($j:expr) => {
-                unrolled!([0 1], P => {
-                    let sc = signed_bytes(subs, $j * lanes + pair[P] * PANEL);
+                unrolled!(NP, P => {
+                    let sc = signed_bytes(subs, $j * lanes + bundle[P] * PANEL);
                     if short {
                         let sc = _mm512_maskz_mov_epi16(0x5555_5555, sc);
                         unrolled!(MR, I => isum[I][P] = _mm512_dpwssd_epi32(isum[I][P], dot[I][P], sc));
@@ -446,47 +444,52 @@ impl Work<'_, '_> {
                 let (bytes, codes) =
                     (&bytes[j * group_bytes..][..group_bytes], &codes[j * len * MR..][..len * MR]);
                 begin!(j);
-                add_units!(self, bytes, codes, pair, dot);
+                add_units!(self, bytes, codes, bundle, dot);
                 end!(j);
             }
         } else {
             // A unit is one group, or two.
             let (mut j, mut lines) = (0, bytes.as_chunks::<LINE>().0);
-            assert!(pair[0] < panels && pair[1] < panels);
+            unrolled!(NP, P => assert!(bundle[P] < panels));
             for q in codes.chunks_exact(8 * QUAD * MR) {
-                next_unit!(self, lines, panels, pair, [a b]);
+                next_unit!(self, lines, panels, bundle, unit);
                 begin!(j);
-                add_quads!([a b], 0, 4, q, dot);
+                add_quads!(unit, bundle, 0, 4, q, dot);
                 if len == 16 {
                     end!(j);
                     j += 1;
                     begin!(j);
                 }
-                add_quads!([a b], 4, 4, &q[4 * QUAD * MR..], dot);
+                add_quads!(unit, bundle, 4, 4, &q[4 * QUAD * MR..], dot);
                 end!(j);
                 j += 1;
             }
         }
         sums.0 = isum;
-        self.finish(block, pair, &sums);
+        self.finish(block, bundle, &sums);
     }
 
-    /// The minima of a super-block of a pair, and all of it into the output. Not compiled for every width.
+    /// The minima of a super-block of a bundle, and all of it into the output. Not compiled for every width.
     #[inline(never)]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn finish<const MR: usize>(&mut self, block: &SuperBlock<'_>, pair: [usize; PAIR], sums: &Sums<MR>) {
+    fn finish<const MR: usize, const NP: usize>(
+        &mut self,
+        block: &SuperBlock<'_>,
+        bundle: [usize; NP],
+        sums: &Sums<MR, NP>,
+    ) {
         let (ty, SuperBlock { b, head, subs, groups, .. }) = (self.coded.scale_type, *block);
         let lanes = self.tile.panels * PANEL;
-        let mut minima = Sums([[_mm512_setzero_si512(); PAIR]; MR]);
+        let mut minima = Sums([[_mm512_setzero_si512(); NP]; MR]);
         if let Some(totals) = block.totals {
-            add_pairs(&subs[groups * lanes..], lanes, pair, totals, &mut minima);
+            add_pairs(&subs[groups * lanes..], lanes, bundle, totals, &mut minima);
         }
         let s_x = &self.x.scales[b * MR..][..MR];
-        let out = &mut self.out[pair[0] * PANEL..][..(MR - 1) * TILE + PAIR * PANEL];
-        unrolled!([0 1], P => {
-            let d = scales(ty, head, pair[P] * PANEL);
+        let out = &mut self.out[bundle[0] * PANEL..][..(MR - 1) * TILE + NP * PANEL];
+        unrolled!(NP, P => {
+            let d = scales(ty, head, bundle[P] * PANEL);
             let dmin = match block.totals {
-                Some(_) => scales(ty, &head[lanes * ty.bytes()..], pair[P] * PANEL),
+                Some(_) => scales(ty, &head[lanes * ty.bytes()..], bundle[P] * PANEL),
                 None => d,
             };
             unrolled!(MR, I => {
@@ -504,15 +507,15 @@ impl Work<'_, '_> {
     }
 }
 
-/// Adds the products of sub-scales or sub-minima of a pair with `pairs` (`gemm::pairs`), two groups at a time.
+/// Adds the products of sub-scales or sub-minima of a bundle with `pairs` (`gemm::pairs`), two groups at a time.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn add_pairs<const MR: usize>(
+fn add_pairs<const MR: usize, const NP: usize>(
     subs: &[u8],
     lanes: usize,
-    pair: [usize; PAIR],
+    bundle: [usize; NP],
     pairs: &Pairs,
-    sums: &mut Sums<MR>,
+    sums: &mut Sums<MR, NP>,
 ) {
     let mut acc = sums.0;
     let mut rest = subs;
@@ -521,8 +524,8 @@ fn add_pairs<const MR: usize>(
         let Some((subs, later)) = rest.split_at_checked(2 * lanes) else { break };
         let (first, second) = subs.split_at(lanes);
         rest = later;
-        unrolled!([0 1], P => {
-            let (low, high) = (signed_bytes(first, pair[P] * PANEL), signed_bytes(second, pair[P] * PANEL));
+        unrolled!(NP, P => {
+            let (low, high) = (signed_bytes(first, bundle[P] * PANEL), signed_bytes(second, bundle[P] * PANEL));
             let of_two = _mm512_mask_mov_epi16(_mm512_slli_epi32::<16>(high), 0x5555_5555, low);
             unrolled!(MR, I => {
                 acc[I][P] = _mm512_dpwssd_epi32(acc[I][P], of_two, _mm512_set1_epi32(pair_of_x[I]));
@@ -550,7 +553,7 @@ struct Group<'a, const MR: usize> {
 /// Integer sums of a super-block. Aligned, because a function with such a value aligns its stack: sums that the registers
 /// have no room for would lie across cache lines.
 #[repr(align(64))]
-struct Sums<const MR: usize>([[__m512i; PAIR]; MR]);
+struct Sums<const MR: usize, const NP: usize>([[__m512i; NP]; MR]);
 
 /// What `gemm::pairs` makes of sums of x, `[pair of groups][MR]`.
 type Pairs = [i32; SUPER_BLOCK / 32 * ROWS];

@@ -73,10 +73,10 @@ struct Work<'a, 'o> {
     out: &'o mut [f32],
 }
 
-/// The pairs of a tile's panels. An odd last one is its own neighbour: its results are written to lanes of the output
-/// that nobody reads, too.
-pub(super) fn pairs_of(panels: usize) -> impl Iterator<Item = [usize; 2]> {
-    (0..panels).step_by(2).map(move |p| [p, (p + 1).min(panels - 1)])
+/// The panels of a tile, `NP` at a time. What is missing in the last bundle is its last panel again: the results of that are
+/// written to lanes of the output that nobody reads.
+pub(super) fn bundles<const NP: usize>(panels: usize) -> impl Iterator<Item = [usize; NP]> {
+    (0..panels).step_by(NP).map(move |first| std::array::from_fn(|p| (first + p).min(panels - 1)))
 }
 
 /// Sums of the products of a group that fit 16 bits: then `vpdpwssd` multiplies them with their sub-scales and
