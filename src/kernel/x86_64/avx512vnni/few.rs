@@ -166,13 +166,15 @@ macro_rules! next_unit {
         unrolled!([0 1 2 3 4], K => if K < unit_lines(BITS) {
             let Some((first, others)) = $lines.split_at_checked($panels) else { break };
             ($lines, $unit[K]) = (others, first);
-            if !$work.fetch.alone {
+            if $work.fetch.alone && $work.fetch.far {
+                if !in_order(BITS, NP) {
+                    unrolled!(NP, P => prefetch_far(&first[$bundle[P]], FAR));
+                }
+            } else if $work.fetch.alone {
+                unrolled!(NP, P => prefetch(&first[$bundle[P]], NEAR));
+            } else {
                 unrolled!(NP, P => prefetch_far($work.fetch.bytes, $work.fetch.at + P * $work.fetch.step));
                 $work.fetch.at += NP * $work.fetch.step;
-            } else if !$work.fetch.far {
-                unrolled!(NP, P => prefetch(&first[$bundle[P]], NEAR));
-            } else if !in_order(BITS, NP) {
-                unrolled!(NP, P => prefetch_far(&first[$bundle[P]], FAR));
             }
         });
     };
