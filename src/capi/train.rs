@@ -209,11 +209,7 @@ pub unsafe extern "C" fn bl_layer_calibrate(
                 check_finite(&row, r * k, "x")?;
                 tensor.add(&row);
             }
-            let scale = tensor.scale();
-            if m == 0 || scale == 0.0 || !(1.0 / scale).is_finite() {
-                return Err(fail!(InvalidArgument, "x has no value to calibrate with"));
-            }
-            layer.fix_scale(Some(scale));
+            layer.fix_scale(Some(tensor.calibrated()?));
             Ok(())
         })
     }

@@ -40,6 +40,7 @@ use crate::cpu::Isa;
 use crate::error::{Result, fail};
 use crate::kernel::{self, Portable};
 use crate::layout::{Layout, Matrix, Row};
+use crate::math::Mean;
 use crate::memory::filled;
 use crate::types::Type;
 
@@ -160,17 +161,16 @@ fn rule_of<'a>(source: &'a dyn Matrix, method: &Method<'_>) -> Result<Box<dyn Ru
     })
 }
 
-/// `mean |w|` of the whole matrix, added in f32 in the order of its elements: burn_dragon's mean, whose
-/// last bit the order decides.
+/// `mean |w|` of the whole matrix.
 fn flat_mean(source: &dyn Matrix, target: Type) -> Result<f32> {
     let mut row = Row::new(source.layout(), source.in_features())?;
-    let mut sum = 0.0f32;
+    let mut mean = Mean::default();
     for index in 0..source.out_features() {
         source.read_row(index, &mut row)?;
         check_finite(index, &row.floats, target)?;
-        sum = row.floats.iter().fold(sum, |sum, w| sum + w.abs());
+        mean.add_all(&row.floats);
     }
-    Ok(sum / (source.out_features() as f64 * source.in_features() as f64) as f32)
+    Ok(mean.value())
 }
 
 /// The first weight that is not finite, as an error.
