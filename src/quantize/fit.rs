@@ -52,7 +52,12 @@ impl Fit {
                 let high = (1u32 << coded.bits) as f32 - 1.0 - zero as f32;
                 (Range { low: -(zero as f32), high }, false)
             }
-            Values::Table(_) => return Err(fail!(Unsupported, "a search for codes of a table")),
+            Values::Table(_) => {
+                return Err(fail!(
+                    Unsupported,
+                    "codes of a table are not searched: mxfp4 takes BL_QUANTIZE_FIXED, iq4_nl and iq4_xs are not written"
+                ));
+            }
         };
         let two_level = match coded.scales {
             Scales::TwoLevel { len: 16, minimum: true } => Some((Range { low: 0.0, high: 15.0 }, 15.0)),

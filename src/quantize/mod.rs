@@ -132,7 +132,11 @@ fn rule_of<'a>(source: &'a dyn Matrix, method: &Method<'_>) -> Result<Box<dyn Ru
     let ternary = matches!(target, Type::Ternary | Type::BitnetHf | Type::I2S | Type::Ternary2);
     let bases = method.bases.max(1);
     if bases > 1 && (target != Type::Ternary || group != 0 || bases > crate::codec::cortex::BASES_MAX) {
-        return Err(fail!(InvalidArgument, "{bases} bases of {}", target.name()));
+        return Err(fail!(
+            InvalidArgument,
+            "{bases} bases of {}: 1, or 1 to 8 of ternary without groups",
+            target.name()
+        ));
     }
     let allowed = match kind {
         Kind::Usual => true,
