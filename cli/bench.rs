@@ -7,7 +7,7 @@ use bitlinear::cpu::Isa;
 use bitlinear::exec::Executor;
 use bitlinear::layer::{Linear, Options};
 use bitlinear::matrix::{MatrixMut, MatrixRef};
-use bitlinear::memory::{Buffer, Heap};
+use bitlinear::memory::{Buffer, Heap, filled};
 use bitlinear::model::{Layers, Request};
 use clap::Args;
 use serde_json::json;
@@ -37,6 +37,9 @@ counts multiply-adds, GB/s how fast the packed weights go by once a call.
 
   bitlinear bench model.gguf --only ffn_up --rows 1,8,128 --threads 1";
 
+/// Most rows in a call: more would take memory, and tell nothing that these do not.
+const ROWS_MAX: usize = 1 << 16;
+
 /// How fast one layer is.
 struct Speed {
     layer: String,
@@ -50,9 +53,20 @@ struct Speed {
     kernel: String,
 }
 
+/// Zeros, or that they do not fit: `--rows` asks for as many as one likes.
+fn floats(rows: usize, columns: usize, what: &str) -> Result<Vec<f32>, Failure> {
+    let len = rows.checked_mul(columns).ok_or_else(|| {
+        Failure::Error(format!("--rows {rows}: {what} of {columns} columns does not fit the address space"))
+    })?;
+    Ok(filled(len, 0.0, what)?)
+}
+
 pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
     if a.rows.contains(&0) {
         return Err(Failure::Error("--rows: at least 1".to_string()));
+    }
+    if let Some(rows) = a.rows.iter().find(|&&rows| rows > ROWS_MAX) {
+        return Err(Failure::Error(format!("--rows: at most {ROWS_MAX}, not {rows}")));
     }
     let files = show::open(&a.file)?;
     let layers = Layers::of(&files)?;
@@ -65,7 +79,7 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
         let plan = match layers.plan(&files, layer, &Request::default()) {
             Ok(plan) => plan,
             Err(e) => {
-                eprintln!("bitlinear: {}: left out: {}", show::name(layers.name(layer)), e.text());
+                show::note(format_args!("{}: left out: {}", show::name(layers.name(layer)), e.text()));
                 continue;
             }
         };
@@ -78,9 +92,11 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
         let options = Options::default();
         let linear = Linear::new(&*plan.matrix()?, &options, isa, &heap)?;
         for &m in &a.rows {
-            let x: Vec<f32> =
-                (0..m * plan.in_features).map(|k| ((k * 7919) % 1009) as f32 / 500.0 - 1.0).collect();
-            let mut y = vec![0.0f32; m * plan.out_features];
+            let mut x = floats(m, plan.in_features, "x")?;
+            x.iter_mut()
+                .zip((0..1009).cycle())
+                .for_each(|(x, k)| *x = ((k * 7919) % 1009) as f32 / 500.0 - 1.0);
+            let mut y = floats(m, plan.out_features, "y")?;
             let call = linear.plan(m, &executor);
             let mut room = Buffer::zeroed(call.workspace, "workspace")?;
             let (mut best, start) = (f64::INFINITY, Instant::now());
@@ -123,8 +139,7 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
                     "weight_gigabytes_per_second": s.gigabytes, "kernel": s.kernel})
             })
             .collect();
-        show::json(&json!({"threads": common.threads, "layers": all}));
-        return Ok(());
+        return show::json(&json!({"threads": common.threads, "layers": all}));
     }
     let rows: Vec<Vec<String>> = rows
         .iter()
@@ -141,6 +156,5 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
             ]
         })
         .collect();
-    show::table(&["layer", "type", "kernel", "shape", "rows", "us", "GMAC/s", "GB/s"], &rows, 3);
-    Ok(())
+    show::table(&["layer", "type", "kernel", "shape", "rows", "us", "GMAC/s", "GB/s"], &rows, 3)
 }

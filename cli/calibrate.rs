@@ -62,9 +62,8 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
         .map(|(name, m)| json!({"layer": name, "in_features": m.columns(), "samples": m.count(), "block": m.block()}))
         .collect();
     if common.json {
-        show::json(&json!({"file": a.output.display().to_string(), "layers": known}));
+        show::json(&json!({"file": a.output.display().to_string(), "layers": known}))
     } else {
-        println!("{}: {} layers", a.output.display(), known.len());
+        show::line(format_args!("{}: {} layers", a.output.display(), known.len()))
     }
-    Ok(())
 }

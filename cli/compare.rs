@@ -67,7 +67,7 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
                     "compression": i.compression, "sparsity": i.sparsity})
             })
             .collect();
-        show::json(&json!({"layers": layers}));
+        show::json(&json!({"layers": layers}))?;
     } else {
         let rows: Vec<Vec<String>> = rows
             .iter()
@@ -87,7 +87,7 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
             .collect();
         let head =
             ["layer", "type", "mean |e|", "max |e|", "e / w", "rms ratio", "cosine", "smaller by", "zeros"];
-        show::table(&head, &rows, 2);
+        show::table(&head, &rows, 2)?;
     }
     if a.at_most.is_some_and(|most| worst > most) {
         return Err(Failure::No);

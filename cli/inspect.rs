@@ -84,18 +84,19 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Answer {
                 (show::name(directory.texts.get(meta.key)), value)
             })
             .collect();
-        show::json(&json!({"file": arguments.file.display().to_string(), "container": kind, "bytes": bytes,
-            "types": types, "layers": listed, "tensors": tensors, "metadata": metadata}));
-        return Ok(());
+        return show::json(
+            &json!({"file": arguments.file.display().to_string(), "container": kind, "bytes": bytes,
+            "types": types, "layers": listed, "tensors": tensors, "metadata": metadata}),
+        );
     }
-    println!(
+    show::line(format_args!(
         "{}: {kind}, {} tensors in {}, {} layers, {} metadata entries",
         arguments.file.display(),
         directory.tensors.len(),
         show::bytes(bytes),
         layers.list().len(),
         directory.metadata.len()
-    );
+    ))?;
     let rows: Vec<Vec<String>> = types
         .iter()
         .map(|(name, (n, e, b))| {
@@ -103,7 +104,7 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Answer {
             vec![name.to_string(), n.to_string(), e.to_string(), show::bytes(*b), format!("{bits:.3}")]
         })
         .collect();
-    show::table(&["type", "tensors", "weights", "bytes", "bits each"], &rows, 1);
+    show::table(&["type", "tensors", "weights", "bytes", "bits each"], &rows, 1)?;
     if arguments.layers {
         let text = |v: &serde_json::Value| match v {
             serde_json::Value::String(s) => s.clone(),
@@ -114,7 +115,7 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Answer {
             .iter()
             .map(|l| ["name", "type", "out_features", "in_features", "problem"].map(|k| text(&l[k])).to_vec())
             .collect();
-        show::table(&["layer", "type", "outputs", "inputs", "problem"], &rows, 2);
+        show::table(&["layer", "type", "outputs", "inputs", "problem"], &rows, 2)?;
     }
     if arguments.tensors {
         let rows: Vec<Vec<String>> = directory
@@ -125,19 +126,21 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Answer {
                 vec![name, t.ty.name().to_string(), format!("{:?}", shape(t)), show::bytes(t.bytes)]
             })
             .collect();
-        show::table(&["tensor", "type", "shape", "bytes"], &rows, 2);
+        show::table(&["tensor", "type", "shape", "bytes"], &rows, 2)?;
     }
     if arguments.metadata {
         for meta in &directory.metadata {
             let key = show::name(directory.texts.get(meta.key));
             match meta.value {
-                Value::String(s) => println!("{key} = {:?}", show::name(directory.texts.get(s))),
-                Value::Array(a) => println!("{key} = {} items of {:?}", a.count, a.item),
-                Value::U64(v) => println!("{key} = {v}"),
-                Value::I64(v) => println!("{key} = {v}"),
-                Value::F64(v) => println!("{key} = {v}"),
-                Value::Bool(v) => println!("{key} = {v}"),
-            }
+                Value::String(s) => {
+                    show::line(format_args!("{key} = {:?}", show::name(directory.texts.get(s))))
+                }
+                Value::Array(a) => show::line(format_args!("{key} = {} items of {:?}", a.count, a.item)),
+                Value::U64(v) => show::line(format_args!("{key} = {v}")),
+                Value::I64(v) => show::line(format_args!("{key} = {v}")),
+                Value::F64(v) => show::line(format_args!("{key} = {v}")),
+                Value::Bool(v) => show::line(format_args!("{key} = {v}")),
+            }?;
         }
     }
     Ok(())

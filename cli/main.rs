@@ -90,7 +90,10 @@ fn main() -> ExitCode {
     unsafe {
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
     }
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return told(&e),
+    };
     let threads = if cli.threads == 0 { bitlinear::exec::available() } else { cli.threads };
     let common = Common { json: cli.json, threads };
     let answer = match cli.command {
@@ -105,7 +108,20 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::No) => ExitCode::FAILURE,
         Err(Failure::Error(text)) => {
-            eprintln!("bitlinear: {text}");
+            show::note(text);
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Prints help, the version, or what is wrong with the arguments.
+fn told(e: &clap::Error) -> ExitCode {
+    use std::io::Write as _;
+    match e.print().and_then(|()| std::io::stdout().flush()) {
+        // 0 for help and the version, 2 for the rest; neither is more than a byte.
+        Ok(()) => ExitCode::from(e.exit_code() as u8),
+        Err(failure) => {
+            show::note(format_args!("this could not be written: {failure}"));
             ExitCode::from(2)
         }
     }

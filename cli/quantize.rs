@@ -194,12 +194,11 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
     let report = export(&files, &layers, &a.target, &options, isa, &executor, &mut progress)?;
     bar.finish_and_clear();
     if common.json {
-        show::json(&json!({"file": a.target.display().to_string(), "quantized": report.quantized,
+        return show::json(&json!({"file": a.target.display().to_string(), "quantized": report.quantized,
             "fallback": report.fallback, "calibrated": report.calibrated, "kept": report.kept,
             "weights": report.weights, "bytes_read": report.bytes_read, "bytes_written": report.bytes_written}));
-        return Ok(());
     }
-    println!(
+    show::line(format_args!(
         "{}: {} layers to {} ({} to the fallback, {} calibrated), {} tensors kept; {} -> {}",
         a.target.display(),
         report.quantized,
@@ -209,6 +208,5 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
         report.kept,
         show::bytes(report.bytes_read),
         show::bytes(report.bytes_written)
-    );
-    Ok(())
+    ))
 }

@@ -1,5 +1,7 @@
 //! Tables, JSON, and opened files.
 
+use std::fmt::Display;
+use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 
 use bitlinear::container::{Access, Files};
@@ -8,8 +10,30 @@ use bitlinear::types::{TYPES, Type};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde_json::Value;
 
+use super::{Answer, Failure};
+
+/// A line on stdout. `println!` would panic where a disk is full.
+pub(crate) fn line(text: impl Display) -> Answer {
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        // The reader has what it wanted; where there are signals, SIGPIPE ends the process before this.
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written.map_err(unwritten),
+    }
+}
+
+/// What a failure to write to stdout is.
+pub(crate) fn unwritten(e: std::io::Error) -> Failure {
+    Failure::Error(format!("what should be printed could not be written: {e}"))
+}
+
+/// A line on stderr. Where that cannot be written either, nobody is left to be told.
+pub(crate) fn note(text: impl Display) {
+    let _ = writeln!(std::io::stderr(), "bitlinear: {text}");
+}
+
 /// A table whose first column is text and whose others are numbers, unless said otherwise.
-pub(crate) fn table(head: &[&str], rows: &[Vec<String>], texts: usize) {
+pub(crate) fn table(head: &[&str], rows: &[Vec<String>], texts: usize) -> Answer {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_BORDERS_ONLY).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(head);
@@ -21,12 +45,12 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>], texts: usize) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    println!("{table}");
+    line(table)
 }
 
 /// JSON, indented.
-pub(crate) fn json(value: &Value) {
-    println!("{value:#}");
+pub(crate) fn json(value: &Value) -> Answer {
+    line(format_args!("{value:#}"))
 }
 
 /// `1.5 GiB`.

@@ -48,7 +48,7 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
     let files = match show::open(&a.file) {
         Ok(files) => Arc::new(Kept(files)),
         Err(e) if e.status() == Status::BadFile => {
-            eprintln!("bitlinear: {}", e.text());
+            show::note(e.text());
             return Err(Failure::No);
         }
         Err(e) => return Err(e.into()),
@@ -85,7 +85,7 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
             .iter()
             .map(|(name, ty, weights, problem)| json!({"layer": name, "type": ty, "weights": weights, "problem": problem}))
             .collect();
-        show::json(&json!({"layers": layers, "bad": bad}));
+        show::json(&json!({"layers": layers, "bad": bad}))?;
     } else {
         let problems: Vec<Vec<String>> = rows
             .iter()
@@ -93,10 +93,14 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
             .map(|(name, ty, _, problem)| vec![name.clone(), ty.to_string(), problem.clone()])
             .collect();
         if !problems.is_empty() {
-            show::table(&["layer", "type", "problem"], &problems, 3);
+            show::table(&["layer", "type", "problem"], &problems, 3)?;
         }
         let weights: u64 = rows.iter().map(|r| r.2).sum();
-        println!("{}: {} layers, {weights} weights read, {bad} layers are bad", a.file.display(), rows.len());
+        let file = a.file.display();
+        show::line(format_args!(
+            "{file}: {} layers, {weights} weights read, {bad} layers are bad",
+            rows.len()
+        ))?;
     }
     if bad > 0 { Err(Failure::No) } else { Ok(()) }
 }

@@ -89,6 +89,7 @@ fn what_is_wrong_is_said() {
     bad(&["compare", GOLDEN, GOLDEN, "--only", "nothing"], 2, "no layer of one name with `nothing` in it");
     bad(&["bench", GOLDEN, "--only", "nothing"], 2, "no layer with `nothing` in its name");
     bad(&["bench", GOLDEN, "--rows", "0"], 2, "--rows: at least 1");
+    bad(&["bench", GOLDEN, "--rows", "1,18446744073709551615"], 2, "--rows: at most 65536");
 }
 
 #[test]
@@ -122,4 +123,31 @@ fn a_reader_that_stops_is_no_panic() {
     child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
     child.wait().unwrap();
     assert_eq!(text, "");
+}
+
+/// What cannot be printed is an error, not a panic: a script must not take a cut table for a whole one.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_under_stdout_is_an_error() {
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    for arguments in [
+        &["inspect", GOLDEN][..],
+        &["inspect", GOLDEN, "--metadata"],
+        &["inspect", GOLDEN, "--json"],
+        &["verify", GOLDEN],
+        &["compare", GOLDEN, GOLDEN, "--only", "blk.0.f32"],
+        &["bench", GOLDEN, "--only", "blk.0.q4_0", "--rows", "1", "--time", "1"],
+        &["--help"],
+        &["--version"],
+    ] {
+        let run = |stderr: std::process::Stdio| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_bitlinear"));
+            command.args(arguments).stdout(full()).stderr(stderr).output().unwrap()
+        };
+        let output = run(std::process::Stdio::piped());
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
+        assert!(text.contains("could not be written"), "{arguments:?}: {text}");
+        assert_eq!(run(full().into()).status.code(), Some(2), "{arguments:?}");
+    }
 }
