@@ -69,6 +69,51 @@ fn a_model_is_looked_at_quantised_compared_and_verified() {
     assert_eq!(all["metadata"]["general.architecture"], "llama");
 }
 
+/// A safetensors file of F32 layers: names, columns and weights.
+fn layers(file: &str, layers: &[(&str, usize, Vec<f32>)]) -> String {
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (name, columns, weights) in layers {
+        let start = data.len();
+        data.extend(weights.iter().flat_map(|w| w.to_le_bytes()));
+        let shape = [weights.len() / columns, *columns];
+        header.insert(
+            format!("{name}.weight"),
+            serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [start, data.len()]}),
+        );
+    }
+    let header = Value::Object(header).to_string();
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.into_bytes());
+    bytes.extend(data);
+    let path = scratch(file);
+    std::fs::write(&path, bytes).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+fn wave(n: usize) -> Vec<f32> {
+    (0..n).map(|k| (k as f32 * 0.37).sin()).collect()
+}
+
+#[test]
+fn a_broken_model_is_within_no_bound() {
+    let whole = layers("whole.safetensors", &[("a", 32, wave(128)), ("b", 32, wave(128))]);
+    let less = layers("less.safetensors", &[("a", 32, wave(128))]);
+    let mut weights = wave(128);
+    weights[77] = f32::NAN;
+    let nan = layers("nan.safetensors", &[("a", 32, weights), ("b", 32, wave(128))]);
+    let code = |other: &str, most: &str| tool(&["compare", &whole, other, "--at-most", most]).status.code();
+    assert_eq!(code(&whole, "0"), Some(0));
+    assert_eq!(code(&nan, "1000"), Some(1));
+    assert_eq!(code(&nan, "inf"), Some(1));
+    bad(&["compare", &whole, &less, "--at-most", "1000"], 1, "b: not in ");
+    // Without a bound it is no failure, but it is said.
+    assert_eq!(json(&["compare", &whole, &less])["missing"], serde_json::json!(["b"]));
+    assert_eq!(json(&["compare", &whole, &less, "--only", "a"])["missing"], serde_json::json!([]));
+    for wrong in ["nan", "-1", "much"] {
+        bad(&["compare", &whole, &whole, &format!("--at-most={wrong}")], 2, "a number of 0 or more expected");
+    }
+}
+
 #[test]
 fn what_is_wrong_is_said() {
     bad(&[], 2, "Usage");
@@ -87,6 +132,7 @@ fn what_is_wrong_is_said() {
     bad(&["verify", cut.to_str().unwrap()], 1, "cut.gguf");
     bad(&["verify", "/nowhere.gguf"], 2, "/nowhere.gguf");
     bad(&["compare", GOLDEN, GOLDEN, "--only", "nothing"], 2, "no layer of one name with `nothing` in it");
+    bad(&["compare", GOLDEN, GOLDEN, "--threads", "100000"], 2, "100000");
     bad(&["bench", GOLDEN, "--only", "nothing"], 2, "no layer with `nothing` in its name");
     bad(&["bench", GOLDEN, "--rows", "0"], 2, "--rows: at least 1");
     bad(&["bench", GOLDEN, "--rows", "1,18446744073709551615"], 2, "--rows: at most 65536");
