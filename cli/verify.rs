@@ -1,10 +1,10 @@
 //! Whether a file is whole.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bitlinear::container::{Files, Kind};
-use bitlinear::error::{Result, Status};
+use bitlinear::container::{Files, Kind, packed};
+use bitlinear::error::{Error, Result, Status};
 use bitlinear::layout::{Matrix, Row};
 use bitlinear::memory::Heap;
 use bitlinear::model::{Layers, Request};
@@ -34,7 +34,7 @@ fn read(matrix: &dyn Matrix) -> Result<u64> {
     for index in 0..matrix.out_features() {
         matrix.read_row(index, &mut row)?;
         if let Some(k) = (0..columns).find(|&k| !row.weight(&layout, k).is_finite()) {
-            return Err(bitlinear::error::Error::new(
+            return Err(Error::new(
                 Status::BadFile,
                 format_args!("weight [{index}, {k}] is {}", row.weight(&layout, k)),
             ));
@@ -43,23 +43,65 @@ fn read(matrix: &dyn Matrix) -> Result<u64> {
     Ok(matrix.out_features() as u64 * columns as u64)
 }
 
+/// What was found of a layer.
+struct Found {
+    layer: String,
+    ty: &'static str,
+    weights: u64,
+    problem: Option<String>,
+}
+
 pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
-    // A file that cannot be read is a bad one, not a failure of this command.
-    let files = match show::open(&a.file) {
-        Ok(files) => Arc::new(Kept(files)),
-        Err(e) if e.status() == Status::BadFile => {
-            show::note(e.text());
-            return Err(Failure::No);
+    let (rows, problem) = match verify(&a.file) {
+        Ok(found) => found,
+        // A file that is not what its format says is a bad one, not a failure of this command.
+        Err(e) if e.status() == Status::BadFile || is_incomplete(&a.file, &e) => {
+            (Vec::new(), Some(e.text().to_string()))
         }
         Err(e) => return Err(e.into()),
     };
+    let bad = rows.iter().filter(|row| row.problem.is_some()).count();
+    if common.json {
+        let layers: Vec<_> = rows
+            .iter()
+            .map(|r| {
+                let problem = r.problem.as_deref().unwrap_or_default();
+                json!({"layer": r.layer, "type": r.ty, "weights": r.weights, "problem": problem})
+            })
+            .collect();
+        show::json(
+            &json!({"layers": layers, "bad": bad, "problem": problem.as_deref().unwrap_or_default()}),
+        )?;
+    } else if rows.is_empty() && problem.is_some() {
+        // There is nothing to list, and stderr says why.
+    } else {
+        let problems: Vec<Vec<String>> = rows
+            .iter()
+            .filter_map(|r| Some(vec![r.layer.clone(), r.ty.to_string(), r.problem.clone()?]))
+            .collect();
+        if !problems.is_empty() {
+            show::table(&["layer", "type", "problem"], &problems, 3)?;
+        }
+        let (file, weights) = (a.file.display(), rows.iter().map(|r| r.weights).sum::<u64>());
+        let whole = if problem.is_some() { ", and the file is" } else { "" };
+        let read = format_args!("{} layers, {weights} weights read, {bad} layers are bad{whole}", rows.len());
+        show::line(format_args!("{file}: {read}"))?;
+    }
+    if let Some(problem) = &problem {
+        show::note(problem);
+    }
+    if bad > 0 || problem.is_some() { Err(Failure::No) } else { Ok(()) }
+}
+
+/// What was found of each layer, and what is wrong with the file beside.
+fn verify(file: &Path) -> Result<(Vec<Found>, Option<String>)> {
+    let files = Arc::new(Kept(show::open(file)?));
     let layers = Layers::of(&files)?;
+    let packed = files.directory.kind == Kind::Packed;
     let mut rows = Vec::new();
-    let mut bad = 0;
     for layer in layers.list() {
-        let name = show::name(layers.name(layer));
         let found = || -> Result<u64> {
-            if files.directory.kind == Kind::Packed {
+            if packed {
                 let heap = Heap::default();
                 let tensor = files.directory.tensor(layers.name(layer));
                 let saved =
@@ -69,60 +111,26 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
             let request = Request { all_slices: true, ..Request::default() };
             read(&*layers.plan(&files, layer, &request)?.matrix()?)
         };
-        match found() {
-            Ok(weights) => rows.push((name, layer.ty.name(), weights, String::new())),
-            Err(e) => {
-                bad += 1;
-                rows.push((name, layer.ty.name(), 0, e.text().to_string()));
-            }
+        let (weights, problem) = match found() {
+            Ok(weights) => (weights, None),
+            Err(e) => (0, Some(e.text().to_string())),
+        };
+        rows.push(Found { layer: show::name(layers.name(layer)), ty: layer.ty.name(), weights, problem });
+    }
+    // The sums of a packed file, against its bytes: a flipped bit may well be another weight. Others have none.
+    let bytes = files.sources.first().map_or(&[][..], |source| source.bytes());
+    match packed::verify(&files.directory, bytes) {
+        Err(e) if e.status() == Status::BadFile => {
+            Ok((rows, Some(e.within(format_args!("{}", file.display())).text().to_string())))
         }
+        checked => checked.map(|()| (rows, None)),
     }
-    if files.directory.kind == Kind::Packed {
-        check_sums(&a.file)?;
-    }
-    if common.json {
-        let layers: Vec<_> = rows
-            .iter()
-            .map(|(name, ty, weights, problem)| json!({"layer": name, "type": ty, "weights": weights, "problem": problem}))
-            .collect();
-        show::json(&json!({"layers": layers, "bad": bad}))?;
-    } else {
-        let problems: Vec<Vec<String>> = rows
-            .iter()
-            .filter(|(.., problem)| !problem.is_empty())
-            .map(|(name, ty, _, problem)| vec![name.clone(), ty.to_string(), problem.clone()])
-            .collect();
-        if !problems.is_empty() {
-            show::table(&["layer", "type", "problem"], &problems, 3)?;
-        }
-        let weights: u64 = rows.iter().map(|r| r.2).sum();
-        let file = a.file.display();
-        show::line(format_args!(
-            "{file}: {} layers, {weights} weights read, {bad} layers are bad",
-            rows.len()
-        ))?;
-    }
-    if bad > 0 { Err(Failure::No) } else { Ok(()) }
 }
 
-/// The sums that bl_save wrote, against the bytes.
-fn check_sums(path: &std::path::Path) -> Answer {
-    use bitlinear::capi::types::{BL_LOAD_VERIFY, bl_error, bl_load_options};
-    let text = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())
-        .map_err(|_| Failure::Error("a path with a NUL".to_string()))?;
-    let options = bl_load_options { struct_size: size_of::<bl_load_options>() as u32, flags: BL_LOAD_VERIFY };
-    // SAFETY: all zeros is an error struct; the pointers are to locals; the handle is freed once.
-    unsafe {
-        let mut error: bl_error = std::mem::zeroed();
-        let mut model = std::ptr::null_mut();
-        let context = std::ptr::null();
-        let status =
-            bitlinear::capi::model::bl_load(context, text.as_ptr(), &options, &mut model, &mut error);
-        bitlinear::capi::context::bl_free(model.cast());
-        if status as u32 != 0 {
-            let message = std::ffi::CStr::from_ptr(error.message.as_ptr());
-            return Err(Failure::Error(message.to_string_lossy().into_owned()));
-        }
-    }
-    Ok(())
+/// Whether it is a part of the model that cannot be read: its first file can.
+fn is_incomplete(file: &Path, e: &Error) -> bool {
+    let index = file.join("model.safetensors.index.json");
+    let first = if file.is_dir() { &index } else { file };
+    // Only of a plain file: a pipe would be waited for.
+    e.status() == Status::Io && first.is_file() && std::fs::File::open(first).is_ok()
 }

@@ -114,6 +114,40 @@ fn a_broken_model_is_within_no_bound() {
     }
 }
 
+/// Exit code 1 and an object that says what is wrong, whether the file can be parsed or not.
+#[test]
+fn a_bad_file_is_an_answer() {
+    let verdict = |path: &str| {
+        let output = tool(&["verify", path, "--json"]);
+        assert_eq!(output.status.code(), Some(1), "{path}: {}", String::from_utf8_lossy(&output.stderr));
+        bad(&["verify", path], 1, path);
+        let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+        said["problem"].as_str().unwrap().to_owned()
+    };
+    let whole = layers("to-pack.safetensors", &[("a", 32, wave(4096))]);
+    let packed = scratch("flipped.bl");
+    let packed = packed.to_str().unwrap();
+    good(&["quantize", &whole, packed, "--type", "int4"]);
+    assert_eq!(json(&["verify", packed])["problem"], "");
+    let mut bytes = std::fs::read(packed).unwrap();
+    let last = bytes.len() - 300;
+    bytes[last] ^= 1;
+    std::fs::write(packed, bytes).unwrap();
+    assert!(verdict(packed).contains("sum "), "{}", verdict(packed));
+
+    let cut = scratch("cut-short.gguf");
+    std::fs::write(&cut, &std::fs::read(GOLDEN).unwrap()[..9000]).unwrap();
+    assert_ne!(verdict(cut.to_str().unwrap()), "");
+
+    let folder = scratch("sharded");
+    std::fs::create_dir_all(&folder).unwrap();
+    let index = r#"{"weight_map": {"a.weight": "not-there.safetensors"}}"#;
+    let path = folder.join("model.safetensors.index.json");
+    std::fs::write(&path, index).unwrap();
+    assert!(verdict(path.to_str().unwrap()).contains("not-there"));
+    assert!(verdict(folder.to_str().unwrap()).contains("not-there"));
+}
+
 #[test]
 fn what_is_wrong_is_said() {
     bad(&[], 2, "Usage");
