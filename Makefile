@@ -5,8 +5,21 @@ CC     ?= cc
 PROMPT ?= Why is the sky blue?
 LENGTH ?= 120
 
-RELEASE  := target/release
-EXAMPLES := target/examples
+# These reach recipes through the environment, as they were given: no quote and no `$` in them means anything to
+# make or to the shell. `override`, or a variable of make's command line would win, and be expanded.
+override PROMPT     := $(value PROMPT)
+override LENGTH     := $(value LENGTH)
+override PYTHON     := $(value PYTHON)
+override PREFIX     := $(value PREFIX)
+override DESTDIR    := $(value DESTDIR)
+override LIBDIR     := $(value LIBDIR)
+override INCLUDEDIR := $(value INCLUDEDIR)
+export PROMPT LENGTH PYTHON PREFIX DESTDIR LIBDIR INCLUDEDIR
+
+# Where cargo puts what it builds, and what is built here beside it.
+TARGET   := $(or $(CARGO_TARGET_DIR),target)
+RELEASE  := $(TARGET)/release
+EXAMPLES := $(TARGET)/examples
 LIB      := $(RELEASE)/libbitlinear.so
 CFLAGS   ?= -O3
 # -ffp-contract=off: the program promises the same logits on every CPU, so that the compiler may not
@@ -48,31 +61,31 @@ $(EXAMPLES)/embed: examples/c/embed/embed.c include/bitlinear.h $(LIB)
 # The command-line tool `bitlinear`, in $(RELEASE). Built in a folder of its own: cargo would put a library without
 # the feature `reserve` where the real one lies.
 tool:
-	$(CARGO) build --release --features cli --bin bitlinear --target-dir target/tool
-	@mkdir -p $(RELEASE) && ln -f target/tool/release/bitlinear $(RELEASE)/bitlinear
+	$(CARGO) build --release --features cli --bin bitlinear --target-dir $(TARGET)/tool
+	@mkdir -p $(RELEASE) && ln -f $(TARGET)/tool/release/bitlinear $(RELEASE)/bitlinear
 
 demo: build
-	@PROMPT='$(PROMPT)' LENGTH='$(LENGTH)' PYTHON='$(PYTHON)' sh examples/demo.sh
+	@sh examples/demo.sh
 
 test: build
-	@CARGO='$(CARGO)' PYTHON='$(PYTHON)' CC='$(CC)' sh tests/run.sh
+	@CARGO='$(CARGO)' CC='$(CC)' sh tests/run.sh
 
 # PREFIX=/usr/local, LIBDIR=lib and INCLUDEDIR=include (below PREFIX, or absolute); DESTDIR for packages.
 install:
-	$(CARGO) xtask install --prefix '$(PREFIX)' --destdir '$(DESTDIR)' --libdir '$(LIBDIR)' --includedir '$(INCLUDEDIR)'
+	$(CARGO) xtask install --prefix "$$PREFIX" --destdir "$$DESTDIR" --libdir "$$LIBDIR" --includedir "$$INCLUDEDIR"
 
 # The limits of this machine, bitlinear and its peers side by side, in layers and in a whole language model; tables
 # and charts into docs/performance. benches/peers/README.md says what is needed and what BENCH may be.
 BENCH ?=
 PEERS := benches/peers/target/release/peers
-FIGURES ?= target/peers.json
+FIGURES ?= $(TARGET)/peers.json
 
 bench: build tool
-	cd benches/peers && $(CARGO) build --quiet --release
-	ONNXRUNTIME="$$(PYTHON='$(PYTHON)' sh benches/peers/onnxruntime.sh)" $(PEERS) layers --out $(FIGURES) $(BENCH)
-	$(PEERS) programs --out $(FIGURES) --llm $(EXAMPLES)/llm --model "$$($(PYTHON) examples/models/fetch.py | tail -n 1)"
+	cd benches/peers && BITLINEAR_LIBRARY='$(abspath $(RELEASE))' $(CARGO) build --quiet --release --target-dir target
+	ONNXRUNTIME="$$(sh benches/peers/onnxruntime.sh)" $(PEERS) layers --out $(FIGURES) $(BENCH)
+	$(PEERS) programs --out $(FIGURES) --llm $(EXAMPLES)/llm --model "$$("$$PYTHON" examples/models/fetch.py | tail -n 1)"
 	$(PEERS) files --out $(FIGURES) --llm $(EXAMPLES)/llm --tool $(RELEASE)/bitlinear --text tests/llm/text.txt \
-	  --model "$$($(PYTHON) examples/models/fetch.py | tail -n 1)"
+	  --model "$$("$$PYTHON" examples/models/fetch.py | tail -n 1)"
 	$(PEERS) report --from $(FIGURES) --to docs/performance
 
 # Without peers, and without what they need: every layout against the limits on one thread, what threads and joint

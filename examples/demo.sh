@@ -5,10 +5,11 @@ set -eu
 PYTHON=${PYTHON:-python3}
 PROMPT=${PROMPT:-Why is the sky blue?}
 LENGTH=${LENGTH:-120}
+target=${CARGO_TARGET_DIR:-target}
 
 model=$("$PYTHON" examples/models/fetch.py | tail -n 1) || model=
 if [ -z "$model" ]; then
-  model=target/tiny_llama.gguf
+  model=$target/tiny_llama.gguf
   echo "demo: the model could not be fetched. Running a tiny model with random weights instead:"
   echo "demo: the text will be noise, but every layer is real work for the library."
   "$PYTHON" examples/models/tiny_llama.py "$model"
@@ -16,4 +17,4 @@ fi
 echo "demo: $model"
 echo "demo: prompt: $PROMPT"
 echo
-target/examples/llm --model "$model" --prompt "$PROMPT" --length "$LENGTH"
+"$target/examples/llm" --model "$model" --prompt "$PROMPT" --length "$LENGTH"

@@ -66,7 +66,7 @@ else
     -o "$folder/$target/sweep/llm" -L"$folder/$target/sweep" -lbitlinear -lm -lpthread
   # 8 tokens of the prompt: an emulator does some 50 million multiply-adds a second.
   set -- --model "$model" --hash --tokens 8
-  want=$(target/examples/llm "$@")
+  want=$("$folder/examples/llm" "$@")
   got=$($qemu -E LD_LIBRARY_PATH="$folder/$target/sweep" -cpu max "$folder/$target/sweep/llm" "$@")
   echo "arm64: logits of the demo model: $got, on this machine: $want"
   [ "$got" = "$want" ]

@@ -35,16 +35,17 @@ $CARGO test $test_packages
 
 if [ -n "$model" ]; then
   echo "tests: the demo model through the C program"
-  "$PYTHON" tests/llm/test_llm.py target/examples/llm "$model"
+  "$PYTHON" tests/llm/test_llm.py "$target_folder/examples/llm" "$model"
 fi
 
 minilm=$("$PYTHON" examples/models/fetch.py minilm | tail -n 1) || minilm=
 if [ -n "$minilm" ]; then
   echo "tests: sentence embeddings through the C program"
-  "$PYTHON" tests/embed/test_embed.py target/examples/embed "$minilm"
+  "$PYTHON" tests/embed/test_embed.py "$target_folder/examples/embed" "$minilm"
   if [ -n "${BITLINEAR_TEST_PYTHON:-}" ]; then
     echo "tests: what quantising sentence embeddings costs"
-    "$BITLINEAR_TEST_PYTHON" tests/quantize/minilm.py --quick target/debug/bitlinear target/release/libbitlinear.so "$minilm"
+    "$BITLINEAR_TEST_PYTHON" tests/quantize/minilm.py --quick "$target_folder/debug/bitlinear" \
+      "$target_folder/release/libbitlinear.so" "$minilm"
   else
     echo "tests: NOT RUN: tests/quantize/minilm.py; it needs a Python with numpy (see above)"
   fi
