@@ -8,6 +8,7 @@ use bitlinear::quantize::{Calibration, MOMENTS_BLOCK};
 use clap::Args;
 use serde_json::json;
 
+use super::stop::Stop;
 use super::{Answer, Common, Failure, show};
 
 const INPUTS: &str = "\
@@ -40,6 +41,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
     let isa = Isa::from_environment()?;
+    let stop = Stop::listen()?;
     let mut calibration = Calibration::new(a.block, a.samples, a.memory.saturating_mul(1 << 20));
     for path in &a.inputs {
         let files = show::open(path)?;
@@ -54,6 +56,9 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
                 out.iter_mut().enumerate().for_each(|(k, v)| *v = values.get(r * columns + k));
             };
             calibration.add(isa, &name, columns, rows, &read)?;
+            if let Some(stopped) = stop.asked() {
+                return Err(stopped);
+            }
         }
     }
     calibration.save(isa, &a.output)?;

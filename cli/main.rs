@@ -6,6 +6,7 @@ mod compare;
 mod inspect;
 mod quantize;
 mod show;
+mod stop;
 mod verify;
 
 use std::process::ExitCode;
@@ -19,7 +20,8 @@ use clap::{Parser, Subcommand};
 /// bitlinear's own packed files. Every command prints a table, or JSON with --json.
 ///
 /// Exit codes, as grep and diff have them: 0 all is well; 1 the answer is no (`verify`: the file is bad;
-/// `compare --at-most`: it lost more); 2 the command could not do its work, and stderr says why.
+/// `compare --at-most`: it lost more); 2 the command could not do its work, and stderr says why; 130 and 143
+/// it was stopped by Ctrl-C or SIGTERM, and wrote no file.
 #[derive(Parser)]
 #[command(version, after_help = EXAMPLES)]
 struct Cli {
@@ -67,6 +69,8 @@ pub(crate) enum Failure {
     Error(String),
     /// Nothing did, but the answer is no: it was printed. Exit code 1.
     No,
+    /// A signal of that number asked for the end. Exit code 128 and the number, as shells have it.
+    Stopped(u8),
 }
 
 impl From<Error> for Failure {
@@ -84,11 +88,13 @@ pub(crate) struct Common {
 }
 
 fn main() -> ExitCode {
-    // Rust ignores SIGPIPE and would panic where `| head` stops reading.
+    // Rust ignores SIGPIPE and would go on where `| head` stops reading. A file that grows past the limit of
+    // `ulimit -f` is an error of the write, which is told and cleaned up after, if the signal is ignored.
     #[cfg(unix)]
-    // SAFETY: nothing runs yet that could depend on the signal.
+    // SAFETY: nothing runs yet that could depend on the signals.
     unsafe {
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -110,6 +116,10 @@ fn main() -> ExitCode {
         Err(Failure::Error(text)) => {
             show::note(text);
             ExitCode::from(2)
+        }
+        Err(Failure::Stopped(signal)) => {
+            show::note("stopped; no file was written");
+            ExitCode::from(128 + signal)
         }
     }
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use bitlinear::container::Kind;
 use bitlinear::cpu::Isa;
+use bitlinear::error::Status;
 use bitlinear::exec::Executor;
 use bitlinear::export::{Layers as Which, Options, Progress, Target, export};
 use bitlinear::model::Layers;
@@ -13,6 +14,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
+use super::stop::Stop;
 use super::{Answer, Common, Failure, show};
 
 const LAYERS: &str = "Which layers";
@@ -180,6 +182,7 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
         memory: a.memory << 20,
     };
     let executor = Executor::with_threads(common.threads)?;
+    let stop = Stop::listen()?;
     let bar = if common.json { ProgressBar::hidden() } else { ProgressBar::new(1) };
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {percent:>3} %  {elapsed}  {wide_msg}") {
         bar.set_style(style);
@@ -188,11 +191,15 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
         bar.set_length(now.weights_total.max(1));
         bar.set_position(now.weights_done);
         bar.set_message(now.name.to_string());
-        true
+        stop.asked().is_none()
     };
     let isa = Isa::from_environment()?;
-    let report = export(&files, &layers, &a.target, &options, isa, &executor, &mut progress)?;
+    let report = export(&files, &layers, &a.target, &options, isa, &executor, &mut progress);
     bar.finish_and_clear();
+    let report = match (report, stop.asked()) {
+        (Err(e), Some(stopped)) if e.status() == Status::Cancelled => return Err(stopped),
+        (report, _) => report?,
+    };
     if common.json {
         return show::json(&json!({"file": a.target.display().to_string(), "quantized": report.quantized,
             "fallback": report.fallback, "calibrated": report.calibrated, "kept": report.kept,

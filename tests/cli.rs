@@ -231,3 +231,91 @@ fn a_full_disk_under_stdout_is_an_error() {
         assert_eq!(run(full().into()).status.code(), Some(2), "{arguments:?}");
     }
 }
+
+/// A folder with a model of many layers of zeros, which takes seconds to quantise.
+#[cfg(unix)]
+fn long_work(name: &str) -> PathBuf {
+    const LAYERS: usize = 400;
+    const BYTES: usize = 1024 * 1024 * 4;
+    let folder = scratch(name);
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    let mut header = serde_json::Map::new();
+    for k in 0..LAYERS {
+        let offsets = [k * BYTES, (k + 1) * BYTES];
+        header.insert(
+            format!("l{k}.weight"),
+            serde_json::json!({"dtype": "F32", "shape": [1024, 1024], "data_offsets": offsets}),
+        );
+    }
+    let header = Value::Object(header).to_string();
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.into_bytes());
+    let path = folder.join("zeros.safetensors");
+    std::fs::write(&path, &bytes).unwrap();
+    // A hole in the file: it takes no room.
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len((bytes.len() + LAYERS * BYTES) as u64).unwrap();
+    folder
+}
+
+#[cfg(unix)]
+fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[test]
+#[cfg(unix)]
+fn ctrl_c_leaves_no_part_of_a_file() {
+    let folder = long_work("stopped");
+    for (signal, code) in [(libc::SIGINT, 130), (libc::SIGTERM, 143)] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bitlinear"));
+        // What a shell starts in the background ignores Ctrl-C, and these tests may be that.
+        // SAFETY: signal() may be called between fork and exec.
+        unsafe {
+            std::os::unix::process::CommandExt::pre_exec(&mut command, || {
+                libc::signal(libc::SIGINT, libc::SIG_DFL);
+                Ok(())
+            });
+        }
+        let mut child = command
+            .current_dir(&folder)
+            .args(["quantize", "zeros.safetensors", "small.gguf", "--type", "q8_0", "--threads", "1"])
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Part of the file is there.
+        while names(&folder).len() < 2 {
+            assert_eq!(child.try_wait().unwrap(), None, "it ended before it could be stopped");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        // SAFETY: the process is a child that was not waited for.
+        unsafe { libc::kill(child.id() as i32, signal) };
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        assert!(text.contains("no file was written"), "{text}");
+        assert_eq!(names(&folder), ["zeros.safetensors"]);
+    }
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+#[cfg(unix)]
+fn a_file_past_the_limit_of_the_shell_is_an_error() {
+    let folder = scratch("limited");
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    let source = layers("limited.safetensors", &[("a", 256, wave(65536))]);
+    let output = Command::new("sh")
+        .current_dir(&folder)
+        .args(["-c", "ulimit -f 8; exec \"$0\" quantize \"$1\" x.gguf --type q8_0"])
+        .args([env!("CARGO_BIN_EXE_bitlinear"), &source])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.contains("x.gguf"), "{text}");
+    assert_eq!(names(&folder), [""; 0]);
+}
