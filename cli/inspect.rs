@@ -130,7 +130,7 @@ pub(crate) fn run(arguments: &Arguments, common: &Common) -> Answer {
     }
     if arguments.metadata {
         for meta in &directory.metadata {
-            let key = show::name(directory.texts.get(meta.key));
+            let key = show::shown(&show::name(directory.texts.get(meta.key)));
             match meta.value {
                 Value::String(s) => {
                     show::line(format_args!("{key} = {:?}", show::name(directory.texts.get(s))))

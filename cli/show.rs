@@ -38,7 +38,7 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>], texts: usize) -> Answer
     table.load_preset(presets::UTF8_BORDERS_ONLY).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(head);
     for row in rows {
-        table.add_row(row);
+        table.add_row(row.iter().map(|cell| shown(cell)));
     }
     for (n, column) in table.column_iter_mut().enumerate() {
         if n >= texts {
@@ -63,6 +63,20 @@ pub(crate) fn bytes(n: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{n} B") } else { format!("{size:.1} {}", units[unit]) }
+}
+
+/// A text of a file without what a terminal would obey: control characters, and those that turn the direction of
+/// writing. JSON and look-ups have the text as it is.
+pub(crate) fn shown(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        let turns = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        match c.is_control() || turns {
+            true => shown.extend(c.escape_default()),
+            false => shown.push(c),
+        }
+    }
+    shown
 }
 
 /// A file's bytes as text.

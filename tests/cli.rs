@@ -172,6 +172,33 @@ fn what_is_wrong_is_said() {
     bad(&["bench", GOLDEN, "--rows", "1,18446744073709551615"], 2, "--rows: at most 65536");
 }
 
+/// A name may be made to clear the screen, or to look like another line.
+#[test]
+fn a_terminal_gets_no_control_characters_of_a_file() {
+    let name = "a\u{1b}[2J\nb\u{202e}c";
+    let file = layers("control.safetensors", &[(name, 32, wave(64))]);
+    let less = layers("no-control.safetensors", &[("a", 32, wave(64)), (name, 32, vec![f32::NAN; 64])]);
+    for arguments in [
+        &["inspect", &file, "--layers", "--tensors"][..],
+        &["compare", &file, &file],
+        &["bench", &file, "--rows", "1", "--time", "1"],
+    ] {
+        let text = good(arguments);
+        assert!(text.contains(r"a\u{1b}[2J\nb\u{202e}c"), "{text}");
+        assert!(!text.contains(['\u{1b}', '\u{202e}']), "{text}");
+    }
+    let output = tool(&["verify", &less]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains(r"a\u{1b}[2J") && !text.contains('\u{1b}'), "{text}");
+    assert_eq!(json(&["inspect", &file])["layers"][0]["name"], name);
+
+    let target = scratch("control.gguf");
+    let target = target.to_str().unwrap();
+    good(&["quantize", GOLDEN, target, "--type", "q8_0", "--only", "blk.0.f32", "--meta", "k\u{1b}=v\u{1b}"]);
+    let text = good(&["inspect", target, "--metadata"]);
+    assert!(text.contains(r#"k\u{1b} = "v\u{1b}""#) && !text.contains('\u{1b}'), "{text}");
+}
+
 #[test]
 fn help_teaches() {
     for (command, text) in [
