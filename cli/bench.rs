@@ -12,7 +12,7 @@ use bitlinear::model::{Layers, Request};
 use clap::Args;
 use serde_json::json;
 
-use super::{Answer, Common, Failure, show};
+use super::{Answer, Common, Failure, Threads, show};
 
 #[derive(Args)]
 #[command(after_help = COLUMNS)]
@@ -28,6 +28,8 @@ pub(crate) struct Arguments {
     /// Milliseconds for each measurement.
     #[arg(long, default_value_t = 100)]
     time: u64,
+    #[command(flatten)]
+    threads: Threads,
 }
 
 const COLUMNS: &str = "\
@@ -71,7 +73,7 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
     let files = show::open(&a.file)?;
     let layers = Layers::of(&files)?;
     let (isa, executor, heap) =
-        (Isa::from_environment()?, Executor::with_threads(common.threads)?, Heap::default());
+        (Isa::from_environment()?, Executor::with_threads(a.threads.count())?, Heap::default());
     let mut rows = Vec::new();
     let mut seen = Vec::new();
     for layer in layers.list().iter().filter(|l| show::name(layers.name(l)).contains(&a.only)) {
@@ -79,7 +81,8 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
         let plan = match layers.plan(&files, layer, &Request::default()) {
             Ok(plan) => plan,
             Err(e) => {
-                show::note(format_args!("{}: left out: {}", show::name(layers.name(layer)), e.text()));
+                let name = show::shown(&show::name(layers.name(layer)));
+                show::note(format_args!("{name}: left out: {}", e.text()));
                 continue;
             }
         };
@@ -139,7 +142,7 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
                     "weight_gigabytes_per_second": s.gigabytes, "kernel": s.kernel})
             })
             .collect();
-        return show::json(&json!({"threads": common.threads, "layers": all}));
+        return show::json(&json!({"threads": a.threads.count(), "layers": all}));
     }
     let rows: Vec<Vec<String>> = rows
         .iter()

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use bitlinear::codec::Floats;
 use bitlinear::cpu::Isa;
 use bitlinear::quantize::{Calibration, MOMENTS_BLOCK};
+use bitlinear::types::Type;
 use clap::Args;
 use serde_json::json;
 
@@ -32,7 +33,7 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = MOMENTS_BLOCK)]
     block: usize,
     /// Most rows for a layer.
-    #[arg(long, default_value_t = u64::MAX)]
+    #[arg(long, default_value_t = u64::MAX, value_parser = clap::value_parser!(u64).range(1..))]
     samples: u64,
     /// Most MiB of all sums.
     #[arg(long, default_value_t = 4096)]
@@ -49,8 +50,17 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
             let name = show::name(files.directory.name(tensor));
             let [rows, columns] = match tensor.shape[..tensor.dims as usize] {
                 [rows, columns] => [rows as usize, columns as usize],
-                _ => return Err(Failure::Error(format!("{name}: [rows, in_features] expected"))),
+                _ => {
+                    return Err(Failure::Error(format!(
+                        "{}: [rows, in_features] expected",
+                        show::shown(&name)
+                    )));
+                }
             };
+            if !matches!(tensor.ty, Type::F32 | Type::F16 | Type::Bf16) {
+                let (name, ty) = (show::shown(&name), tensor.ty.name());
+                return Err(Failure::Error(format!("{name}: rows of x are f32, f16 or bf16, not {ty}")));
+            }
             let values = Floats::new(tensor.ty, files.bytes(tensor))?;
             let read = |r: usize, out: &mut [f32]| {
                 out.iter_mut().enumerate().for_each(|(k, v)| *v = values.get(r * columns + k));

@@ -11,7 +11,7 @@ use bitlinear::model::Layers;
 use clap::Args;
 use serde_json::json;
 
-use super::{Answer, Common, Failure, show};
+use super::{Answer, Common, Failure, Threads, show};
 
 #[derive(Args)]
 #[command(after_help = COLUMNS)]
@@ -27,6 +27,8 @@ pub(crate) struct Arguments {
     /// lacks a layer.
     #[arg(long, value_name = "ERROR", value_parser = bound)]
     at_most: Option<f64>,
+    #[command(flatten)]
+    threads: Threads,
 }
 
 const COLUMNS: &str = "\
@@ -49,7 +51,7 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
     let (one, two) = (show::open(&a.reference)?, show::open(&a.other)?);
     let (ours, theirs) = (Layers::of(&one)?, Layers::of(&two)?);
     // The C interface opens both once more: it knows packed files and rotations.
-    let (reference, other) = (Loaded::open(&a.reference, common)?, Loaded::open(&a.other, common)?);
+    let (reference, other) = (Loaded::open(&a.reference, &a.threads)?, Loaded::open(&a.other, &a.threads)?);
     let (mut rows, mut missing) = (Vec::new(), Vec::new());
     for layer in ours.list() {
         let name = show::name(ours.name(layer));
@@ -65,7 +67,7 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
         let named = if a.only.is_empty() { String::new() } else { format!(" with `{}` in it", a.only) };
         return Err(Failure::Error(format!("no layer of one name{named} is in both files")));
     }
-    for name in &missing {
+    for name in missing.iter().map(|name| show::shown(name)) {
         show::note(format_args!("{name}: not in {}", a.other.display()));
     }
     if common.json {
@@ -109,7 +111,7 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
 struct Loaded(*mut bl_model, *mut bl_context);
 
 impl Loaded {
-    fn open(path: &Path, common: &Common) -> Result<Loaded, Failure> {
+    fn open(path: &Path, threads: &Threads) -> Result<Loaded, Failure> {
         let text = CString::new(path.as_os_str().as_encoded_bytes())
             .map_err(|_| Failure::Error("a path with a NUL".to_string()))?;
         let mut loaded = Loaded(std::ptr::null_mut(), std::ptr::null_mut());
@@ -118,7 +120,7 @@ impl Loaded {
             let mut error: bl_error = std::mem::zeroed();
             let mut options: bl_context_options = std::mem::zeroed();
             options.struct_size = size_of::<bl_context_options>() as u32;
-            options.threads = common.threads as u32;
+            options.threads = threads.count() as u32;
             let status = bl_context_create(&options, &mut loaded.1, &mut error);
             check(status as u32, &error)?;
             let status = bl_load(loaded.1, text.as_ptr(), std::ptr::null(), &mut loaded.0, &mut error);

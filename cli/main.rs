@@ -12,6 +12,7 @@ mod verify;
 use std::process::ExitCode;
 
 use bitlinear::error::Error;
+use bitlinear::limits::THREADS_MAX;
 use clap::{Parser, Subcommand};
 
 /// Low-bit linear layers: look into model files, quantise them, and see what it cost.
@@ -30,9 +31,6 @@ struct Cli {
     /// JSON on stdout instead of a table.
     #[arg(long, global = true)]
     json: bool,
-    /// Threads; 0: all that this process may use.
-    #[arg(long, global = true, default_value_t = 0)]
-    threads: usize,
 }
 
 const EXAMPLES: &str = "\
@@ -84,7 +82,21 @@ pub(crate) type Answer = Result<(), Failure>;
 /// What all commands are told.
 pub(crate) struct Common {
     pub(crate) json: bool,
-    pub(crate) threads: usize,
+}
+
+/// What those are told that compute on several threads.
+#[derive(clap::Args)]
+pub(crate) struct Threads {
+    /// Threads; 0: all that this process may use.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=THREADS_MAX as i64))]
+    threads: u32,
+}
+
+impl Threads {
+    /// How many.
+    pub(crate) fn count(&self) -> usize {
+        if self.threads == 0 { bitlinear::exec::available() } else { self.threads as usize }
+    }
 }
 
 fn main() -> ExitCode {
@@ -100,8 +112,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(e) => return told(&e),
     };
-    let threads = if cli.threads == 0 { bitlinear::exec::available() } else { cli.threads };
-    let common = Common { json: cli.json, threads };
+    let common = Common { json: cli.json };
     let answer = match cli.command {
         Command::Inspect(a) => inspect::run(&a, &common),
         Command::Quantize(a) => quantize::run(&a, &common),

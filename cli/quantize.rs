@@ -15,7 +15,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::stop::Stop;
-use super::{Answer, Common, Failure, show};
+use super::{Answer, Common, Failure, Threads, show};
 
 const LAYERS: &str = "Which layers";
 const ROUNDING: &str = "How weights are rounded";
@@ -99,6 +99,8 @@ pub(crate) struct Arguments {
     /// Most MiB beside the mapped source; 0: twice its largest tensor and 64.
     #[arg(long, value_name = "MIB", default_value_t = 0)]
     memory: u64,
+    #[command(flatten)]
+    threads: Threads,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -130,17 +132,21 @@ fn pair(text: &str) -> Result<(String, Type), String> {
 
 fn text(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("KEY=VALUE expected")?;
+    if key.is_empty() {
+        return Err("KEY=VALUE expected, and the key is empty".to_string());
+    }
     Ok((key.to_string(), value.to_string()))
 }
 
 pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
     let files = show::open(&a.source)?;
     let layers = Layers::of(&files)?;
-    let kind = match a.target.extension().and_then(|e| e.to_str()) {
-        Some("gguf") => Kind::Gguf,
-        Some("safetensors") => Kind::Safetensors,
-        Some("json") => Kind::Artifact,
-        _ => Kind::Packed,
+    let ends = |text: &str| a.target.extension().is_some_and(|e| e.eq_ignore_ascii_case(text));
+    let kind = match () {
+        () if ends("gguf") => Kind::Gguf,
+        () if ends("safetensors") => Kind::Safetensors,
+        () if ends("json") => Kind::Artifact,
+        () => Kind::Packed,
     };
     let rule = match a.rule {
         RuleName::Usual => Rule::Usual,
@@ -151,6 +157,22 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
     };
     if let Some(rest) = a.rest.filter(|ty| !matches!(ty, Type::F32 | Type::F16 | Type::Bf16)) {
         return Err(Failure::Error(format!("--rest is f32, f16 or bf16, not {}", rest.name())));
+    }
+    if let Some((key, _)) =
+        a.meta.iter().enumerate().find_map(|(n, m)| a.meta[..n].iter().find(|b| b.0 == m.0))
+    {
+        return Err(Failure::Error(format!("--meta {key}: given twice, and a file has one value for a key")));
+    }
+    let texts = a.only.iter().map(|t| ("--only", t)).chain(a.types.iter().map(|(t, _)| ("--set", t)));
+    for (option, text) in texts {
+        let named = |name: &[u8]| show::name(name).contains(text.as_str());
+        // The arrays of an artifact need not be layers of the source.
+        let tensors = files.directory.tensors.iter().filter(|_| kind == Kind::Artifact);
+        if !layers.list().iter().any(|l| named(layers.name(l)))
+            && !tensors.map(|t| files.directory.name(t)).any(named)
+        {
+            return Err(Failure::Error(format!("{option}: there is no layer with `{text}` in its name")));
+        }
     }
     let calibration = match &a.calibration {
         Some(path) => Some(Calibration::open(path)?),
@@ -179,9 +201,9 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
         rotation: a.rotate.map(|block| (block, a.seed)),
         requantize: a.again,
         texts: &texts,
-        memory: a.memory << 20,
+        memory: a.memory.saturating_mul(1 << 20),
     };
-    let executor = Executor::with_threads(common.threads)?;
+    let executor = Executor::with_threads(a.threads.count())?;
     let stop = Stop::listen()?;
     let bar = if common.json { ProgressBar::hidden() } else { ProgressBar::new(1) };
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {percent:>3} %  {elapsed}  {wide_msg}") {
@@ -190,7 +212,7 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
     let mut progress = |now: &Progress<'_>| {
         bar.set_length(now.weights_total.max(1));
         bar.set_position(now.weights_done);
-        bar.set_message(now.name.to_string());
+        bar.set_message(show::shown(now.name));
         stop.asked().is_none()
     };
     let isa = Isa::from_environment()?;

@@ -166,7 +166,34 @@ fn what_is_wrong_is_said() {
     bad(&["verify", cut.to_str().unwrap()], 1, "cut.gguf");
     bad(&["verify", "/nowhere.gguf"], 2, "/nowhere.gguf");
     bad(&["compare", GOLDEN, GOLDEN, "--only", "nothing"], 2, "no layer of one name with `nothing` in it");
-    bad(&["compare", GOLDEN, GOLDEN, "--threads", "100000"], 2, "100000");
+    for threads in ["1025", "4294967297"] {
+        bad(&["compare", GOLDEN, GOLDEN, "--threads", threads], 2, "0..=1024");
+        bad(&["bench", GOLDEN, "--threads", threads], 2, "0..=1024");
+    }
+    // Those that work on one thread do not pretend to use more.
+    for command in ["inspect", "verify"] {
+        bad(&[command, GOLDEN, "--threads", "2"], 2, "--threads");
+    }
+    let quantize =
+        |more: &[&'static str]| [&["quantize", GOLDEN, "x.gguf", "--type", "q8_0"][..], more].concat();
+    bad(
+        &quantize(&["--only", "blk.0.f32", "--only", "nothing"]),
+        2,
+        "--only: there is no layer with `nothing`",
+    );
+    bad(&quantize(&["--set", "nothing=q8_0"]), 2, "--set: there is no layer with `nothing`");
+    bad(&quantize(&["--meta", "=x"]), 2, "the key is empty");
+    bad(&quantize(&["--meta", "a=1", "--meta", "b=1", "--meta", "a=2"]), 2, "--meta a: given twice");
+    let target = scratch("much-memory.gguf");
+    let target = target.to_str().unwrap();
+    let memory = (1u64 << 44) + 1;
+    let memory = ["--only", "blk.0.f32", "--memory", &memory.to_string()];
+    good(&[&["quantize", GOLDEN, target, "--type", "q8_0"][..], &memory].concat());
+    bad(&["calibrate", GOLDEN, "-o", "x.cal", "--samples", "0"], 2, "--samples");
+    let weights = scratch("weights.gguf");
+    let weights = weights.to_str().unwrap();
+    good(&["quantize", GOLDEN, weights, "--type", "q8_0", "--only", "blk.0.f32"]);
+    bad(&["calibrate", weights, "-o", "x.cal"], 2, "rows of x are f32, f16 or bf16, not ");
     bad(&["bench", GOLDEN, "--only", "nothing"], 2, "no layer with `nothing` in its name");
     bad(&["bench", GOLDEN, "--rows", "0"], 2, "--rows: at least 1");
     bad(&["bench", GOLDEN, "--rows", "1,18446744073709551615"], 2, "--rows: at most 65536");
@@ -197,6 +224,17 @@ fn a_terminal_gets_no_control_characters_of_a_file() {
     good(&["quantize", GOLDEN, target, "--type", "q8_0", "--only", "blk.0.f32", "--meta", "k\u{1b}=v\u{1b}"]);
     let text = good(&["inspect", target, "--metadata"]);
     assert!(text.contains(r#"k\u{1b} = "v\u{1b}""#) && !text.contains('\u{1b}'), "{text}");
+}
+
+#[test]
+fn the_kind_of_a_file_follows_from_its_name_in_any_case() {
+    for (file, kind) in [("up.GGUF", "GGUF"), ("up.SafeTensors", "safetensors"), ("up.bl", "bitlinear")] {
+        let source = layers("case.safetensors", &[("a", 256, wave(4096))]);
+        let target = scratch(file);
+        let target = target.to_str().unwrap();
+        good(&["quantize", &source, target, "--type", "f16"]);
+        assert_eq!(json(&["inspect", target])["container"], kind);
+    }
 }
 
 #[test]
