@@ -117,8 +117,6 @@ fn static_programs_are_told_what_else_to_link() {
     let told = pc.lines().find_map(|l| l.strip_prefix("Libs.private:")).unwrap();
     for library in wanted.split_whitespace().filter(|l| *l != "-lc") {
         assert!(told.split_whitespace().any(|l| l == library), "{library} is not in {told}");
-        let name = library.strip_prefix("-l").unwrap();
-        assert!(cmake.split(['"', ';']).any(|l| l == name), "{name} is not in the CMake package");
     }
     assert!(wanted.contains("-lgcc_s"), "{wanted}");
     // The compiler links that one itself, under the name that the kind of program wants.
@@ -126,20 +124,27 @@ fn static_programs_are_told_what_else_to_link() {
     let linked = package.lines().find_map(|l| l.strip_prefix("Libs:")).unwrap();
     for library in told.split_whitespace().filter(|l| *l != "-lgcc_s") {
         assert!(linked.split_whitespace().any(|l| l == library), "{library} is not in {linked}");
+        let name = library.strip_prefix("-l").unwrap();
+        assert!(cmake.split(['"', ';']).any(|l| l == name), "{name} is not in the CMake package");
     }
 }
 
 /// Runs the one-layer program; its answer is that of the program in the tree.
 fn runs(program: &Path, shared: bool) {
+    runs_with(program, shared.then(|| prefix().join("lib")));
+}
+
+/// The same, with the shared library in that folder.
+fn runs_with(program: &Path, shared: Option<PathBuf>) {
     let mut command = Command::new(program);
     command.arg(root().join("tests/data/golden/ggml_all_64x512.gguf")).arg("blk.0.q4_0");
-    if shared {
-        command.env("LD_LIBRARY_PATH", prefix().join("lib"));
+    if let Some(folder) = &shared {
+        command.env("LD_LIBRARY_PATH", folder);
     }
     let printed = good(&mut command);
     assert!(printed.starts_with("64 x 512, "), "{printed}");
     let needed = good(Command::new("readelf").args(["--dynamic", "--wide"]).arg(program));
-    assert_eq!(needed.contains("[libbitlinear.so.0]"), shared, "{needed}");
+    assert_eq!(needed.contains("[libbitlinear.so.0]"), shared.is_some(), "{needed}");
 }
 
 /// A copy of the example, in a folder outside the tree's own.
@@ -177,6 +182,35 @@ fn pkg_config_static() {
 fn pkg_config_static_with_libc() {
     pkg_config("bitlinear-static", &["-static"], false);
 }
+/// What pkg-config prints of such a folder is for a shell that reads it once more, or for xargs.
+#[test]
+fn a_prefix_with_spaces() {
+    let Some(pkg_config) = tool("pkg-config", "a prefix with spaces") else { return };
+    let prefix = fresh("install-spaces").join("a space, it's @home @VERSION@");
+    install(&[("PREFIX", &prefix)]);
+    for (n, (package, line)) in [
+        (
+            "bitlinear",
+            r#"eval "cc -std=c99 -o one_layer one_layer.c $($PKG_CONFIG --cflags --libs $PACKAGE)""#,
+        ),
+        ("bitlinear", "$PKG_CONFIG --cflags --libs $PACKAGE | xargs cc -std=c99 -o one_layer one_layer.c"),
+        (
+            "bitlinear-static",
+            r#"eval "cc -std=c99 -o one_layer one_layer.c $($PKG_CONFIG --cflags --libs $PACKAGE)""#,
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let folder = elsewhere(&format!("spaces-{n}"));
+        let mut sh = Command::new("sh");
+        sh.current_dir(&folder).args(["-c", line]).env("PACKAGE", package).env("PKG_CONFIG", &pkg_config);
+        good(sh.env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig")));
+        runs_with(&folder.join("one_layer"), (package == "bitlinear").then(|| prefix.join("lib")));
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}
+
 /// The static library beside another one of Rust's, in either order, as docs/embedding.md says it: each has the
 /// symbols of Rust's runtime, so that all but bl_* are made local first.
 #[test]
@@ -236,15 +270,19 @@ fn configure(cmake: &Path, folder: &Path, prefix: &Path) -> Command {
     command
 }
 
-fn cmake(library: &str, shared: bool) {
+/// Builds against the installed tree in `moved/usr`, which CMake is told to look for in `from`.
+fn cmake(name: &str, library: &str, from: &str, flags: &[&str], shared: bool) {
     let Some(cmake) = tool("cmake", "programs built with CMake") else { return };
-    let folder = elsewhere(library.split(':').next_back().unwrap());
+    let folder = elsewhere(name);
     // An installed tree may be moved: the package is found from where it lies now.
-    let moved = folder.join("moved");
+    let moved = folder.join("moved/usr");
+    std::fs::create_dir_all(folder.join("moved")).unwrap();
     good(Command::new("cp").arg("-a").arg(prefix()).arg(&moved));
+    // As the root of many systems has it: CMake looks there first.
+    std::os::unix::fs::symlink("usr/lib", folder.join("moved/lib")).unwrap();
     let minor = VERSION.rsplit_once('.').unwrap().0;
     cmake_project(&folder, minor, library);
-    good(&mut configure(&cmake, &folder, &moved));
+    good(configure(&cmake, &folder, &folder.join(from)).args(flags));
     good(Command::new(&cmake).current_dir(&folder).args(["--build", "build"]));
     runs(&folder.join("build/one_layer"), shared);
     std::fs::remove_dir_all(folder).unwrap();
@@ -252,11 +290,25 @@ fn cmake(library: &str, shared: bool) {
 
 #[test]
 fn cmake_shared() {
-    cmake("bitlinear::bitlinear", true);
+    cmake("cmake-shared", "bitlinear::bitlinear", "moved/usr", &[], true);
+}
+#[test]
+fn cmake_shared_through_a_merged_usr() {
+    cmake("cmake-merged", "bitlinear::bitlinear", "moved", &[], true);
 }
 #[test]
 fn cmake_static() {
-    cmake("bitlinear::static", false);
+    cmake("cmake-static", "bitlinear::static", "moved/usr", &[], false);
+}
+#[test]
+fn cmake_static_with_libc() {
+    cmake(
+        "cmake-static-libc",
+        "bitlinear::static",
+        "moved/usr",
+        &["-DCMAKE_EXE_LINKER_FLAGS=-static"],
+        false,
+    );
 }
 
 /// While the major is 0, another minor is another library; so is a patch that is newer than this.
@@ -287,11 +339,17 @@ fn cmake_refuses_other_versions() {
     }
 }
 
+/// Before anything is built or written.
 #[test]
-fn a_relative_prefix_is_refused() {
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(root()).env("CARGO_TARGET_DIR", target());
-    cargo.args(["run", "--quiet", "--package", "xtask", "--", "install", "--prefix", "here"]);
-    let said = bad(&mut cargo);
-    assert!(said.contains("an absolute path is wanted"), "{said}");
+fn folders_that_cannot_be_meant_are_refused() {
+    let folder = fresh("install-refused");
+    let up = folder.join("a/../b");
+    for (prefix, why) in [("here", "an absolute path is wanted"), (up.to_str().unwrap(), "without `..`")] {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.current_dir(root()).env("CARGO_TARGET_DIR", target());
+        cargo.args(["run", "--quiet", "--package", "xtask", "--", "install", "--prefix", prefix]);
+        let said = bad(&mut cargo);
+        assert!(said.contains(why), "{said}");
+    }
+    assert_eq!(files(&folder), [""; 0]);
 }

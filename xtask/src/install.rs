@@ -23,9 +23,10 @@ pub fn install(arguments: &[&str]) -> Result<(), String> {
     if !cfg!(target_os = "linux") {
         return Err("install is written for Linux; elsewhere copy the library and the headers".into());
     }
+    let (version, abi) = (version()?, abi()?);
+    // All that may be wrong with the templates, before the build and before anything is written.
+    let described = places.describe(&version, &abi)?;
     let built = build()?;
-    let version = version()?;
-    let abi = abi()?;
     let (lib, include) = (places.real(&places.libdir), places.real(&places.includedir));
     let licenses = places.real(&places.prefix.join("share/licenses/bitlinear"));
     for folder in [&lib, &include, &lib.join("pkgconfig"), &lib.join("cmake/bitlinear"), &licenses] {
@@ -42,46 +43,65 @@ pub fn install(arguments: &[&str]) -> Result<(), String> {
     copy(&built.join("libbitlinear.so"), &lib.join(&real), 0o755)?;
     link(&real, &lib.join(format!("libbitlinear.so.{abi}")))?;
     link(&format!("libbitlinear.so.{abi}"), &lib.join("libbitlinear.so"))?;
-
-    let parts: Vec<&str> = version.split('.').collect();
-    let below = |folder: &Path| match folder.strip_prefix(&places.prefix) {
-        Ok(inside) => format!("${{prefix}}/{}", inside.display()),
-        Err(_) => folder.display().to_string(),
-    };
-    let fill = |template: &str| -> Result<String, String> {
-        let path = root().join("packaging").join(template);
-        let mut text = std::fs::read_to_string(&path).map_err(|e| said(&path, e))?;
-        for (name, value) in [
-            ("PREFIX", places.prefix.display().to_string()),
-            ("LIBDIR", below(&places.libdir)),
-            ("INCLUDEDIR", below(&places.includedir)),
-            ("TO_INCLUDEDIR", relative(&places.libdir.join("cmake/bitlinear"), &places.includedir)),
-            ("VERSION", version.clone()),
-            ("MAJOR", parts[0].to_owned()),
-            ("MINOR", parts[1].to_owned()),
-            ("ABI", abi.clone()),
-            ("POINTER", size_of::<usize>().to_string()),
-            ("PRIVATE", PRIVATE.map(|l| format!("-l{l}")).join(" ")),
-            ("STATIC", PRIVATE[1..].iter().map(|l| format!("-l{l}")).collect::<Vec<_>>().join(" ")),
-            ("PRIVATE_LIST", PRIVATE.join(";")),
-        ] {
-            text = text.replace(&format!("@{name}@"), &value);
-        }
-        match text.split('@').nth(1) {
-            Some(left) => Err(format!("{}: @{left}@ is not filled in", path.display())),
-            None => Ok(text),
-        }
-    };
-    for name in ["bitlinear.pc", "bitlinear-static.pc"] {
-        write(&lib.join("pkgconfig").join(name), &fill(&format!("{name}.in"))?)?;
-    }
-    for name in ["bitlinearConfig.cmake", "bitlinearConfigVersion.cmake"] {
-        write(&lib.join("cmake/bitlinear").join(name), &fill(&format!("{name}.in"))?)?;
+    for (name, text) in &described {
+        write(&lib.join(name), text)?;
     }
     Ok(())
 }
 
+/// The text with what stands for each `@NAME@`. Values are not looked at again: a folder may have an @ in its name.
+fn fill(template: &str, values: &[(&str, String)]) -> Result<String, String> {
+    let mut text = String::new();
+    for (n, part) in template.split('@').enumerate() {
+        // Between the first @ and the second is a name, after it text again.
+        match values.iter().find(|(name, _)| *name == part) {
+            _ if n % 2 == 0 => text.push_str(part),
+            Some((_, value)) => text.push_str(value),
+            None => return Err(format!("@{part}@ is not filled in")),
+        }
+    }
+    Ok(text)
+}
+
 impl Places {
+    /// The files by which build systems find the library, with their places below LIBDIR.
+    fn describe(&self, version: &str, abi: &str) -> Result<Vec<(String, String)>, String> {
+        let parts: Vec<&str> = version.split('.').collect();
+        let below = |folder: &Path| match folder.strip_prefix(&self.prefix) {
+            Ok(inside) => format!("${{prefix}}/{}", inside.display()),
+            Err(_) => folder.display().to_string(),
+        };
+        // The first is linked by compilers of C themselves, under the name that the kind of program wants.
+        let own = &PRIVATE[1..];
+        let values = [
+            ("PREFIX", self.prefix.display().to_string()),
+            ("LIBDIR", below(&self.libdir)),
+            ("INCLUDEDIR", below(&self.includedir)),
+            ("TO_INCLUDEDIR", relative(&self.libdir.join("cmake/bitlinear"), &self.includedir)),
+            ("VERSION", version.to_owned()),
+            ("MAJOR", parts[0].to_owned()),
+            ("MINOR", parts[1].to_owned()),
+            ("ABI", abi.to_owned()),
+            ("POINTER", size_of::<usize>().to_string()),
+            ("PRIVATE", PRIVATE.map(|l| format!("-l{l}")).join(" ")),
+            ("STATIC", own.iter().map(|l| format!("-l{l}")).collect::<Vec<_>>().join(" ")),
+            ("STATIC_LIST", own.join(";")),
+        ];
+        let mut files = Vec::new();
+        for (folder, name) in [
+            ("pkgconfig", "bitlinear.pc"),
+            ("pkgconfig", "bitlinear-static.pc"),
+            ("cmake/bitlinear", "bitlinearConfig.cmake"),
+            ("cmake/bitlinear", "bitlinearConfigVersion.cmake"),
+        ] {
+            let path = root().join("packaging").join(format!("{name}.in"));
+            let template = std::fs::read_to_string(&path).map_err(|e| said(&path, e))?;
+            let text = fill(&template, &values).map_err(|e| format!("{}: {e}", path.display()))?;
+            files.push((format!("{folder}/{name}"), text));
+        }
+        Ok(files)
+    }
+
     fn from(arguments: &[&str]) -> Result<Places, String> {
         let (mut destdir, mut prefix) = (None, PathBuf::from("/usr/local"));
         let (mut libdir, mut includedir) = (PathBuf::from("lib"), PathBuf::from("include"));
@@ -100,6 +120,23 @@ impl Places {
         }
         if !prefix.is_absolute() {
             return Err(format!("--prefix {}: an absolute path is wanted", prefix.display()));
+        }
+        for (name, folder) in [("--prefix", &prefix), ("--libdir", &libdir), ("--includedir", &includedir)] {
+            let refuse = |why: &str| Err(format!("{name} {}: {why}", folder.display()));
+            // What `..` leads to depends on links that are not there yet, or will be others.
+            if folder.components().any(|part| part == Component::ParentDir) {
+                return refuse("a folder without `..` is wanted: write the one that is meant");
+            }
+            // pkg-config and CMake read these folders in texts of their own. Spaces are theirs to quote.
+            match folder.to_str() {
+                None => return refuse("a folder whose name is UTF-8 is wanted"),
+                Some(text) if text.contains(|c: char| c.is_control() || "\"\\$#`;".contains(c)) => {
+                    return refuse(
+                        "a folder without any of \" \\ $ # ` ; is wanted: pkg-config could not name it",
+                    );
+                }
+                Some(_) => {}
+            }
         }
         // A relative folder is below the prefix; an absolute one stays as it is.
         let (libdir, includedir) = (prefix.join(libdir), prefix.join(includedir));
@@ -208,6 +245,16 @@ mod tests {
     }
 
     #[test]
+    fn templates() {
+        let values = [("A", "an @A@ value@".to_owned())];
+        assert_eq!(fill("x @A@ y@A@", &values).unwrap(), "x an @A@ value@ yan @A@ value@");
+        assert!(fill("x @A@ @B@", &values).is_err_and(|e| e.contains("@B@")));
+        let places = Places::from(&["--prefix", "/opt/lib@2/x@y"]).unwrap();
+        let files = places.describe("1.2.3", "1").unwrap();
+        assert!(files[0].1.starts_with("prefix=/opt/lib@2/x@y\nlibdir=${prefix}/lib\n"), "{}", files[0].1);
+    }
+
+    #[test]
     fn folders() {
         let p = Places::from(&["--prefix", "/usr", "--libdir", "lib/arch", "--destdir", "/tmp/d"]).unwrap();
         assert_eq!(p.libdir, Path::new("/usr/lib/arch"));
@@ -217,5 +264,13 @@ mod tests {
         assert!(Places::from(&["--prefix", "usr"]).is_err());
         assert!(Places::from(&["--prefix"]).is_err());
         assert!(Places::from(&["--nothing", "x"]).is_err());
+        assert!(
+            Places::from(&["--libdir", "lib/../lib64"]).is_err_and(|e| e.contains("--libdir lib/../lib64: "))
+        );
+        assert!(Places::from(&["--includedir", "/usr/../include"]).is_err());
+        for odd in ["/a$b", "/a\"b", "/a\\b", "/a#b", "/a\nb"] {
+            assert!(Places::from(&["--prefix", odd]).is_err_and(|e| e.contains("--prefix /a")), "{odd}");
+        }
+        assert!(Places::from(&["--prefix", "/with a space, an @ and 'quotes'"]).is_ok());
     }
 }
