@@ -116,6 +116,11 @@ def what_is_wrong_is_refused(program, model):
     refuses(2, "no model")
     refuses(2, "--frobnicate", "--frobnicate", "1")
     refuses(2, "--threads", *with_model, "--threads", "two")
+    refuses(2, "--threads", *with_model, "--threads", 0)
+    if Path("/dev/full").exists():
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([program, "--help"], stdout=full, stderr=subprocess.PIPE, text=True)
+        require(done.returncode == 1 and "cannot write" in done.stderr, f"--help on a full disk: {done}")
     refuses(1, "no-such-file", "--model", "/no-such-file")
     refuses(1, "int3", *with_model, "--weights", "int3")
     refuses(1, "int4", *with_model, "--activation", "int4")

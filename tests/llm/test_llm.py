@@ -195,6 +195,10 @@ def dump(llm, model, text, folder, activation):
 def help_is_printed(llm):
     out, error = llm.run("--help")
     require(out.startswith("usage: llm") and not error, f"stdout {out[:60]!r}, stderr {error!r}")
+    if Path("/dev/full").exists():
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([llm.program, "--help"], stdout=full, stderr=subprocess.PIPE, text=True)
+        require(done.returncode == 1 and "cannot write" in done.stderr, f"on a full disk: {done}")
 
 
 def options_are_checked(llm, tiny, folder):

@@ -448,12 +448,13 @@ static bool parse(int count, char **words, settings *set) {
       return fail("%s needs a whole number, not '%s'", words[i], words[i + 1]);
     *all[found].number = (size_t)number;
   }
+  if (set->threads < 1) return fail("--threads needs 1 or more");
   return set->model != NULL || fail("no model: give --model FILE (--help says more)");
 }
 
 int main(int count, char **words) {
   settings set = {.activation = "auto", .heads = 12, .threads = 1};
   if (!parse(count, words, &set)) return 2;
-  if (set.help) return fputs(help, stdout) < 0;
+  if (set.help) return fputs(help, stdout) < 0 || fflush(stdout) != 0 ? !fail("cannot write the output") : 0;
   return run(&set) ? 0 : 1;
 }

@@ -207,7 +207,7 @@ static bool run_tokenizer(const settings *set, const bl_context *context) {
 int main(int count, char **words) {
   settings set = {.length = 128, .threads = 1, .piece = 256, .sampler = {.top_k = 40, .state = 1}};
   if (!parse(count, words, &set)) return 2;
-  if (set.help) return fputs(help, stdout) < 0;
+  if (set.help) return fputs(help, stdout) < 0 || fflush(stdout) != 0 ? !fail("cannot write the output") : 0;
   set.pool = pool_open(set.threads);
   if (!set.pool) return 1;
   bl_error error;
