@@ -1366,7 +1366,9 @@ typedef struct bl_calibration bl_calibration;
 typedef struct bl_heads bl_heads;
 
 /**
- * An array of four dimensions, compressed. Any thread may make any call at any time but bl_free.
+ * An array of four dimensions, compressed. Any thread may make any call at any time but bl_free, a thread too
+ * that waits inside a host's parallel-for of another call on the same state. Updates at one time take effect
+ * one after another.
  */
 typedef struct bl_state bl_state;
 
@@ -1754,7 +1756,10 @@ typedef struct {
   /** Bytes of the codes, and how many scales: what bl_state_read copies. */
   uint64_t code_bytes;
   uint64_t scale_count;
-  /** Bytes that it holds: twice codes and scales, so that an update that fails changes nothing. */
+  /**
+   * Bytes that it holds: twice codes and scales, so that an update that fails changes nothing. Calls at one
+   * time may need these once more each, until they return.
+   */
   uint64_t bytes_held;
   /** Updates that were measured. */
   uint64_t calls;
