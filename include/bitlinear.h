@@ -1457,7 +1457,10 @@ typedef struct {
   /** For the metadata of the new file. */
   const bl_named_text *texts;
   size_t text_count;
-  /** What is known of the inputs; layers it does not know are rounded without. NULL: nothing. */
+  /**
+   * What is known of the inputs when the call begins; layers it does not know are rounded without. NULL:
+   * nothing. Any call may be made on it meanwhile.
+   */
   const bl_calibration *calibration;
   /**
    * With BL_QUANTIZE_COMPENSATE: part of the mean square of the inputs that is added to each
@@ -1507,7 +1510,10 @@ typedef struct {
   uint32_t block;
   /** Most rows of x for a layer; more are not counted. 0: no bound. */
   uint64_t samples;
-  /** Most bytes of all sums. 0: 1 GiB. */
+  /**
+   * Most bytes of all sums. 0: 1 GiB. Sums of layers that get rows while bl_model_quantize uses the
+   * calibration are copied, and count once.
+   */
   uint64_t memory;
 } bl_calibration_options;
 
@@ -1945,9 +1951,9 @@ BL_NOEXCEPT;
 /**
  * Adds rows of x (f32, f16 or bf16), the input of the layer of that name (with or without ".weight"
  * behind it), to what a calibration knows of it: the sums of products of its columns. x is what
- * bl_forward takes after the norm and before any rotation. In a row that is not finite nothing is
- * added, of no row. Costs rows * columns * block multiplications on the calling thread; calls from
- * several threads wait for one another.
+ * bl_forward takes after the norm and before any rotation. Where a row is not finite, or so large that
+ * the sums would not be (values from about 1e19 on), nothing is added, of no row. Costs rows * columns *
+ * block multiplications on the calling thread; calls from several threads wait for one another.
  */
 BL_API
 bl_status bl_calibrate(const bl_calibration *calibration,

@@ -603,3 +603,118 @@ fn artifacts_are_burn_dragons() {
     refused(Options { target: Target { rule: Rule::Absmax, ..to(Type::Ternary2) }, ..base() }, "one rule");
     refused(Options { memory: 8, ..base() }, "decoder_x: 60 bytes are needed");
 }
+
+/// A file of calibration holds what it is given, or it is refused then.
+#[test]
+fn calibration_that_could_not_be_read_back_is_refused() {
+    let isa = Isa::best();
+    let folder = scratch("calibrations");
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("kept.safetensors");
+    let mut calibration = Calibration::new(4, u64::MAX, 1 << 20);
+    let rows = |values: &'static [f32]| move |r: usize, out: &mut [f32]| out.fill(values[r]);
+    let refused = |result: Result<()>, part: &str| {
+        let error = result.unwrap_err();
+        assert!(error.status() == Status::InvalidArgument && error.text().contains(part), "{error}");
+    };
+    calibration.add(isa, "a", 8, 1, &rows(&[1e18])).unwrap();
+    // Squares beyond f32, of one row and of many; none of them is counted.
+    refused(calibration.add(isa, "a", 8, 2, &rows(&[1.0, 2e19])), "row 1");
+    refused(calibration.add(isa, "a", 8, 2, &rows(&[1.2e19, -1.2e19])), "scale x down");
+    refused(calibration.add(isa, "new", 8, 1, &rows(&[2e19])), "scale x down");
+    for _ in 0..100 {
+        calibration.add(isa, "a", 8, 1, &rows(&[1e18])).unwrap();
+    }
+    assert_eq!(calibration.find("a").unwrap().count(), 101);
+    refused(calibration.add(isa, "a", 8, 1, &rows(&[1.2e19])), "scale x down");
+    // Keys of the file, and of other files.
+    refused(calibration.add(isa, "calibration.format", 8, 1, &rows(&[1.0])), "calibration.format");
+    refused(calibration.add(isa, "calibration.format.weight", 8, 1, &rows(&[1.0])), "calibration.format");
+    calibration.add(isa, "bitlinear.0.weight", 8, 1, &rows(&[1.0])).unwrap();
+    calibration.save(isa, &path).unwrap();
+    // A model's files in the same folder say nothing about it.
+    std::fs::write(folder.join("config.json"), "[1]").unwrap();
+    let mut again = Calibration::open(&path).unwrap();
+    assert_eq!(again.names().collect::<Vec<_>>(), ["a", "bitlinear.0"]);
+    assert_eq!(again.find("a").unwrap().sums(), calibration.find("a").unwrap().sums());
+    refused(again.add(isa, "a", 8, 1, &rows(&[1.2e19])), "scale x down");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// Whoever is told of the progress may use the calibration meanwhile; the call keeps what it began with.
+#[test]
+fn calibration_may_be_used_while_it_quantises() {
+    use bitlinear::capi::calibration::*;
+    use bitlinear::capi::context::bl_free;
+    use bitlinear::capi::model::bl_load;
+    use bitlinear::capi::quantize::*;
+    use bitlinear::capi::types::{TypeArg, bl_error, bl_status};
+    use std::ffi::{CString, c_void};
+    use std::ptr::{null, null_mut};
+
+    unsafe extern "C" fn progress(calibration: *mut c_void, _: *const bl_quantize_progress) -> i32 {
+        let (layer, kept) = (c"blk.0.f32", CString::new(scratch("meanwhile").to_str().unwrap()).unwrap());
+        let (calibration, x) = (calibration.cast::<bl_calibration>(), [3.0f32; 512]);
+        // SAFETY: the calibration is alive; the others are locals.
+        unsafe {
+            let mut info: bl_calibration_info = std::mem::zeroed();
+            info.struct_size = size_of::<bl_calibration_info>() as u32;
+            let ty = TypeArg(Type::F32 as u32);
+            [
+                bl_calibration_describe(calibration, layer.as_ptr(), &mut info, null_mut()),
+                bl_calibrate(calibration, layer.as_ptr(), 1, 512, x.as_ptr().cast(), ty, 0, null_mut()),
+                bl_calibration_save(calibration, kept.as_ptr(), null_mut()),
+            ]
+            .iter()
+            .any(|status| *status != bl_status::BL_OK)
+            .into()
+        }
+    }
+
+    let (done, is_done) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        let source = CString::new(golden(GOLDEN).to_str().unwrap()).unwrap();
+        let paths = ["meanwhile-0.gguf", "meanwhile-1.gguf"].map(scratch);
+        let x: Vec<f32> = (0..40 * 512u64).map(|k| (k * 7919 % 1009) as f32 / 500.0 - 1.0).collect();
+        // SAFETY: all zeros is a value of each struct; pointers are to locals, or what the library gave.
+        unsafe {
+            let (mut model, mut known) = (null_mut(), null_mut());
+            let layer = c"blk.0.f32".as_ptr();
+            let ty = TypeArg(Type::F32 as u32);
+            let mut error: bl_error = std::mem::zeroed();
+            assert_eq!(bl_load(null(), source.as_ptr(), null(), &mut model, &mut error), bl_status::BL_OK);
+            let status = bl_calibration_create(null(), null(), &mut known, &mut error);
+            assert_eq!(status, bl_status::BL_OK);
+            let status = bl_calibrate(known, layer, 40, 512, x.as_ptr().cast(), ty, 0, &mut error);
+            assert_eq!(status, bl_status::BL_OK);
+            let mut options: bl_quantize_options = std::mem::zeroed();
+            options.struct_size = size_of::<bl_quantize_options>() as u32;
+            options.r#type = TypeArg(Type::Q4_0 as u32);
+            options.layers = LayersArg(2);
+            options.patterns = &layer;
+            options.pattern_count = 1;
+            options.calibration = known;
+            options.progress_user = known.cast();
+            for (path, call) in paths.iter().zip([None, Some(progress as unsafe extern "C" fn(_, _) -> _)]) {
+                options.progress = call;
+                let path = CString::new(path.to_str().unwrap()).unwrap();
+                let status = bl_model_quantize(model, path.as_ptr(), &options, null_mut(), &mut error);
+                assert_eq!(status, bl_status::BL_OK);
+            }
+            assert_eq!(std::fs::read(&paths[0]).unwrap(), std::fs::read(&paths[1]).unwrap());
+            // The rows that came meanwhile are there, once for each tensor and at the end.
+            let mut info: bl_calibration_info = std::mem::zeroed();
+            info.struct_size = size_of::<bl_calibration_info>() as u32;
+            assert_eq!(bl_calibration_describe(known, layer, &mut info, &mut error), bl_status::BL_OK);
+            assert_eq!(info.samples, 40 + 1 + open(&paths[0]).directory.tensors.len() as u64);
+            bl_free(known.cast());
+            bl_free(model.cast());
+        }
+        done.send(()).unwrap();
+    });
+    let came_back = is_done.recv_timeout(std::time::Duration::from_secs(60));
+    if matches!(came_back, Err(std::sync::mpsc::RecvTimeoutError::Timeout)) {
+        panic!("a call on the calibration waits for the call that it is made in");
+    }
+    thread.join().unwrap();
+}
