@@ -718,3 +718,34 @@ fn calibration_may_be_used_while_it_quantises() {
     }
     thread.join().unwrap();
 }
+
+/// Tensors without elements go with the others, whatever the rest becomes.
+#[test]
+fn empty_tensors_are_kept_or_converted_as_nothing() {
+    let weights: Vec<f32> = (0..4 * 256).map(|k| (k % 7) as f32 - 3.0).collect();
+    let shapes = [vec![4, 0], vec![0, 4], vec![0, 0], vec![2, 0, 3], vec![4, 4, 0], vec![0]];
+    let names: Vec<String> = (0..shapes.len()).map(|i| format!("empty.{i}.weight")).collect();
+    let mut arrays = vec![("a.weight", vec![4, 256], weights)];
+    arrays.extend(names.iter().zip(&shapes).map(|(name, shape)| (name.as_str(), shape.clone(), Vec::new())));
+    let source = scratch("empty-source.safetensors");
+    std::fs::write(&source, safetensors(&arrays)).unwrap();
+    let source = open(&source);
+    let path = scratch("empty.safetensors");
+    for rest in [None, Some(Type::F16)] {
+        let base = options(Kind::Safetensors, to(Type::Int4));
+        let report = run(&source, &path, &Options { patterns: &["a"], rest, ..base }).unwrap();
+        assert_eq!((report.quantized, report.kept), (1, shapes.len() as u64));
+        let made = open(&path);
+        for (name, shape) in names.iter().zip(&shapes) {
+            let tensor = made.directory.tensor(name).unwrap();
+            let ty = rest.filter(|_| shape.len() > 1).unwrap_or(Type::F32);
+            assert_eq!((tensor.ty, tensor.bytes), (ty, 0), "{name}");
+            assert_eq!(&tensor.shape[..tensor.dims as usize], shape);
+        }
+    }
+    // A reader of GGUF refuses them.
+    let base = options(Kind::Gguf, to(Type::Q4_0));
+    let error = run(&source, &scratch("empty.gguf"), &Options { patterns: &["a"], ..base }).unwrap_err();
+    assert_eq!(error.status(), Status::Unsupported, "{error}");
+    assert!(error.text().contains("no empty tensors") && !scratch("empty.gguf").exists(), "{error}");
+}

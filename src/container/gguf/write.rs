@@ -99,6 +99,12 @@ impl Header {
         if shape.len() > DIMS_MAX {
             return Err(fail!(Unsupported, "a tensor of {} dimensions", shape.len()));
         }
+        if shape.contains(&0) {
+            return Err(fail!(
+                Unsupported,
+                "GGUF files hold no empty tensors, and this one has the shape {shape:?}: write safetensors"
+            ));
+        }
         let bytes = id_bytes(ty, shape)?;
         let out = &mut self.tensors;
         string(out, name)?;
