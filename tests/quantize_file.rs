@@ -749,3 +749,67 @@ fn empty_tensors_are_kept_or_converted_as_nothing() {
     assert_eq!(error.status(), Status::Unsupported, "{error}");
     assert!(error.text().contains("no empty tensors") && !scratch("empty.gguf").exists(), "{error}");
 }
+
+/// What is written can be read: texts and names that would make another file are refused before.
+#[test]
+fn files_that_could_not_be_read_are_not_written() {
+    let weights: Vec<f32> = (0..4 * 256).map(|k| (k % 7) as f32 - 3.0).collect();
+    let arrays = [
+        ("a.weight", vec![4, 256], weights),
+        ("a.scales_4bit", vec![1], vec![1.0]),
+        ("b.scales", vec![1], vec![1.0]),
+    ];
+    let source = scratch("names-source.safetensors");
+    std::fs::write(&source, safetensors(&arrays)).unwrap();
+    let source = open(&source);
+    let path = scratch("unreadable");
+    let refused = |options: Options<'_>, part: &str| {
+        let error = run(&source, &path, &options).unwrap_err();
+        assert_eq!(error.status(), Status::InvalidArgument, "{error}");
+        assert!(error.text().contains(part), "{part}: {error}");
+        assert!(!path.exists());
+    };
+    let base = |kind, ty| Options { patterns: &["a"], ..options(kind, to(ty)) };
+    for (kind, ty) in
+        [(Kind::Safetensors, Type::Ternary), (Kind::Gguf, Type::Q4_0), (Kind::Packed, Type::Ternary)]
+    {
+        refused(Options { texts: &[("k", "1"), ("k", "2")], ..base(kind, ty) }, "two texts have the key `k`");
+        refused(Options { texts: &[("", "1")], ..base(kind, ty) }, "key ``");
+        refused(Options { texts: &[("bitlinear.format", "1")], ..base(kind, ty) }, "bitlinear.format");
+        let texts = [("general.name", "x"), ("split", "x"), ("general.file_types", "x")];
+        run(&source, &path, &Options { texts: &texts, ..base(kind, ty) }).unwrap();
+        let found = metadata(&open(&path));
+        for (key, value) in texts {
+            assert_eq!(found[key], value);
+        }
+        std::fs::remove_file(&path).unwrap();
+    }
+    for key in [
+        "general.alignment",
+        "general.file_type",
+        "general.quantization_version",
+        "split.count",
+        "prism.hadamard.version",
+        "craftsman.bitnet.weight_encoding",
+    ] {
+        refused(Options { texts: &[(key, "3")], ..base(Kind::Gguf, Type::Q4_0) }, key);
+    }
+    refused(base(Kind::Safetensors, Type::Int4), "the name `a.scales_4bit`");
+}
+
+/// ruvllm's files have their dimensions the other way round, and a key that says so; what is written has not.
+#[test]
+fn what_was_ruvllms_is_read_as_it_was() {
+    let source = open(&golden("tests/data/golden/ruvllm_t158_id30.gguf"));
+    let tensor = source.directory.tensors.iter().find(|t| t.ty == Type::T158).unwrap();
+    let name = str::from_utf8(source.directory.name(tensor)).unwrap().to_owned();
+    let layer = name.strip_suffix(".weight").unwrap_or(&name);
+    let path = scratch("ruvllm.gguf");
+    let base = options(Kind::Gguf, to(Type::F32));
+    run(&source, &path, &Options { layers: Which::Patterns, patterns: &[""], requantize: true, ..base })
+        .unwrap();
+    let made = open(&path);
+    let other = made.directory.tensor(format!("{layer}.weight")).unwrap();
+    assert_eq!((other.ty, other.shape), (Type::F32, tensor.shape));
+    assert_eq!(weights(&made, layer), weights(&source, layer));
+}
