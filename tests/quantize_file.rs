@@ -813,3 +813,23 @@ fn what_was_ruvllms_is_read_as_it_was() {
     assert_eq!((other.ty, other.shape), (Type::F32, tensor.shape));
     assert_eq!(weights(&made, layer), weights(&source, layer));
 }
+
+/// Layers that are not chosen are packed as they are, each under its own name.
+#[test]
+fn packed_files_keep_the_other_layers() {
+    let names: Vec<String> = (0..40).map(|i| format!("layer.{i}.weight")).collect();
+    let values = |i: usize| (0..32).map(|k| (i * 32 + k) as f32).collect::<Vec<_>>();
+    let arrays: Vec<_> =
+        names.iter().enumerate().map(|(i, name)| (name.as_str(), vec![4, 8], values(i))).collect();
+    let (source, path) = (scratch("kept-source.safetensors"), scratch("kept"));
+    std::fs::write(&source, safetensors(&arrays)).unwrap();
+    let base = Options { patterns: &["layer.7"], ..options(Kind::Packed, to(Type::Ternary)) };
+    let report = run(&open(&source), &path, &base).unwrap();
+    assert_eq!((report.quantized, report.kept), (1, 39));
+    let files = std::sync::Arc::new(Kept(open(&path)));
+    for i in (0..40).filter(|i| *i != 7) {
+        let tensor = files.directory.tensor(format!("layer.{i}")).unwrap();
+        let saved = bitlinear::model::saved(&files, tensor, &bitlinear::memory::Heap::default());
+        assert_eq!(read(&saved.unwrap().unwrap().packed), values(i), "{i}");
+    }
+}
