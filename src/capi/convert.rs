@@ -5,7 +5,7 @@ use std::ffi::c_void;
 use super::boundary::guard;
 use super::context;
 use super::types::*;
-use super::weights::{Weights, features};
+use super::weights::{Weights, features, mistake};
 use crate::codec;
 use crate::error::fail;
 use crate::layout::Row;
@@ -44,8 +44,8 @@ pub unsafe extern "C" fn bl_convert(
                 return Ok(());
             }
             let rows = features(rows, "rows")?;
-            let mistake = |e: crate::error::Error| fail!(InvalidArgument, "{}", e.text());
-            codec.layout(columns).map_err(mistake)?;
+            let shape = |e: crate::error::Error| fail!(InvalidArgument, "{}", e.text());
+            codec.layout(columns).map_err(shape)?;
             let row_bytes = codec.row_bytes(columns);
             let stride = match usize::try_from(dst_stride) {
                 Ok(0) => row_bytes,
@@ -82,7 +82,7 @@ pub unsafe extern "C" fn bl_convert(
             let mut weights = filled(columns, 0.0f32, "a row of weights")?;
             for r in 0..rows {
                 let within = |e: crate::error::Error| e.within(format_args!("row {r}"));
-                matrix.read_row(r, &mut row)?;
+                matrix.read_row(r, &mut row).map_err(mistake)?;
                 for (k, w) in weights.iter_mut().enumerate() {
                     *w = row.weight(&layout, k);
                 }
