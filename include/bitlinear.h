@@ -692,7 +692,7 @@ typedef struct {
   uint64_t workspace_alignment;
   /** Weights and scales read by one call. */
   uint64_t bytes_read;
-  /** Multiplications and additions. */
+  /** Multiplications and additions; 2^64 - 1: as many, or more. */
   uint64_t operations;
 } bl_plan_info;
 
