@@ -774,7 +774,8 @@ BL_NOEXCEPT;
  * of x, how many found scales in it and how many used a fixed one (see bl_profile_entry). Counting costs
  * two readings of the clock for each tile of 64 outputs.
  * *count is how many there are. With entries NULL and capacity 0 only the count is told; a capacity
- * that is too small is BL_ERROR_BUFFER_TOO_SMALL. reset != 0 zeroes them after the copy.
+ * that is too small is BL_ERROR_BUFFER_TOO_SMALL, and nothing is copied or zeroed. reset != 0 zeroes them
+ * after the copy: what calls count meanwhile is in the next one. Counters stay at 2^64 - 1 instead of wrapping.
  */
 BL_API
 bl_status bl_profile(const bl_context *context,
