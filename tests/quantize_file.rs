@@ -732,8 +732,11 @@ fn empty_tensors_are_kept_or_converted_as_nothing() {
     let source = open(&source);
     let path = scratch("empty.safetensors");
     for rest in [None, Some(Type::F16)] {
+        // Chosen or not.
+        let layers = if rest.is_some() { Which::Patterns } else { Which::All };
+        let patterns: &[&str] = if rest.is_some() { &["a"] } else { &[] };
         let base = options(Kind::Safetensors, to(Type::Int4));
-        let report = run(&source, &path, &Options { patterns: &["a"], rest, ..base }).unwrap();
+        let report = run(&source, &path, &Options { layers, patterns, rest, ..base }).unwrap();
         assert_eq!((report.quantized, report.kept), (1, shapes.len() as u64));
         let made = open(&path);
         for (name, shape) in names.iter().zip(&shapes) {
@@ -742,6 +745,12 @@ fn empty_tensors_are_kept_or_converted_as_nothing() {
             assert_eq!((tensor.ty, tensor.bytes), (ty, 0), "{name}");
             assert_eq!(&tensor.shape[..tensor.dims as usize], shape);
         }
+    }
+    // Packed files have layers alone.
+    for patterns in [&["a"][..], &["a", "empty"]] {
+        let base = Options { patterns, ..options(Kind::Packed, to(Type::Ternary)) };
+        let report = run(&source, &path, &base).unwrap();
+        assert_eq!((report.quantized, report.kept, open(&path).directory.tensors.len()), (1, 0, 1));
     }
     // A reader of GGUF refuses them.
     let base = options(Kind::Gguf, to(Type::Q4_0));

@@ -32,6 +32,9 @@ impl<'a> Job<'a> {
             {
                 *place = number as u32;
             }
+            if layer.tensor(self.files, Role::Weight).is_some_and(|weight| product(shape(weight)) == 0) {
+                continue; // nothing to quantise: kept as any other tensor
+            }
             let name = text(self.layers.name(layer))?;
             let special = options.types.iter().find(|(pattern, _)| name.contains(pattern));
             let target = match special {
@@ -65,6 +68,9 @@ impl<'a> Job<'a> {
                 continue;
             }
             if packed {
+                if product(shape(tensor)) == 0 {
+                    continue; // no layer that a packed file has
+                }
                 if let Some(layer) = self.layers.list().get(whose[index] as usize) {
                     let request = Request { all_slices: true, ..Request::default() };
                     let plan = self.layers.plan(self.files, layer, &request).map_err(within)?;
