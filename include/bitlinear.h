@@ -1457,8 +1457,9 @@ typedef struct {
   size_t target_count;
   /**
    * For the metadata of the new file. Each key is there once, is not empty and does not begin with
-   * "bitlinear."; nor is it GGUF's own: general.alignment, general.file_type, general.quantization_version,
-   * craftsman.bitnet.weight_encoding, and what begins with split. or prism.hadamard.
+   * "bitlinear."; in safetensors and GGUF nor with "prism.hadamard."; nor is it GGUF's own:
+   * general.alignment, general.file_type, general.quantization_version,
+   * craftsman.bitnet.weight_encoding, and what begins with "split.".
    */
   const bl_named_text *texts;
   size_t text_count;

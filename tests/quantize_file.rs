@@ -803,6 +803,8 @@ fn files_that_could_not_be_read_are_not_written() {
     ] {
         refused(Options { texts: &[(key, "3")], ..base(Kind::Gguf, Type::Q4_0) }, key);
     }
+    let rotation = [("prism.hadamard.version", "1")];
+    refused(Options { texts: &rotation, ..base(Kind::Safetensors, Type::Ternary) }, "prism.hadamard.version");
     refused(base(Kind::Safetensors, Type::Int4), "the name `a.scales_4bit`");
 }
 

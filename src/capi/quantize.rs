@@ -132,8 +132,9 @@ pub struct bl_quantize_options {
     pub targets: *const bl_quantize_target,
     pub target_count: usize,
     /// For the metadata of the new file. Each key is there once, is not empty and does not begin with
-    /// "bitlinear."; nor is it GGUF's own: general.alignment, general.file_type, general.quantization_version,
-    /// craftsman.bitnet.weight_encoding, and what begins with split. or prism.hadamard.
+    /// "bitlinear."; in safetensors and GGUF nor with "prism.hadamard."; nor is it GGUF's own:
+    /// general.alignment, general.file_type, general.quantization_version,
+    /// craftsman.bitnet.weight_encoding, and what begins with "split.".
     pub texts: *const bl_named_text,
     pub text_count: usize,
     /// What is known of the inputs when the call begins; layers it does not know are rounded without. NULL:

@@ -29,6 +29,7 @@ pub(super) fn own_keys(kind: Kind) -> &'static [&'static str] {
             // With it dimensions are taken the other way round.
             "craftsman.bitnet.weight_encoding",
         ],
+        Kind::Safetensors => &[RESERVED, ROTATION],
         _ => &[RESERVED],
     }
 }
