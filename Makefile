@@ -31,7 +31,7 @@ $(EXAMPLES)/one_layer: examples/c/one_layer.c include/bitlinear.h $(LIB)
 
 $(EXAMPLES)/gpu_layer: examples/c/gpu_layer.c include/bitlinear.h $(LIB)
 	@mkdir -p $(EXAMPLES)
-	$(CC) -std=c99 -O2 -Wall -Wextra -Wno-missing-field-initializers -Iinclude $< -o $@ -L$(RELEASE) -lbitlinear -ldl -Wl,-rpath,'$$ORIGIN/../release'
+	$(CC) -std=c99 -O2 -Wall -Wextra -Wpedantic -Iinclude $< -o $@ -L$(RELEASE) -lbitlinear -ldl -Wl,-rpath,'$$ORIGIN/../release'
 
 $(EXAMPLES)/digits: examples/c/digits/digits.c include/bitlinear.h $(LIB)
 	@mkdir -p $(EXAMPLES)

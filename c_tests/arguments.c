@@ -17,7 +17,7 @@ static void no_free(void *user, void *pointer, size_t size, size_t alignment) {
 }
 
 static void types(void) {
-  static const uint32_t none[] = {0, 33, 99, 100, 101, 104, 137, 200, 12345, 0x80000000u, 0xffffffffu};
+  static const uint32_t none[] = {33, 99, 100, 101, 104, 137, 200, 12345, 0x80000000u, 0xffffffffu};
   STRUCT(bl_type_info, info);
   size_t i;
   for (i = 0; i < sizeof none / sizeof *none; i++) {
@@ -25,6 +25,7 @@ static void types(void) {
     snprintf(text, sizeof text, "type %lu is unknown", (unsigned long)none[i]);
     EXPECT(bl_type_describe(ANY(bl_type, none[i]), &info, &error), BL_ERROR_UNSUPPORTED, text);
   }
+  EXPECT(bl_type_describe(BL_TYPE_AUTO, &info, &error), BL_ERROR_UNSUPPORTED, "BL_TYPE_AUTO");
 }
 
 static void contexts(void) {
@@ -85,7 +86,7 @@ static void loading(void) {
   bl_model *made = NULL;
   STRUCT(bl_load_options, options);
   uint32_t flags;
-  EXPECT(bl_load(NULL, "", NULL, &made, &error), BL_ERROR_IO, "");
+  EXPECT(bl_load(NULL, "", NULL, &made, &error), BL_ERROR_IO, "the path is empty");
   EXPECT(bl_load(NULL, golden("missing.gguf"), NULL, &made, &error), BL_ERROR_IO, "missing.gguf");
   EXPECT(bl_load(NULL, golden("bad/magic.gguf"), NULL, &made, &error), BL_ERROR_BAD_FILE, "magic.gguf");
   EXPECT(bl_load(NULL, "/dev/null", NULL, &made, &error), BL_ERROR_IO, "/dev/null");
@@ -430,7 +431,9 @@ static void converting(void) {
   static unsigned char to[128];
 #define CONVERT(rows, columns, from_type, from_stride, to_type, to_stride) \
   bl_convert(NULL, rows, columns, from, from_type, from_stride, to, to_type, to_stride, &error)
-  EXPECT(CONVERT(-1, 32, BL_TYPE_F32, 0, BL_TYPE_Q8_0, 0), BL_ERROR_INVALID_ARGUMENT, "");
+  EXPECT(CONVERT(-1, 32, BL_TYPE_F32, 0, BL_TYPE_Q8_0, 0), BL_ERROR_INVALID_ARGUMENT, "0 to 2147483648");
+  EXPECT(CONVERT(1, 32, BL_TYPE_AUTO, 0, BL_TYPE_Q8_0, 0), BL_ERROR_UNSUPPORTED, "BL_TYPE_AUTO");
+  GOOD(CONVERT(0, 32, BL_TYPE_F32, 0, BL_TYPE_Q8_0, 0));
   EXPECT(CONVERT(1, -1, BL_TYPE_F32, 0, BL_TYPE_Q8_0, 0), BL_ERROR_INVALID_ARGUMENT, "");
   EXPECT(CONVERT(1, 32, ANY(bl_type, 777), 0, BL_TYPE_Q8_0, 0), BL_ERROR_UNSUPPORTED, "777");
   EXPECT(CONVERT(1, 32, BL_TYPE_F32, 0, ANY(bl_type, 777), 0), BL_ERROR_UNSUPPORTED, "777");

@@ -151,6 +151,7 @@ static void hosts(void) {
   size_t i;
   for (i = 0; i < sizeof kinds / sizeof *kinds; i++) {
     bl_context *context = NULL;
+    bl_layer *layer;
     size_t asked = 0;
     STRUCT(bl_context_options, options);
     options.parallel_for = kinds[i].run;
@@ -159,6 +160,9 @@ static void hosts(void) {
     GOOD(bl_context_create(&options, &context, &error));
     same_bits(context, 0);
     CHECK(asked > 0);
+    layer = large_layer(context, 64, 64);
+    CHECK(plan_of(layer, 1).threads == 4);
+    bl_free(layer);
     CHECK(threads_left(before));
     bl_free(context);
   }

@@ -56,6 +56,7 @@ static void kinds(void) {
   bl_context *context = NULL;
   bl_model *model = NULL;
   bl_layer *layer;
+  static const uint64_t numbers[2] = {0x3f8000003f800000, 0x3f8000003f800000}; /* floats, all 1, and aligned as handles */
   int i;
   GOOD(bl_context_create(NULL, &context, &error));
   GOOD(bl_load(context, golden(ALL_TYPES), NULL, &model, &error));
@@ -64,6 +65,7 @@ static void kinds(void) {
   refused_everywhere(model, context, context, "is a handle, but of no ");
   refused_everywhere(layer, layer, model, "is a handle, but of no ");
   refused_everywhere(beside(context), beside(model), beside(layer), "is no ");
+  refused_everywhere(numbers, numbers, numbers, "nor any other handle");
   bl_free((void *)(size_t)beside(layer)); /* lets it pass */
   CHECK(layer_info(layer).in_features == 512);
 

@@ -305,6 +305,9 @@ static void rounding(void) {
   EXPECT(bl_compare(40, NULL, y, &info, &error), BL_ERROR_INVALID_ARGUMENT, "a:");
   EXPECT(bl_compare(40, x, NULL, &info, &error), BL_ERROR_INVALID_ARGUMENT, "b:");
   EXPECT(bl_compare(-1, x, y, &info, &error), BL_ERROR_INVALID_ARGUMENT, "-1 floats");
+  EXPECT(bl_compare(40, (const float *)(const void *)((const char *)x + 1), y, &info, &error),
+         BL_ERROR_INVALID_ARGUMENT, "aligned");
+  GOOD(bl_compare(0, NULL, NULL, &info, &error));
   EXPECT(bl_compare(40, x, y, NULL, &error), BL_ERROR_INVALID_ARGUMENT, "bl_difference_info");
   CHECK(info.mean_error == 0);
 }

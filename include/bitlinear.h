@@ -7,7 +7,8 @@
 #include <stdint.h>
 
 /**
- * \file bitlinear.h  Low-bit linear layers: y = x W^T + b for weights of 1 to 8 bits.
+ * \file bitlinear.h  Low-bit linear layers: y = x W^T + b for weights of 1 to 8 bits. For C99 and C++11, and
+ * what came after. A program for Windows that links the DLL defines BL_DLL before it includes this.
  *
  * RULES THAT HOLD FOR EVERY FUNCTION
  * Errors.    A fallible function returns a bl_status and takes `error` last; NULL is allowed. No
@@ -22,14 +23,22 @@
  *            A `const char *` or `const void *` from a handle lives as long as that handle.
  *            It reads and writes no byte outside the matrices it is given.
  * Threads.   Any thread may make any call. Calls that take a handle as `const` may run at the same
- *            time on one handle. bl_layer_update and bl_free must be the only call on their handle.
+ *            time on one handle. bl_free, and calls that say so, must be the only call on theirs.
  * Strings.   UTF-8, NUL-terminated.
  * Structs.   Where a struct begins with `struct_size`: zero it, set struct_size = sizeof it, then
- *            the fields you need; zero always means the default. Later versions only add fields at
- *            its end: older programs go on working. bl_error and the items of arrays
- *            (bl_named_layer, bl_named_text, bl_profile_entry, bl_saved_tensor, bl_quantize_target) have none and are frozen.
+ *            the fields you need; zero means the default. Shapes have none, so that zero is an error:
+ *            those of bl_heads_options, bl_state_options and bl_heads_run.input_heads. Later versions
+ *            only add fields at its end: older programs go on working. bl_error and the items of arrays
+ *            (bl_named_layer, bl_named_text, bl_profile_entry, bl_saved_tensor, bl_quantize_target)
+ *            have none and are frozen.
  * Matrices.  Always three arguments: address, bl_type, row stride in bytes (0: rows touch); the
- *            elements of a row are adjacent and need no alignment. The shape comes before them.
+ *            elements of a row are adjacent and need no alignment. The shape comes before them. A
+ *            stride that is negative or shorter than a row is refused, for a single row too.
+ * Arrays.    Address and count; NULL will do for a count of 0. Where no type or stride goes with it, a
+ *            `float *` is aligned to 4 bytes, or refused; but in bl_layer_options and of bl_rotate it
+ *            needs no alignment.
+ * Limits.    Features and rows of a matrix: 2147483648 (2^31). Threads of a context: 1024. Layers of
+ *            one call: 16. What is beyond is BL_ERROR_INVALID_ARGUMENT.
  * Enums.     Values are never renumbered; later versions add some. Any unknown value passed in is
  *            BL_ERROR_UNSUPPORTED.
  * Floats.    Calls run with rounding to nearest and without flushing of subnormals, whatever the
@@ -73,6 +82,18 @@
  * have none.
  */
 #define BL_LOAD_VERIFY 4
+
+/** `bl_model_info.container`, `bl_quantize_options.container`: safetensors, one file or shards. */
+#define BL_CONTAINER_SAFETENSORS 1
+
+/** GGUF, one file or parts. */
+#define BL_CONTAINER_GGUF 2
+
+/** The packed file of layers that bl_save writes. */
+#define BL_CONTAINER_PACKED 3
+
+/** A JSON artifact of burn_dragon. */
+#define BL_CONTAINER_BURN_DRAGON 4
 
 /**
  * `bl_layer_options.flags`: BitNet's weight_scale multiplies the weights, whatever config.json says.
@@ -163,10 +184,11 @@ typedef enum {
 
 /**
  * Element or storage format of a matrix. 1..15 are plain elements; 100 + n is ggml's block format
- * with ggml's id n; the others are formats of other tools. `bl_type_describe` tells names and blocks.
+ * with ggml's id n; the others are formats of other tools (cortex, ruvllm, burn_dragon and so on: whose
+ * they are is in docs/formats.md, "Names"). `bl_type_describe` tells names and blocks.
  */
 typedef enum {
-  /** What is stored. */
+  /** What is stored, in options that say so. As the type of a matrix it is BL_ERROR_UNSUPPORTED. */
   BL_TYPE_AUTO = 0,
   BL_TYPE_F32 = 1,
   BL_TYPE_F16 = 2,
@@ -368,15 +390,23 @@ typedef struct {
 typedef void (*bl_task_fn)(void *task, size_t index);
 
 /**
- * A host's parallel-for: call run(task, i) once for each i in 0..count, on any threads, and come back
- * after the last has returned. Tasks left out are made up for by the calling thread.
+ * A host's parallel-for: call run(task, i) once for each i in 0..count, on any threads, the calling one
+ * among them or not, and come back after the last has returned. Tasks left out are made up for by the
+ * calling thread.
  */
 typedef void (*bl_parallel_for_fn)(void *user, size_t count, bl_task_fn run, void *task);
 
 /** Gets a line of text for a person. May be called from any thread; must not call the library. */
 typedef void (*bl_log_fn)(void *user, bl_log_level level, const char *message);
 
-/** Gives `size` bytes aligned to `alignment` (a power of two), or NULL. Called from any thread. */
+/**
+ * Gives `size` bytes aligned to `alignment` (a power of two), or NULL. Called from any thread. Weights
+ * below 4 MiB are cut from chunks of 16 MiB with an alignment of 2 MiB, which the layers of a context
+ * share: even the first small layer asks for one. Larger weights, and workspaces of 4 MiB and more, are
+ * asked for by themselves with the same alignment, smaller workspaces with one of 64. The library writes
+ * zeros to all of it. A chunk is given back after its last layer, the latest one also not before the
+ * context is freed.
+ */
 typedef void *(*bl_alloc_fn)(void *user, size_t size, size_t alignment);
 
 /** Takes back what bl_alloc_fn gave, with the same size and alignment. Called from any thread. */
@@ -387,8 +417,8 @@ typedef struct {
   uint32_t struct_size;
   /**
    * 0 or 1: the calling thread only. N: a pool of N threads, the caller counted, which are joined
-   * when the context goes. BL_THREADS_ALL: as many as affinity and cgroup allow. With parallel_for:
-   * most tasks to hand over at a time (0: as many as affinity and cgroup allow).
+   * when the context goes; at most 1024. BL_THREADS_ALL: as many as affinity and cgroup allow. With
+   * parallel_for: most tasks to hand over at a time (0: as many as affinity and cgroup allow).
    */
   uint32_t threads;
   /** The host's threads, instead of a pool; BORROWED until the context and its layers are gone. */
@@ -415,7 +445,9 @@ typedef struct {
   uint32_t struct_size;
   /** Models, layers and states of the context. */
   uint32_t handles;
-  /** Bytes of packed weights. */
+  /**
+   * Bytes of packed weights: what layers use of the chunks that bl_alloc_fn gives, not the chunks.
+   */
   uint64_t packed;
   /** Bytes of mapped files. */
   uint64_t mapped;
@@ -473,7 +505,7 @@ typedef struct {
 /** What a model file is. */
 typedef struct {
   uint32_t struct_size;
-  /** 1 safetensors, 2 GGUF, 3 bitlinear, 4 burn_dragon artifacts. */
+  /** BL_CONTAINER_*: the kind of file. */
   uint32_t container;
   int64_t tensors;
   int64_t metadata;
@@ -556,8 +588,9 @@ typedef struct {
 } bl_meta_info;
 
 /**
- * How a layer is made: y = epilogue(rotation(norm(x)) W^T + bias). Options that say nothing about a format are refused with it, but for flags; a
- * value out of its range is BL_ERROR_INVALID_ARGUMENT.
+ * How a layer is made: y = epilogue(rotation(norm(x)) W^T + bias). Options that say nothing about a format
+ * are refused with it, but for flags; a value out of its range is BL_ERROR_INVALID_ARGUMENT. The float
+ * arrays need no alignment.
  */
 typedef struct {
   uint32_t struct_size;
@@ -565,11 +598,16 @@ typedef struct {
    * BL_TYPE_AUTO: as stored; bl_layer_create from floats: ternary. Else which format it is, where the
    * file does not tell: BL_TYPE_I2_S_ARM or _ROWS of an I2_S tensor; one of several that a layer is
    * stored in; that of packed bytes whose scales are given below; BL_TYPE_BITNET_HF of floats that are
-   * to be ternarised as transformers does. Or what plain floats are rounded to: f32, f16, bf16; ternary
-   * (one scale, mean |w| of the matrix), binary (mean |w| of the row), int8 (max |w| / 127 of the
-   * row), int4 (max |w| / 7 of the group); q4_0, q4_1, q5_0, q5_1, q8_0, tq1_0, tq2_0, q1_0, q2_0,
-   * pq2_0 and ptq1_0 as their own tools do. Packed weights are not rounded again:
-   * BL_ERROR_UNSUPPORTED.
+   * to be ternarised as transformers does.
+   *
+   * Or what plain floats are rounded to, by fixed rules (docs/quantize.md): f32, f16, bf16; ternary
+   * (one scale, mean |w| of the matrix; with group_size one for each group of a row), binary
+   * (mean |w| of the row), int8 (max |w| / 127 of the row), int4 (max |w| / 7 of the group); q4_0,
+   * q4_1, q5_0, q5_1, q8_0, tq1_0, tq2_0, mxfp4, q1_0, q2_0, q2_0-legacy, pq2_0 and ptq1_0 as their
+   * own tools do. bl_layer_create also: bitnet-hf, ternary2, ternary-block, i2_s. Other types are
+   * BL_ERROR_UNSUPPORTED: for q2_k, q3_k, q4_k, q5_k and q6_k there is a search, bl_model_quantize,
+   * but no rule. Columns that are no multiple of the type's block are BL_ERROR_INVALID_ARGUMENT.
+   * Packed weights are not rounded again: BL_ERROR_UNSUPPORTED.
    */
   bl_type type;
   /** How the layer takes x. */
@@ -590,7 +628,10 @@ typedef struct {
    */
   const float *scales;
   int64_t scale_count;
-  /** Columns of a group; 0: what the file or the number of scales says; int4 from floats: 128. */
+  /**
+   * Columns of a group; 0: what the file or the number of scales says; from floats: int4 128,
+   * ternary-block 256, ternary one scale for all.
+   */
   int64_t group_size;
   /** Which matrix of a tensor of three dimensions, from 0. */
   int64_t slice;
@@ -626,8 +667,8 @@ typedef struct {
   float epilogue_threshold;
   /**
    * Integer activations only: one scale for all of x, q = clamp(round(x * (1 / scale)), -127, 127)
-   * (or the codes' own range), instead of one that follows from each segment's largest value. It and its inverse finite and
-   * above 0. 0: none.
+   * (or the codes' own range), instead of one that follows from each segment's largest value. It and
+   * its inverse finite and above 0. 0: none.
    */
   float activation_scale;
   /**
@@ -679,7 +720,10 @@ typedef struct {
 /** What a call will do. */
 typedef struct {
   uint32_t struct_size;
-  /** 0 on a device. */
+  /**
+   * How many at most compute at a time: those of the context's pool, the caller counted, or the
+   * tasks that its parallel_for is given. A small product takes fewer. 0 on a device.
+   */
   uint32_t threads;
   /**
    * "w4g_i8_avx512vnni_1x64": layout, activation, instruction set, rows of x by rows of W. Of a layer on
@@ -699,7 +743,7 @@ typedef struct {
 /** How a call runs. */
 typedef struct {
   uint32_t struct_size;
-  /** BL_RUN_ACCUMULATE, BL_RUN_CHECK. */
+  /** BL_RUN_ACCUMULATE; bl_forward_device also BL_RUN_CHECK. */
   uint32_t flags;
   /**
    * NULL: the library allocates. Else at least bl_plan's workspace_size bytes; not shared by calls
@@ -743,9 +787,9 @@ BL_API bl_status bl_type_describe(bl_type type, bl_type_info *info, bl_error *er
 /**
  * Makes a context: threads and settings that layers and calls use. `options` may be NULL.
  * Reads the environment variable BITLINEAR_ISA (scalar, avx2, avxvnni, avx512vnni, or on ARM scalar,
- * neon, dotprod, i8mm), which narrows the instruction sets used; an unknown name is
- * BL_ERROR_INVALID_ARGUMENT, one that this CPU lacks
- * BL_ERROR_UNSUPPORTED. The default context reads it at its first use.
+ * neon, dotprod, i8mm), which narrows the instruction sets used; empty is as if it were not set, an unknown
+ * name is BL_ERROR_INVALID_ARGUMENT, one that this CPU lacks BL_ERROR_UNSUPPORTED. The default context
+ * reads it at its first use.
  */
 BL_API
 bl_status bl_context_create(const bl_context_options *options,
@@ -800,9 +844,10 @@ BL_NOEXCEPT;
 
 /**
  * Opens a model: a GGUF file (or the first part of a split one), a safetensors file, an index of
- * shards or the folder they are in, a file that bl_save wrote. Only headers are read; tensors are
- * mapped. The file must not be cut or rewritten while it is mapped: reading a missing page would stop
- * the process with SIGBUS. BL_LOAD_COPY reads it into memory instead, and then it may change.
+ * shards or the folder they are in, a file that bl_save wrote, a JSON artifact of burn_dragon (read,
+ * not mapped). The content tells the kind. Only headers are read; tensors are mapped. The file must not
+ * be cut or rewritten while it is mapped: reading a missing page would stop the process with SIGBUS.
+ * BL_LOAD_COPY reads it into memory instead, and then it may change.
  * BL_LOAD_VERIFY reads all of a file that bl_save wrote and compares it with the sums in it.
  */
 BL_API
@@ -876,9 +921,11 @@ bl_status bl_model_meta_item(const bl_model *model,
 BL_NOEXCEPT;
 
 /**
- * Makes a layer of a model. `name` is a layer's (bl_model_layer): its weights with scales, bias and what
- * else its format has beside them. Or it is a tensor's: that matrix alone, [out_features, in_features], as
- * it is stored; where both have the name, the tensor is meant. The weights are packed for the CPU, exactly:
+ * Makes a layer of a model. `name` is a layer's, "blk.0.attn_q", as bl_model_layer lists them: its weights
+ * with scales, bias and what else its format has beside them. Or it is a tensor's, "blk.0.attn_q.weight":
+ * that matrix alone, [out_features, in_features], as it is stored, WITHOUT the bias and the scale beside
+ * it; a tensor of one dimension is a layer of one row. Where both have the name, the tensor is meant. So
+ * open layers by layers' names, tensors where only the matrix is wanted. The weights are packed, exactly:
  * nothing is quantised again, save plain floats where options.type asks for it. A layer of a file that
  * bl_save wrote is used in place. A layer of which a part is missing is BL_ERROR_BAD_FILE, and what neither
  * tensors nor config.json tell is BL_ERROR_INVALID_ARGUMENT that names the option which decides. The layer
@@ -896,9 +943,13 @@ bl_status bl_layer_open(const bl_model *model,
 BL_NOEXCEPT;
 
 /**
- * Makes a layer from weights [out_features, in_features] in memory: floats, which are rounded to
- * options.type (BL_TYPE_AUTO: ternary), or any packed format whose weights are one tensor, which is kept
- * exactly. Formats whose scales stand apart take them from the options. The weights are copied.
+ * Makes a layer from weights [out_features, in_features] in memory, which are copied: floats (f32, f16,
+ * bf16), which are rounded to options.type (BL_TYPE_AUTO: ternary), or a packed format, which is kept
+ * exactly. Those with their scales: q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, iq1_s,
+ * iq4_nl, iq4_xs, tq1_0, tq2_0, mxfp4, q1_0, q2_0, q2_0-legacy, pq2_0, ptq1_0, i2_s, i2_s-arm, i2_s-rows,
+ * t158. Those whose scales stand apart, in options.scales: ternary, binary, int4, int8, bitnet-hf,
+ * ternary-block, ternary2, compressed-tensors. Any other type is BL_ERROR_UNSUPPORTED; columns that are no
+ * multiple of the type's block are BL_ERROR_INVALID_ARGUMENT.
  */
 BL_API
 bl_status bl_layer_create(const bl_context *context,
@@ -914,8 +965,8 @@ BL_NOEXCEPT;
 
 /**
  * Packs new weights of the same shape into a layer that bl_layer_create made, by the same rule and into
- * the same format; bias and the rest stay. Must be the only call on the layer. After a failure the
- * layer is as it was.
+ * the same format; bias and the rest stay. They are floats, or of the layer's own format where that has its
+ * scales in it. Must be the only call on the layer. After a failure the layer is as it was.
  */
 BL_API
 bl_status bl_layer_update(bl_layer *layer,
@@ -961,9 +1012,9 @@ BL_NOEXCEPT;
 
 /**
  * y[m x out_features] = x[m x in_features] W^T + b, with the norm, rotation and epilogue that the
- * layer was made with. x and y are f32, f16 or bf16, of any alignment,
- * and do not overlap. m = 0 writes nothing. A row of y does not depend, in any bit, on the other rows,
- * on the number of threads, on alignment or on the CPU (docs/numerics.md). A row of x with a NaN or
+ * layer was made with. x and y are f32, f16 or bf16, of any alignment, and do not overlap, which is not
+ * checked. m is 0 to 2147483648; 0 writes nothing. A row of y does not depend, in any bit, on the other
+ * rows, on the number of threads, on alignment or on the CPU (docs/numerics.md). A row of x with a NaN or
  * an infinity gives, with integer activations, a row of NaN.
  *
  * A layer on a device gives the same bits. x and y are the host's memory all the same: they are copied, as
@@ -983,10 +1034,10 @@ bl_status bl_forward(const bl_layer *layer,
 BL_NOEXCEPT;
 
 /**
- * Several layers on the same x (Q, K and V; gate and up): ys[i] = x W_i^T + b_i, each bit for bit what
- * bl_forward gives. x is quantised once (and normed and rotated, where all layers do that alike) and all
- * layers are one parallel region. The layers have the
- * same in_features and belong to one context; the y's are of one type and do not overlap. y_strides is
+ * Several layers, 1 to 16, on the same x (Q, K and V; gate and up): ys[i] = x W_i^T + b_i, each bit for
+ * bit what bl_forward gives. x is quantised once (and normed and rotated, where all layers do that alike)
+ * and all layers are one parallel region. The layers have the same in_features, belong to one context
+ * and are on one device; the y's are of one type and do not overlap. y_strides is
  * NULL (rows touch) or has one stride for each layer. A workspace as large as the layers' planned
  * ones together is always enough.
  */
@@ -1021,7 +1072,7 @@ bl_status bl_layer_copy(const bl_layer *layer,
 BL_NOEXCEPT;
 
 /**
- * bl_forward_many on the caller's CUDA stream, for layers on one GPU: x, the y's and the workspace are
+ * bl_forward_many (1 to 16 layers) on the caller's CUDA stream, for layers on one GPU: x, the y's and the workspace are
  * memory of that GPU, aligned to their elements, and strides are multiples of an element. `layers`, `ys`
  * and `y_strides` are arrays of the host's. The work is put on the stream, and the call comes back:
  * nothing is allocated, loaded or waited for, so that it may be captured in a graph. What is captured holds
@@ -1086,15 +1137,18 @@ bl_status bl_save(const char *path,
 BL_NOEXCEPT;
 
 /**
- * Writes rows x cols numbers from one type to another: f32, f16, bf16 and the packed formats that
- * keep a row together (q4_0 to q8_0, tq1_0, tq2_0, q1_0, q2_0, pq2_0, ptq1_0 both ways, byte for byte
- * as their own tools; the others of bl_layer_create without separate scales: from them only).
- * src and dst do not overlap. After a failure dst may hold some of the rows.
+ * Writes rows x columns numbers from one type to another. Both ways, packed formats byte for byte as
+ * their own tools: f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, tq1_0, tq2_0, mxfp4, q1_0, q2_0,
+ * q2_0-legacy, pq2_0, ptq1_0. From them only: q2_k, q3_k, q4_k, q5_k, q6_k, iq1_s, iq4_nl, iq4_xs,
+ * i2_s, i2_s-arm, i2_s-rows, t158. Any other type is BL_ERROR_UNSUPPORTED, one whose scales stand apart
+ * as src BL_ERROR_INVALID_ARGUMENT; so are columns that are no multiple of a type's block. rows = 0
+ * does nothing. src and dst do not overlap. After a failure dst may hold some of the rows. Runs on the
+ * calling thread.
  */
 BL_API
 bl_status bl_convert(const bl_context *context,
                      int64_t rows,
-                     int64_t cols,
+                     int64_t columns,
                      const void *src,
                      bl_type src_type,
                      int64_t src_stride,
@@ -1408,10 +1462,9 @@ typedef int32_t (*bl_progress_fn)(void *user, const bl_quantize_progress *progre
 typedef struct {
   uint32_t struct_size;
   /**
-   * The kind of file to write, as bl_model_info.container numbers them: 1 safetensors, 2 GGUF,
-   * 3 bitlinear's packed file, 4 burn_dragon's artifact: the float arrays decoder_x, decoder_y and
-   * encoder of the source, by BL_QUANTIZE_FIXED rules, to binary, ternary2 or int8. 0: that of the
-   * source.
+   * The kind of file to write, BL_CONTAINER_*; 0: that of the source. BL_CONTAINER_BURN_DRAGON: the
+   * float arrays decoder_x, decoder_y and encoder of the source, by BL_QUANTIZE_FIXED rules, to
+   * binary, ternary2 or int8.
    */
   uint32_t container;
   /** What the chosen layers become. BL_TYPE_AUTO: ternary. */
@@ -1477,8 +1530,8 @@ typedef struct {
   uint32_t reserved;
   /**
    * Most bytes beside what is mapped; 0: twice the largest tensor of the source and 64 MiB. A layer
-   * that needs more is BL_ERROR_OUT_OF_MEMORY before anything is written. A packed file (container
-   * 3) is held whole besides until it is written.
+   * that needs more is BL_ERROR_OUT_OF_MEMORY before anything is written. A packed file is held whole
+   * besides until it is written.
    */
   uint64_t memory;
   bl_progress_fn progress;
@@ -1598,6 +1651,7 @@ typedef struct {
 typedef struct {
   uint32_t struct_size;
   bl_heads_kind kind;
+  /** At least 1, as are latent and features: these have no default. */
   int64_t heads;
   /** Of each head. */
   int64_t latent;
@@ -1631,8 +1685,9 @@ typedef struct {
   uint32_t struct_size;
   /** BL_HEADS_RELU, BL_HEADS_QUANTIZE_OUTPUT. */
   uint32_t flags;
+  /** batch * time may be 0: nothing is computed then. */
   int64_t batch;
-  /** Heads of x: those of the weights, or 1 for a low-rank projection. */
+  /** Heads of x: those of the weights, or 1 for a low-rank projection. There is no default. */
   int64_t input_heads;
   int64_t time;
   /**
@@ -1809,7 +1864,8 @@ typedef struct {
 
 /**
  * How a model with projections x, y ([heads, embd, latent] each) and residual ([heads * latent, embd])
- * is quantised. The keys in messages are those of burn_dragon's configuration files.
+ * is quantised. The keys in messages are those of burn_dragon's configuration files (docs/formats.md,
+ * "Names").
  */
 typedef struct {
   uint32_t struct_size;
@@ -1917,8 +1973,8 @@ typedef struct {
 
 /**
  * Writes a model with some of its layers quantised: GGUF (metadata kept), safetensors (cortex ternary
- * and int4, Hugging Face BitNet, floats), a packed file of its layers or burn_dragon's artifact. Layers go through one after
- * another on the context's threads. Only floats are quantised, unless BL_QUANTIZE_AGAIN says otherwise.
+ * and int4, Hugging Face BitNet, floats), a packed file of its layers or burn_dragon's artifact. Layers go
+ * through one after another on the context's threads. Only floats are quantised, unless BL_QUANTIZE_AGAIN says otherwise.
  * A weight that is not finite is an error that names it. A file of that name stays whole until the new
  * one is; a failure leaves it, and nothing else. report may be NULL. docs/quantize.md says which type
  * and method is best when.
@@ -1956,7 +2012,9 @@ BL_NOEXCEPT;
 
 /**
  * Adds rows of x (f32, f16 or bf16), the input of the layer of that name (with or without ".weight"
- * behind it), to what a calibration knows of it: the sums of products of its columns. x is what
+ * behind it), to what a calibration knows of it: the sums of products of its columns, by which
+ * bl_model_quantize rounds weights. (bl_layer_calibrate and bl_heads_calibrate are another thing: they fix
+ * the scale of a layer's integer activations.) x is what
  * bl_forward takes after the norm and before any rotation. Where a row is not finite, or so large that
  * the sums would not be (values from about 1e19 on), nothing is added, of no row. Costs rows * columns *
  * block multiplications on the calling thread; calls from several threads wait for one another.
@@ -2089,7 +2147,10 @@ bl_status bl_unpack_weights(bl_type type,
                             bl_error *error)
 BL_NOEXCEPT;
 
-/** How two arrays of `count` f32 values differ; all 0 for none. A NaN makes its figures NaN. */
+/**
+ * How two arrays of `count` f32 values differ; all 0 for none (a and b may be NULL then). A NaN makes its
+ * figures NaN.
+ */
 BL_API
 bl_status bl_compare(int64_t count,
                      const float *a,
@@ -2173,8 +2234,10 @@ bl_status bl_heads_backward(const bl_heads *heads,
 BL_NOEXCEPT;
 
 /**
- * Finds one scale for all of x and uses it in the calls that follow, in place of what they would find;
- * x NULL: no longer. May run beside other calls, which use the old scale or the new one.
+ * Fixes the scale of the inputs: finds one for all of x (`count` f32 values) and uses it in the calls that
+ * follow, in place of what they would find; x NULL: no longer. It is about activations in a running
+ * projection, as is bl_layer_calibrate; bl_calibrate gathers what bl_model_quantize rounds weights by.
+ * May run beside other calls, which use the old scale or the new one.
  */
 BL_API
 bl_status bl_heads_calibrate(const bl_heads *heads,
@@ -2209,9 +2272,11 @@ bl_status bl_layer_backward(const bl_layer *layer,
 BL_NOEXCEPT;
 
 /**
- * Finds one scale for all of x [m, in_features] and uses it in the calls that follow, in place of the
- * scales that the layer's rule finds; x NULL: no longer. bl_save writes it with the layer. For integer
- * activations of layers without norm and rotation. Must be the only call on the layer.
+ * Fixes the scale of the inputs: finds one for all of x [m, in_features] and uses it in the calls that
+ * follow, in place of the scales that the layer's rule finds; x NULL: no longer. It changes no weight, and
+ * has nothing to do with bl_calibrate, which gathers what bl_model_quantize rounds weights by. bl_save
+ * writes the scale with the layer. For integer activations of layers without norm and rotation. Must be
+ * the only call on the layer.
  */
 BL_API
 bl_status bl_layer_calibrate(bl_layer *layer,

@@ -3,7 +3,7 @@
 //
 //   auto model = bl::model::load("model.gguf");
 //   if (!model) return fail(model.error().message);
-//   auto layer = model->open("blk.0.ffn_up.weight");
+//   auto layer = model->open("blk.0.ffn_up");  // a layer; "blk.0.ffn_up.weight" would be the matrix alone
 //   if (!layer) return fail(layer.error().message);
 //   std::vector<float> x(layer->in_features(), 1.0f), y(layer->out_features());
 //   if (auto done = layer->forward(x, y); !done) return fail(done.error().message);
@@ -313,15 +313,16 @@ class model : public handle<bl_model> {
         [&](bl_meta_info *i, bl_error *e) { return bl_model_meta(get(), key, 0, i, e); });
   }
 
-  /// A layer of a tensor. The bias, where there is one, has out_features values and is copied.
-  result<layer> open(const char *tensor_name, const bl_layer_options &options) const noexcept {
+  /// A layer by its name, "blk.0.ffn_up": weights, scale and bias; by a tensor's name, "blk.0.ffn_up.weight", the
+  /// matrix alone. options.bias, where there is one, has out_features values and is copied.
+  result<layer> open(const char *name, const bl_layer_options &options) const noexcept {
     bl_layer *raw = nullptr;
     bl_error why{};
-    if (bl_layer_open(get(), tensor_name, &options, &raw, &why) != BL_OK) return why;
+    if (bl_layer_open(get(), name, &options, &raw, &why) != BL_OK) return why;
     return layer::adopt(raw);
   }
-  result<layer> open(const char *tensor_name) const noexcept {
-    return open(tensor_name, make<bl_layer_options>());
+  result<layer> open(const char *name) const noexcept {
+    return open(name, make<bl_layer_options>());
   }
 };
 

@@ -13,13 +13,14 @@
 
 use half::f16;
 
-use crate::activation::{RowCodes, Rule, Segment, Shape, Span, Width};
+use crate::activation::{RowCodes, Rule, Segment, Shape, Span, Width, ZERO_BELOW};
 use crate::cpu::Isa;
 use crate::error::{Result, fail};
 use crate::kernel;
 use crate::layout::packed::Geometry;
 use crate::layout::{Layout, QUAD, Values};
 use crate::limits::FEATURES_MAX;
+use crate::math::Mean;
 use crate::memory::filled;
 use crate::plan::LowBit;
 
@@ -84,39 +85,51 @@ impl Format {
 pub struct Tensor {
     span: Span,
     width: Width,
-    sum: f64,
+    mean: Mean,
     largest: f32,
-    count: usize,
 }
 
 impl Tensor {
     /// Before the first value.
     pub fn new(width: Width, span: Span) -> Tensor {
-        Tensor { span, width, sum: 0.0, largest: 0.0, count: 0 }
+        Tensor { span, width, mean: Mean::default(), largest: 0.0 }
     }
 
-    /// Takes values in; the mean is summed in f64, in order.
+    /// Takes values in.
     pub fn add(&mut self, values: &[f32]) {
         let positive = self.width == Width::Uint8;
         for v in values {
             let a = if positive { v.max(0.0) } else { v.abs() };
             self.largest = if a > self.largest { a } else { self.largest };
-            self.sum += a as f64;
+            self.mean.add(a);
         }
-        self.count += values.len();
     }
 
-    /// The scale: of a mean range at least 1e-8; 0 where nothing is above 0.
+    /// The scale: of a mean range at least 1e-8; else 0 where nothing is at least `ZERO_BELOW`, as for a row.
     pub fn scale(&self) -> f32 {
         let limit = self.width.limit();
         match self.span {
+            Span::Largest if self.largest < ZERO_BELOW => 0.0,
             Span::Largest => self.largest / limit,
             Span::TwiceMean => {
-                let mean = (self.sum / self.count.max(1) as f64) as f32;
-                ((2.0 * mean).max(EPSILON) / limit).max(EPSILON)
+                // 2 mean / limit, to the last bit, where twice the mean may be beyond f32.
+                (self.mean.value() / (0.5 * limit)).max(EPSILON)
             }
         }
     }
+
+    /// The scale to keep for values to come: refused where no value took part that is not rounded to 0.
+    pub fn calibrated(&self) -> Result<f32> {
+        match self.largest < ZERO_BELOW {
+            true => Err(fail!(InvalidArgument, "x has no value to calibrate with")),
+            false => Ok(self.scale()),
+        }
+    }
+}
+
+/// The largest codes of the largest floats come back as these: their scale, rounded up, times the code is beyond f32.
+fn finite(v: f32) -> f32 {
+    v.clamp(-f32::MAX, f32::MAX)
 }
 
 /// Refuses values that are not finite. `first` counts the values before.
@@ -185,6 +198,12 @@ impl Coder {
             totals: &mut self.totals,
         };
         kernel::quantize_row(self.isa, x, &self.shape, &rule, &mut out);
+        if !scale[0].is_finite() {
+            return Err(fail!(
+                InvalidArgument,
+                "a row whose values add up to more than f32 holds has no mean range"
+            ));
+        }
         match rule.width {
             Width::Int4 => {
                 for (pair, byte) in self.codes[..x.len().next_multiple_of(2)].chunks(2).zip(bytes) {
@@ -209,12 +228,14 @@ impl Coder {
                     *v = f16::from_le_bytes(*bytes).to_f32();
                 }
             }
-            Some(Width::Int8) => x.iter_mut().zip(bytes).for_each(|(v, b)| *v = *b as i8 as f32 * scale),
-            Some(Width::Uint8) => x.iter_mut().zip(bytes).for_each(|(v, b)| *v = *b as f32 * scale),
+            Some(Width::Int8) => {
+                x.iter_mut().zip(bytes).for_each(|(v, b)| *v = finite(*b as i8 as f32 * scale));
+            }
+            Some(Width::Uint8) => x.iter_mut().zip(bytes).for_each(|(v, b)| *v = finite(*b as f32 * scale)),
             Some(Width::Int4) => {
                 for (k, v) in x.iter_mut().enumerate() {
                     let nibble = bytes[k / 2] >> (4 * (k % 2)) & 15;
-                    *v = ((nibble << 4) as i8 >> 4) as f32 * scale;
+                    *v = finite(((nibble << 4) as i8 >> 4) as f32 * scale);
                 }
             }
         }

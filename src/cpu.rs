@@ -89,12 +89,13 @@ impl Isa {
         }
     }
 
-    /// The best one of this CPU, no better than `BITLINEAR_ISA` says where it is set. A name that is
+    /// The best one of this CPU, no better than `BITLINEAR_ISA` says where it is set and not empty. A name that is
     /// unknown, or of an instruction set that this CPU lacks, is an error: a typo would otherwise
     /// test or measure something else than it says.
     pub fn from_environment() -> Result<Isa> {
         match std::env::var_os("BITLINEAR_ISA") {
             None => Ok(Isa::best()),
+            Some(name) if name.is_empty() => Ok(Isa::best()),
             Some(name) => Isa::named(&name.to_string_lossy()),
         }
     }

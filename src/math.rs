@@ -1,4 +1,4 @@
-//! exp, tanh and erf in f32, at most 2 ulp from the real value, the same bits on every machine.
+//! exp, tanh and erf in f32, at most 2 ulp from the real value, the same bits on every machine; sums and means.
 //!
 //! Each function is straight-line arithmetic: fused multiply-adds, one division, selections by
 //! comparison. Nothing depends on the vector width, so that a loop over one of them gives the same
@@ -110,6 +110,61 @@ pub fn sum(row: &[f32], add: impl Fn(f32, f32) -> f32) -> f32 {
         }
     }
     p[0]
+}
+
+/// The mean of magnitudes, taken in one after the other, however they are cut.
+///
+/// Up to [`Mean::RUN`] values it is the tools' own, to the last bit: a sum in f32, in order, over the count. A sum of more would
+/// stop growing long before the end of a tensor (of 2^24 weights it is short by percents), so runs of so many are added in
+/// f64; and so is a run that is beyond f32.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mean {
+    runs: f64,
+    run: f32,
+    exact: f64,
+    count: u64,
+}
+
+impl Mean {
+    /// Values that are added in f32.
+    pub const RUN: u64 = 4096;
+
+    /// Takes a magnitude in.
+    #[inline]
+    pub fn add(&mut self, magnitude: f32) {
+        self.run += magnitude;
+        self.exact += magnitude as f64;
+        self.count += 1;
+        if self.count.is_multiple_of(Self::RUN) {
+            self.runs += self.of_run();
+            (self.run, self.exact) = (0.0, 0.0);
+        }
+    }
+
+    /// Takes the magnitudes of values in.
+    pub fn add_all(&mut self, values: &[f32]) {
+        values.iter().for_each(|v| self.add(v.abs()));
+    }
+
+    fn of_run(&self) -> f64 {
+        if self.run.is_finite() { self.run as f64 } else { self.exact }
+    }
+
+    /// The mean; 0 of nothing.
+    pub fn value(&self) -> f32 {
+        let count = self.count.max(1);
+        match self.count < Self::RUN && self.run.is_finite() {
+            true => self.run / count as f32,
+            false => ((self.runs + self.of_run()) / count as f64) as f32,
+        }
+    }
+
+    /// The mean magnitude of some values.
+    pub fn of(values: &[f32]) -> f32 {
+        let mut mean = Mean::default();
+        mean.add_all(values);
+        mean.value()
+    }
 }
 
 #[cfg(test)]

@@ -87,6 +87,30 @@ fn state_and_plans_know_no_files() {
     none_of("src/heads", |line| ["container", "model", "capi"].iter().any(|m| names(line, m)));
 }
 
+/// The table of docs/architecture.md has every module of the library, and names nothing that is not there.
+#[test]
+fn the_architecture_names_every_module() {
+    let text = std::fs::read_to_string(root().join("docs/architecture.md")).unwrap();
+    // The first cell of the rows of a table, after its head.
+    let places = |head: &str| -> BTreeSet<String> {
+        let rows = text.split_once(head).unwrap().1.lines().skip(2).take_while(|l| l.starts_with('|'));
+        let cells = rows.filter_map(|row| row.split('|').nth(1));
+        cells
+            .flat_map(|cell| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>())
+            .collect()
+    };
+    let mut modules = BTreeSet::new();
+    for entry in std::fs::read_dir(root().join("src")).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        modules.insert(if entry.path().is_dir() { format!("{name}/") } else { name });
+    }
+    modules.remove("lib.rs");
+    assert_eq!(places("| place | knows | does not know |"), modules);
+    let beside = places("| beside `src/` | what it is |");
+    assert!(beside.len() > 8 && beside.iter().all(|name| root().join(name).is_dir()), "{beside:?}");
+}
+
 /// The mission table names tests that are there.
 #[test]
 fn the_mission_names_real_tests() {

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use native::{bad, fresh, good, not_run, root, say, target, tool};
 
 const FILE: &str = "tests/data/golden/ggml_all_64x512.gguf";
-const TENSOR: &str = "blk.0.q4_k.weight";
+const LAYER: &str = "blk.0.q4_k";
 
 /// Where the library was installed, once.
 fn prefix() -> &'static Path {
@@ -28,6 +28,83 @@ fn lib() -> PathBuf {
     prefix().join("lib")
 }
 
+/// A model to try things with.
+fn tiny() -> Option<PathBuf> {
+    static TINY: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let make = || {
+        let python = tool("python3", "a tiny model")?;
+        let tiny = fresh("bindings-tiny").join("tiny.gguf");
+        good(Command::new(python).arg("-B").arg(root().join("examples/models/tiny_llama.py")).arg(&tiny));
+        Some(tiny)
+    };
+    TINY.get_or_init(make).clone()
+}
+
+/// The program that README.md begins with.
+#[test]
+fn the_program_of_the_readme() {
+    let Some(tiny) = tiny() else { return };
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let program = readme.split("```c\n").nth(1).and_then(|text| text.split("```").next()).unwrap();
+    let folder = fresh("bindings-readme");
+    let (source, binary) = (folder.join("app.c"), folder.join("app"));
+    std::fs::write(&source, program).unwrap();
+    compile(Path::new("cc"), &["-std=c99"], &source, &binary);
+    let run = |name: &str| good(Command::new(&binary).arg(&tiny).arg(name));
+    assert!(run("blk.0.attn_q").starts_with("y[0] = "));
+    assert_eq!(run("blk.0.attn_q"), run("blk.0.attn_q.weight"));
+}
+
+/// The lines of examples/README.md, in a folder that has what they name. That for Rust is `rust_example`, and there
+/// is no Swift.
+#[test]
+fn the_lines_of_the_examples() {
+    let Some(tiny) = tiny() else { return };
+    let readme = std::fs::read_to_string(root().join("examples/README.md")).unwrap();
+    let line = |language: &str| {
+        let row = readme.lines().find_map(|l| l.strip_prefix(&format!("| {language} | `"))).unwrap();
+        row.split('`').next().unwrap().to_owned()
+    };
+    let python = python().and_then(|p| Some(p.parent()?.to_path_buf()));
+    let folder = fresh("bindings-lines");
+    for name in ["examples", "tests"] {
+        std::os::unix::fs::symlink(root().join(name), folder.join(name)).unwrap();
+    }
+    std::fs::copy(tiny, folder.join("tiny.gguf")).unwrap();
+    let caches = target().join("tmp/go");
+    for (language, tools) in [
+        ("C", &["pkg-config"][..]),
+        ("C++", &["pkg-config", "g++"]),
+        ("Python", &[]),
+        ("Go", &["go", "pkg-config"]),
+        ("C#", &["mcs", "mono"]),
+    ] {
+        if tools.iter().any(|t| tool(t, &format!("{language} of examples/README.md")).is_none()) {
+            continue;
+        }
+        let mut path = std::env::var_os("PATH").unwrap();
+        match (&python, language) {
+            (None, "Python") => continue,
+            (Some(folder), _) => {
+                let all = std::iter::once(folder.clone()).chain(std::env::split_paths(&path));
+                path = std::env::join_paths(all).unwrap();
+            }
+            _ => {}
+        }
+        let mut shell = Command::new("sh");
+        shell.current_dir(&folder).args(["-ec", &line(language)]).env("PATH", path);
+        shell.env("PKG_CONFIG_PATH", lib().join("pkgconfig")).env("LD_LIBRARY_PATH", lib());
+        shell
+            .env("GOCACHE", caches.join("build"))
+            .env("GOPATH", caches.join("path"))
+            .env("GOFLAGS", "-mod=mod");
+        shell.env("PYTHONDONTWRITEBYTECODE", "1");
+        let printed = good(&mut shell);
+        let wanted = if language == "Go" { "ok" } else { "64 x 64, " };
+        assert!(printed.starts_with(wanted), "{language}: {printed}");
+    }
+}
+
 /// `cc` with the installed library.
 fn compile(compiler: &Path, flags: &[&str], source: &Path, binary: &Path) {
     let mut cc = Command::new(compiler);
@@ -44,14 +121,14 @@ fn expected() -> &'static str {
         let binary = fresh("bindings-c").join("one_layer");
         compile(Path::new("cc"), &["-std=c99"], &root().join("examples/c/one_layer.c"), &binary);
         refuses(&binary);
-        good(Command::new(&binary).arg(root().join(FILE)).arg(TENSOR))
+        good(Command::new(&binary).arg(root().join(FILE)).arg(LAYER))
     })
 }
 
-/// An example without arguments, without a file and without a tensor: a message and a failure.
+/// An example without arguments, without a file and without a layer: a message and a failure.
 fn refuses(program: &Path) {
     assert!(bad(&mut Command::new(program)).contains("usage"));
-    assert!(bad(Command::new(program).args(["/nowhere.gguf", TENSOR])).contains("/nowhere.gguf"));
+    assert!(bad(Command::new(program).args(["/nowhere.gguf", LAYER])).contains("/nowhere.gguf"));
     assert!(bad(Command::new(program).arg(root().join(FILE)).arg("no-such")).contains("no-such"));
 }
 
@@ -86,7 +163,7 @@ fn cpp_example() {
         &root().join("examples/cpp/one_layer.cpp"),
         &binary,
     );
-    same_as_c(&good(Command::new(&binary).arg(root().join(FILE)).arg(TENSOR)));
+    same_as_c(&good(Command::new(&binary).arg(root().join(FILE)).arg(LAYER)));
     refuses(&binary);
 }
 
@@ -103,7 +180,7 @@ fn cpp_header() {
                 &root().join("tests/cpp/handles.cpp"),
                 &binary,
             );
-            good(Command::new(&binary).arg(root().join(FILE)).arg(TENSOR));
+            good(Command::new(&binary).arg(root().join(FILE)).arg(LAYER));
         }
     }
 }
@@ -123,7 +200,7 @@ fn rust_example() {
         example.current_dir(root()).args(arguments);
         example
     };
-    same_as_c(&good(&mut run(&[FILE.as_ref(), TENSOR.as_ref()])));
+    same_as_c(&good(&mut run(&[FILE.as_ref(), LAYER.as_ref()])));
     assert!(bad(&mut run(&[FILE.as_ref(), "no-such".as_ref()])).contains("no-such"));
 }
 
@@ -155,14 +232,13 @@ fn go_example() {
 fn mpi_example() {
     let Some(mpicc) = tool("mpicc", "examples/c/mpi") else { return };
     let Some(mpirun) = tool("mpirun", "examples/c/mpi") else { return };
-    let Some(python) = tool("python3", "examples/c/mpi: a tiny model") else { return };
+    let Some(tiny) = tiny() else { return };
     if !good(Command::new(&mpirun).arg("--version")).contains("Open MPI") {
         return not_run("examples/c/mpi: this mpirun is not Open MPI's, whose options the test uses");
     }
     let folder = fresh("bindings-mpi");
-    let (binary, tiny) = (folder.join("tensor_parallel"), folder.join("tiny.gguf"));
+    let binary = folder.join("tensor_parallel");
     compile(&mpicc, &["-std=c11", "-O2"], &root().join("examples/c/mpi/tensor_parallel.c"), &binary);
-    good(Command::new(&python).arg("-B").arg(root().join("examples/models/tiny_llama.py")).arg(&tiny));
     let run = |ranks: &str, model: &Path| {
         let mut command = Command::new(&mpirun);
         command.args(["--allow-run-as-root", "--oversubscribe", "-n", ranks]).arg(&binary).arg(model);
@@ -213,10 +289,10 @@ fn python_example() {
         command.args(arguments).env("BITLINEAR_LIBRARY", lib().join("libbitlinear.so.0"));
         command
     };
-    same_as_c(&good(&mut run("one_layer.py", &[FILE, TENSOR])));
+    same_as_c(&good(&mut run("one_layer.py", &[FILE, LAYER])));
     assert!(bad(&mut run("one_layer.py", &[])).contains("usage"));
     assert!(bad(&mut run("one_layer.py", &[FILE, "no-such"])).contains("BL_ERROR_NOT_FOUND"));
-    assert!(good(&mut run("test_bitlinear.py", &[FILE, TENSOR])).contains("python: good"));
+    assert!(good(&mut run("test_bitlinear.py", &[FILE, LAYER])).contains("python: good"));
 }
 
 #[test]
@@ -237,11 +313,11 @@ fn csharp_example() {
         command
     };
     let binary = build("examples/csharp/OneLayer.cs");
-    same_as_c(&good(&mut run(&binary, &[FILE, TENSOR])));
+    same_as_c(&good(&mut run(&binary, &[FILE, LAYER])));
     assert!(bad(&mut run(&binary, &[])).contains("usage"));
     assert!(bad(&mut run(&binary, &[FILE, "no-such"])).contains("no-such"));
     let binary = build("tests/csharp/Handles.cs");
-    assert!(good(&mut run(&binary, &[FILE, TENSOR])).contains("csharp: good"));
+    assert!(good(&mut run(&binary, &[FILE, LAYER])).contains("csharp: good"));
 }
 
 /// There is no Swift here. What can be checked is: clang, whose importer Swift uses, takes the module of

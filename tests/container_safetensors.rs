@@ -249,7 +249,8 @@ fn headers_that_are_wrong_are_refused() {
 
 #[test]
 fn what_is_neither_is_refused_by_what_it_is() {
-    assert_eq!(refused(read(b"")), "a GGUF or safetensors file expected, found an empty file");
+    let expected = "a GGUF file, safetensors file or burn_dragon artifact expected, found an empty file";
+    assert_eq!(refused(read(b"")), expected);
     assert!(refused(read(b"{\"a\": 1}")).ends_with("found JSON"));
     assert!(refused(read(b"PK\x03\x04rest of a zip")).contains("begins \"PK"));
 }

@@ -58,7 +58,11 @@ fn expected(libdir: &str) -> Vec<String> {
         "LIB/libbitlinear.so",
         "LIB/libbitlinear.so.0",
         "LIB/libbitlinear.so.VERSION",
+        "LIB/pkgconfig/bitlinear-static.pc",
         "LIB/pkgconfig/bitlinear.pc",
+        "share/licenses/bitlinear/LICENSE",
+        "share/licenses/bitlinear/LICENSE-APACHE",
+        "share/licenses/bitlinear/LICENSE-MIT",
     ]
     .map(|name| name.replace("LIB", libdir).replace("VERSION", VERSION))
     .into();
@@ -117,12 +121,18 @@ fn static_programs_are_told_what_else_to_link() {
         assert!(cmake.split(['"', ';']).any(|l| l == name), "{name} is not in the CMake package");
     }
     assert!(wanted.contains("-lgcc_s"), "{wanted}");
+    // The compiler links that one itself, under the name that the kind of program wants.
+    let package = std::fs::read_to_string(prefix().join("lib/pkgconfig/bitlinear-static.pc")).unwrap();
+    let linked = package.lines().find_map(|l| l.strip_prefix("Libs:")).unwrap();
+    for library in told.split_whitespace().filter(|l| *l != "-lgcc_s") {
+        assert!(linked.split_whitespace().any(|l| l == library), "{library} is not in {linked}");
+    }
 }
 
 /// Runs the one-layer program; its answer is that of the program in the tree.
 fn runs(program: &Path, shared: bool) {
     let mut command = Command::new(program);
-    command.arg(root().join("tests/data/golden/ggml_all_64x512.gguf")).arg("blk.0.q4_0.weight");
+    command.arg(root().join("tests/data/golden/ggml_all_64x512.gguf")).arg("blk.0.q4_0");
     if shared {
         command.env("LD_LIBRARY_PATH", prefix().join("lib"));
     }
@@ -141,37 +151,63 @@ fn elsewhere(name: &str) -> PathBuf {
     folder
 }
 
-fn pkg_config(statically: bool) {
+/// `cc [flags] one_layer.c $(pkg-config --cflags --libs PACKAGE)`, as README.md and docs/embedding.md say it.
+fn pkg_config(package: &str, flags: &[&str], shared: bool) {
     let Some(pkg_config) = tool("pkg-config", "programs built with pkg-config") else { return };
     let mut ask = Command::new(pkg_config);
-    ask.env("PKG_CONFIG_PATH", prefix().join("lib/pkgconfig")).args(["--cflags", "--libs", "bitlinear"]);
-    if statically {
-        ask.arg("--static");
-    }
-    let flags = good(&mut ask);
-    let folder = elsewhere(if statically { "pc-static" } else { "pc-shared" });
+    ask.env("PKG_CONFIG_PATH", prefix().join("lib/pkgconfig")).args(["--cflags", "--libs", package]);
+    let said = good(&mut ask);
+    let folder = elsewhere(&format!("pc-{package}{}", flags.concat()));
     let mut cc = Command::new("cc");
-    cc.current_dir(&folder).args(["-std=c99", "one_layer.c", "-o", "one_layer"]);
-    for flag in flags.split_whitespace() {
-        // pkg-config tells what else to link; that the library itself is the .a, the linker is told.
-        match flag {
-            "-lbitlinear" if statically => cc.arg("-l:libbitlinear.a"),
-            _ => cc.arg(flag),
-        };
-    }
-    good(&mut cc);
-    runs(&folder.join("one_layer"), !statically);
+    cc.current_dir(&folder).args(["-std=c99", "-o", "one_layer"]).args(flags).arg("one_layer.c");
+    good(cc.args(said.split_whitespace()));
+    runs(&folder.join("one_layer"), shared);
     std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[test]
 fn pkg_config_shared() {
-    pkg_config(false);
+    pkg_config("bitlinear", &[], true);
 }
 #[test]
 fn pkg_config_static() {
-    pkg_config(true);
+    pkg_config("bitlinear-static", &[], false);
 }
+#[test]
+fn pkg_config_static_with_libc() {
+    pkg_config("bitlinear-static", &["-static"], false);
+}
+/// The static library beside another one of Rust's, in either order, as docs/embedding.md says it: each has the
+/// symbols of Rust's runtime, so that all but bl_* are made local first.
+#[test]
+fn beside_another_static_library_of_rust() {
+    let folder = fresh("two-of-rust");
+    let run =
+        |program: &str, arguments: &[&str]| good(Command::new(program).current_dir(&folder).args(arguments));
+    let text = "#[unsafe(no_mangle)]\npub extern \"C\" fn other(n: usize) -> usize {\n    vec![1; n].iter().sum()\n}\n";
+    std::fs::write(folder.join("other.rs"), text).unwrap();
+    let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    good(rustc.current_dir(&folder).args(["--edition", "2024", "--crate-type", "staticlib", "other.rs"]));
+    let text = "#include <bitlinear.h>\nsize_t other(size_t);\n\
+        int main(void) { return bl_version() == BL_VERSION && other(3) == 3 ? 0 : 1; }\n";
+    std::fs::write(folder.join("two.c"), text).unwrap();
+    let (include, archive) = (prefix().join("include"), prefix().join("lib/libbitlinear.a"));
+    let (include, archive) = (format!("-I{}", include.display()), archive.display().to_string());
+
+    let both = |library: &str| {
+        let mut cc = Command::new("cc");
+        cc.current_dir(&folder).args(["two.c", &include, "libother.a", library, "-lm", "-o", "two"]);
+        cc
+    };
+    assert!(bad(&mut both(&archive)).contains("rust_eh_personality"), "the recipe is needed no more");
+    run("ld", &["-r", "--force-group-allocation", "--whole-archive", &archive, "-o", "all.o"]);
+    run("objcopy", &["--wildcard", "--keep-global-symbol=bl_*", "all.o", "bitlinear.o"]);
+    good(&mut both("bitlinear.o"));
+    run("./two", &[]);
+    run("cc", &["two.c", &include, "bitlinear.o", "libother.a", "-lm", "-o", "two"]);
+    run("./two", &[]);
+}
+
 #[test]
 fn pkg_config_knows_the_version() {
     let Some(pkg_config) = tool("pkg-config", "the version in bitlinear.pc") else { return };

@@ -4,6 +4,7 @@
 #[allow(dead_code)]
 mod data;
 
+use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, c_void};
 use std::ptr::{null, null_mut};
 
@@ -17,6 +18,7 @@ use bitlinear::capi::model::{bl_load, bl_model_meta};
 use bitlinear::capi::profile::bl_memory;
 use bitlinear::capi::save::bl_save;
 use bitlinear::capi::types::*;
+use bitlinear::types::{TYPES, Type};
 use bl_status::*;
 use bl_type::*;
 use data::{cases, floats, hex, size};
@@ -389,7 +391,10 @@ fn what_cannot_be_rounded_is_refused_by_index() {
     let ok = bytes_of(&ok);
     create([1, 256], &ok, BL_TYPE_F32, &to(BL_TYPE_Q4_K))
         .unwrap_err()
-        .says(BL_ERROR_UNSUPPORTED, &["f32", "q4_k"]);
+        .says(BL_ERROR_UNSUPPORTED, &["f32", "q4_k", "bl_model_quantize"]);
+    create([1, 256], &ok, BL_TYPE_F32, &to(BL_TYPE_IQ4_NL))
+        .unwrap_err()
+        .says(BL_ERROR_UNSUPPORTED, &["f32", "iq4_nl", "cannot be written"]);
     create([4, 64], &ok, BL_TYPE_F32, &to(BL_TYPE_GPTQ))
         .unwrap_err()
         .says(BL_ERROR_UNSUPPORTED, &["f32", "gptq"]);
@@ -613,7 +618,7 @@ fn shards_add_up() {
     made(&cut(bl_shard::BL_SHARD_COLUMNS, 0, 4))
         .says(BL_ERROR_UNSUPPORTED, &["multiples of 256", "3 shards"]);
     made(&cut(bl_shard::BL_SHARD_ROWS, 0, 76)).says(BL_ERROR_UNSUPPORTED, &["75"]);
-    made(&cut(bl_shard::BL_SHARD_ROWS, 2, 2)).says(BL_ERROR_INVALID_ARGUMENT, &["2 of 2"]);
+    made(&cut(bl_shard::BL_SHARD_ROWS, 2, 2)).says(BL_ERROR_INVALID_ARGUMENT, &["shard_rank 2", "0 to 1"]);
     made(&cut(bl_shard::BL_SHARD_NONE, 0, 2)).says(BL_ERROR_INVALID_ARGUMENT, &["shard"]);
     let options = bl_layer_options { norm: NormArg(2), ..cut(bl_shard::BL_SHARD_COLUMNS, 0, 2) };
     made(&options).says(BL_ERROR_UNSUPPORTED, &["norm"]);
@@ -715,4 +720,101 @@ fn saved_layers_are_opened_in_place() {
     for path in [path, damaged] {
         std::fs::remove_file(path.to_str().unwrap()).unwrap();
     }
+}
+
+/// The names of types in a sentence of the header, from `marker` to the end of the sentence.
+fn listed(marker: &str) -> BTreeSet<&'static str> {
+    let header =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/include/bitlinear.h")).unwrap();
+    let text: String = header.split_whitespace().filter(|w| *w != "*").map(|w| format!("{w} ")).collect();
+    let (_, text) = text.split_once(marker).unwrap_or_else(|| panic!("the header does not say `{marker}`"));
+    let sentence = text.split(". ").next().unwrap();
+    let words: Vec<&str> =
+        sentence.split(|c: char| !c.is_alphanumeric() && !matches!(c, '_' | '-')).collect();
+    TYPES.iter().map(|t| t.ty.name()).filter(|name| words.contains(name)).collect()
+}
+
+/// Every type there is is tried: the header lists those that are taken, and no others.
+#[test]
+fn the_header_lists_the_types() {
+    let shape = [64, 512];
+    let [rows, columns] = shape;
+    let (floats, packed) = (bytes_of(&random(rows * columns, 3)), vec![0u8; rows * columns * 8]);
+    let number = |ty: Type| TypeArg(ty as u32);
+    let taken = |takes: &dyn Fn(Type) -> Result<(), Failure>| -> BTreeSet<&'static str> {
+        let taken = |ty: &Type| match takes(*ty) {
+            Ok(()) => true,
+            Err(Failure(BL_ERROR_UNSUPPORTED | BL_ERROR_INVALID_ARGUMENT, _)) => false,
+            Err(failure) => panic!("{}: {failure:?}", ty.name()),
+        };
+        TYPES.iter().map(|t| t.ty).filter(taken).map(Type::name).collect()
+    };
+    let create = |weights: &[u8], ty: TypeArg, options: &bl_layer_options| {
+        let mut layer = null_mut();
+        // SAFETY: there are 8 bytes for each weight, which is more than any type takes.
+        call(|error| unsafe {
+            let weights = weights.as_ptr().cast();
+            bl_layer_create(null(), rows as i64, columns as i64, weights, ty, 0, options, &mut layer, error)
+        })
+        .map(|()| drop(Layer(layer)))
+    };
+
+    let rounded = taken(&|ty| {
+        create(&floats, number(Type::F32), &bl_layer_options { r#type: number(ty), ..options() })
+    });
+    let mut said = listed("Or what plain floats are rounded to, by fixed rules (docs/quantize.md):");
+    said.extend(listed("bl_layer_create also:"));
+    assert_eq!(rounded, said);
+
+    let alone = taken(&|ty| create(&packed, number(ty), &options()));
+    let mut said = listed("Those with their scales:");
+    said.extend(["f32", "f16", "bf16"]);
+    assert_eq!(alone, said);
+
+    // One scale, one for each row, or one for each flat block of 256.
+    let scales = [1.0f32; 64 * 512 / 256];
+    let apart = taken(&|ty| {
+        let with = |count: usize| bl_layer_options {
+            scales: scales.as_ptr(),
+            scale_count: count as i64,
+            ..options()
+        };
+        let tries = [1, rows, scales.len()];
+        tries.iter().map(|n| create(&packed, number(ty), &with(*n))).reduce(Result::or).unwrap()
+    });
+    assert_eq!(apart, listed("Those whose scales stand apart, in options.scales:"));
+
+    let mut room = vec![0u8; rows * columns * 8];
+    let room = std::cell::RefCell::new(&mut room);
+    let convert = |src: &[u8], from: Type, to: Type| {
+        let mut dst = room.borrow_mut();
+        // SAFETY: as above.
+        call(|error| unsafe {
+            let (src, dst) = (src.as_ptr().cast(), dst.as_mut_ptr().cast());
+            bl_convert(null(), rows as i64, columns as i64, src, number(from), 0, dst, number(to), 0, error)
+        })
+    };
+    let both_ways = listed("Both ways, packed formats byte for byte as their own tools:");
+    assert_eq!(taken(&|ty| convert(&floats, Type::F32, ty)), both_ways);
+    let from = taken(&|ty| convert(&packed, ty, Type::F32));
+    let only: BTreeSet<&str> = from.difference(&both_ways).copied().collect();
+    assert!(from.is_superset(&both_ways));
+    assert_eq!(only, listed("From them only:"));
+}
+
+/// A shape that a type cannot hold is the same status, whoever finds it.
+#[test]
+fn columns_that_no_block_divides_are_an_argument() {
+    let texts = ["q4_0 has blocks of 32, and 5 columns are no multiple of it"];
+    let (floats, packed) = (bytes_of(&random(10, 4)), [0u8; 64]);
+    create([2, 5], &floats, BL_TYPE_F32, &to(BL_TYPE_Q4_0))
+        .unwrap_err()
+        .says(BL_ERROR_INVALID_ARGUMENT, &texts);
+    create([2, 5], &packed, BL_TYPE_Q4_0, &options()).unwrap_err().says(BL_ERROR_INVALID_ARGUMENT, &texts);
+    let mut room = [0u8; 64];
+    let mut refused = |src: &[u8], from, to| {
+        convert([2, 5], src, from, &mut room, to).unwrap_err().says(BL_ERROR_INVALID_ARGUMENT, &texts)
+    };
+    refused(&floats, BL_TYPE_F32, BL_TYPE_Q4_0);
+    refused(&packed, BL_TYPE_Q4_0, BL_TYPE_F32);
 }

@@ -287,6 +287,88 @@ fn what_is_not_finite_is_named() {
     }
 }
 
+/// The mean of many weights, and of weights whose sum is beyond f32, is their mean: every rule that takes one.
+#[test]
+fn means_of_large_tensors_and_of_large_weights() {
+    use bitlinear::quantize::Kind;
+    let columns = 4096;
+    let mut seed = 1u32;
+    let mut values: Vec<f32> = (0..columns << 10)
+        .map(|_| {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (seed >> 8) as f32 / 16_777_216.0 * 0.08 - 0.04
+        })
+        .collect();
+    let tensor = |kind, ty| Method { kind, ..Method::plain(ty) };
+    let methods = [
+        tensor(Kind::Usual, Type::Ternary),
+        tensor(Kind::Threshold, Type::Ternary),
+        tensor(Kind::Tensor, Type::Binary),
+        tensor(Kind::MeanRange, Type::Int8),
+    ];
+    for method in methods {
+        let mean = values.iter().map(|w| w.abs() as f64).sum::<f64>() / values.len() as f64;
+        let source = Floats { values: &values, columns };
+        let largest = rounded(&source, &method).iter().fold(0.0f32, |a, w| a.max(w.abs())) as f64;
+        let want = if method.target == Type::Int8 { 2.0 * mean } else { mean };
+        assert!((largest - want).abs() < 1e-6 * want, "{:?}: {largest} {want}", method.kind);
+    }
+    values.truncate(2 * 256);
+    values.fill(3e38);
+    let groups = Method { group: 64, ..Method::plain(Type::Ternary) };
+    let block = Method { group: 64, ..Method::plain(Type::TernaryBlock) };
+    for method in methods.into_iter().chain([groups, block]) {
+        let back = rounded(&Floats { values: &values, columns: 256 }, &method);
+        // Half of twice the mean is code 63.5: 64.
+        let within = if method.kind == Kind::MeanRange { 0.01 } else { 1e-5 };
+        assert!(
+            back.iter().all(|w| (w / 3e38 - 1.0).abs() < within),
+            "{:?} {}: {}",
+            method.kind,
+            method.target.name(),
+            back[0]
+        );
+    }
+}
+
+/// Scales by search do not depend on the size of the weights, and those that a format cannot store are refused.
+#[test]
+fn sizes_of_weights() {
+    let values = halves("gaussian");
+    let exact = |ty, factor: f32| {
+        let scaled: Vec<f32> = values.iter().map(|v| v * factor).collect();
+        let method = Method { search: true, ..Method::plain(ty) };
+        let back = rounded(&Floats { values: &scaled, columns: COLUMNS }, &method);
+        back.iter().map(|v| v / factor).collect::<Vec<_>>()
+    };
+    for ty in [Type::Int8, Type::Int4] {
+        let usual = exact(ty, 1.0);
+        for factor in [2f32.powi(-84), 2f32.powi(64)] {
+            assert_eq!(exact(ty, factor), usual, "{} times {factor:e}", ty.name());
+        }
+    }
+    for ty in [
+        Type::Q4_0,
+        Type::Q4_1,
+        Type::Q8_0,
+        Type::Q2K,
+        Type::Q3K,
+        Type::Q4K,
+        Type::Q5K,
+        Type::Q6K,
+        Type::Int8,
+    ] {
+        let factor = if ty == Type::Int8 { 1e33 } else { 1e12 };
+        let scaled: Vec<f32> = values.iter().map(|v| v * factor).collect();
+        let source = Floats { values: &scaled, columns: COLUMNS };
+        let method = Method { search: true, ..Method::plain(ty) };
+        let rounding = Rounding::new(Isa::best(), &Executor::Serial, &source, &method).unwrap();
+        let failed = rounding.panel(0, 16, &mut |_, _| Ok(())).unwrap_err();
+        let want = if ty == Type::Int8 { "searched up to" } else { "beyond f16: the weights are too large" };
+        assert!(failed.text().to_string().contains(want), "{}: {}", ty.name(), failed.text());
+    }
+}
+
 fn cases(name: &str) -> Vec<Value> {
     let path =
         std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/vectors/{name}.json"));

@@ -1,4 +1,4 @@
-/* gpu_layer FILE TENSOR: y = x W^T on the first GPU, with x and y in its memory and the work on a stream; on the CPU
+/* gpu_layer FILE LAYER: y = x W^T + b on the first GPU, with x and y in its memory and the work on a stream; on the CPU
  * where there is no GPU. Prints where it ran and y[0]. Needs no CUDA to be built: the few functions of the driver
  * that a program with a GPU has anyway are looked up here. */
 #include <bitlinear.h>
@@ -29,11 +29,11 @@ static int failed(void) {
 }
 
 int main(int count, char **words) {
-  bl_device_info gpu = {sizeof gpu, BL_DEVICE_CPU, 0, 0, 0, 0, NULL, NULL};
-  bl_layer_options options = {sizeof options};
-  bl_layer_info info = {sizeof info};
-  bl_plan_info plan = {sizeof plan};
-  bl_run_options run = {sizeof run, 0, NULL, 0};
+  bl_device_info gpu = {.struct_size = sizeof gpu};
+  bl_layer_options options = {.struct_size = sizeof options};
+  bl_layer_info info = {.struct_size = sizeof info};
+  bl_plan_info plan = {.struct_size = sizeof plan};
+  bl_run_options run = {.struct_size = sizeof run};
   bl_model *model;
   bl_layer *layer;
   const bl_layer *layers[1];

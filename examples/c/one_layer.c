@@ -1,4 +1,4 @@
-/* one_layer FILE TENSOR: y = x W^T for one layer of a GGUF or safetensors file, x all ones. */
+/* one_layer FILE LAYER: y = x W^T + b for one layer of a GGUF or safetensors file, x all ones. */
 #include <bitlinear.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,7 +16,7 @@ int main(int count, char **words) {
   bl_layer *layer;
   bl_layer_info info = {.struct_size = sizeof info};
   bl_plan_info plan = {.struct_size = sizeof plan};
-  if (count != 3) return fputs("usage: one_layer FILE TENSOR\n", stderr), 2;
+  if (count != 3) return fputs("usage: one_layer FILE LAYER\n", stderr), 2;
 
   check(bl_load(NULL, words[1], NULL, &model, &error), words[1]);
   check(bl_layer_open(model, words[2], NULL, &layer, &error), words[2]);

@@ -1,4 +1,4 @@
-// one_layer FILE TENSOR: y = x W^T for one layer of a GGUF or safetensors file, x all ones.
+// one_layer FILE LAYER: y = x W^T + b for one layer of a GGUF or safetensors file, x all ones.
 #include <bitlinear.hpp>
 
 #include <algorithm>
@@ -11,7 +11,7 @@ static int failed(const char *what, const bl::error &why) {
 }
 
 int main(int count, char **words) {
-  if (count != 3) return std::fputs("usage: one_layer FILE TENSOR\n", stderr), 2;
+  if (count != 3) return std::fputs("usage: one_layer FILE LAYER\n", stderr), 2;
 
   auto model = bl::model::load(words[1]);
   if (!model) return failed(words[1], model.error());

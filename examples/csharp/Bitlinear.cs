@@ -43,7 +43,8 @@ namespace Bitlinear
             return model;
         }
 
-        /// <summary>A layer, or the matrix of one tensor. Dispose it.</summary>
+        /// <summary>A layer by its name, "blk.0.attn_q", with scale and bias; by a tensor's name,
+        /// "blk.0.attn_q.weight", the matrix alone. Dispose it.</summary>
         public Layer Layer(string name)
         {
             Native.Check(Native.bl_layer_open(this, Native.Utf8(name), IntPtr.Zero, out Layer layer, out var error), error);

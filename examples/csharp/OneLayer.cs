@@ -1,4 +1,4 @@
-// OneLayer FILE TENSOR: y = x W^T for one layer of a GGUF or safetensors file, x all ones.
+// OneLayer FILE LAYER: y = x W^T + b for one layer of a GGUF or safetensors file, x all ones.
 using System;
 using System.Globalization;
 using System.Linq;
@@ -10,7 +10,7 @@ internal static class OneLayer
     {
         if (words.Length != 2)
         {
-            Console.Error.WriteLine("usage: OneLayer FILE TENSOR");
+            Console.Error.WriteLine("usage: OneLayer FILE LAYER");
             return 2;
         }
         try

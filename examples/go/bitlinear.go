@@ -118,21 +118,22 @@ func (m *Model) Tensors() ([]string, error) {
 	return names, nil
 }
 
-// Layer is y = x Wᵀ.
+// Layer is y = x Wᵀ + b.
 type Layer struct {
 	handle
 	// In and Out are the lengths of a row of x and of y.
 	In, Out int
 }
 
-// Open makes a layer from a tensor. The model may be freed before the layer.
-func (m *Model) Open(tensor string) (*Layer, error) {
+// Open makes a layer by its name, "blk.0.attn_q", with scale and bias; by a tensor's name,
+// "blk.0.attn_q.weight", of the matrix alone. The model may be freed before the layer.
+func (m *Model) Open(name string) (*Layer, error) {
 	defer runtime.KeepAlive(m)
-	name := C.CString(tensor)
-	defer C.free(unsafe.Pointer(name))
+	text := C.CString(name)
+	defer C.free(unsafe.Pointer(text))
 	var raw *C.bl_layer
 	var why C.bl_error
-	if err := failure(C.bl_layer_open((*C.bl_model)(m.pointer()), name, nil, &raw, &why), &why); err != nil {
+	if err := failure(C.bl_layer_open((*C.bl_model)(m.pointer()), text, nil, &raw, &why), &why); err != nil {
 		return nil, err
 	}
 	return adopt(raw)

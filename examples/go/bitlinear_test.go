@@ -8,9 +8,12 @@ import (
 	"testing"
 )
 
-const weight = "blk.0.q4_k.weight"
+const (
+	name   = "blk.0.q4_k"
+	weight = name + ".weight"
+)
 
-// BITLINEAR_MODEL is a file with the tensor above.
+// BITLINEAR_MODEL is a file with the layer above.
 func open(t *testing.T, context *Context) *Layer {
 	t.Helper()
 	path := os.Getenv("BITLINEAR_MODEL")
@@ -21,7 +24,7 @@ func open(t *testing.T, context *Context) *Layer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	layer, err := model.Open(weight)
+	layer, err := model.Open(name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,8 +100,8 @@ func TestTensors(t *testing.T) {
 	if err != nil || len(names) < 10 {
 		t.Fatal(names, err)
 	}
-	for _, name := range names {
-		if name == weight {
+	for _, found := range names {
+		if found == weight {
 			return
 		}
 	}

@@ -1,7 +1,9 @@
 """Low-bit linear layers through libbitlinear, with ctypes and numpy. One file: copy it.
 
-    layer = bitlinear.Model("model.gguf").layer("blk.0.ffn_up.weight")
+    layer = bitlinear.Model("model.gguf").layer("blk.0.ffn_up")
     y = layer(x)                                  # x [m, in_features], float32 or float16
+
+A layer's name gives its weights with scale and bias; a tensor's name, "blk.0.ffn_up.weight", the matrix alone.
 
 The library is found by BITLINEAR_LIBRARY (a path) or by its name. Handles are freed with their objects,
 in any order. ctypes releases the interpreter's lock during calls, so that threads run side by side.
@@ -107,11 +109,24 @@ class _TensorInfo(_Sized):
     ]
 
 
+class _ModelLayerInfo(_Sized):
+    _fields_ = [
+        ("struct_size", ctypes.c_uint32),
+        ("type", ctypes.c_uint32),
+        ("name", ctypes.c_char_p),
+        ("in_features", ctypes.c_int64),
+        ("out_features", ctypes.c_int64),
+    ]
+
+
 class _ModelInfo(_Sized):
     _fields_ = [
         ("struct_size", ctypes.c_uint32),
         ("container", ctypes.c_uint32),
         ("tensors", ctypes.c_int64),
+        ("metadata", ctypes.c_int64),
+        ("bytes", ctypes.c_uint64),
+        ("layers", ctypes.c_int64),
     ]
 
 
@@ -132,6 +147,7 @@ def _open():
         "bl_load_memory": [pointer, pointer, size, pointer, pointer, pointer],
         "bl_model_describe": [pointer, pointer, pointer],
         "bl_model_tensor": [pointer, ctypes.c_char_p, i64, pointer, pointer],
+        "bl_model_layer": [pointer, ctypes.c_char_p, i64, pointer, pointer],
         "bl_device_describe": [pointer, u32, pointer, pointer],
         "bl_layer_copy": [pointer, u32, pointer, pointer, pointer, pointer],
         "bl_layer_open": [pointer, ctypes.c_char_p, pointer, pointer, pointer],
@@ -159,6 +175,14 @@ def _call(name, *arguments):
     status = getattr(_library, name)(*arguments, ctypes.byref(error))
     if status:
         raise Error(status, error.message.decode())
+
+
+def _text(text):
+    """Bytes for C, which would take a NUL for the end."""
+    text = os.fsencode(text)
+    if b"\0" in text:
+        raise ValueError(f"{text!r} holds a NUL")
+    return text
 
 
 def _described(kind, name, *arguments):
@@ -199,9 +223,11 @@ class _Handle:
 
 
 class Context(_Handle):
-    """Threads. Where none is given, calls run in the thread that makes them."""
+    """Threads, BL_THREADS_ALL for as many as there are processors. Without one calls run in the thread that makes them."""
 
     def __init__(self, threads=1):
+        if not 0 <= threads <= BL_THREADS_ALL:  # ctypes would wrap it
+            raise ValueError(f"{threads} threads")
         options = _ContextOptions(threads=threads)
         self._make("bl_context_create", ctypes.byref(options))
 
@@ -210,12 +236,16 @@ class Model(_Handle):
     """A GGUF or safetensors file, by its path or from bytes (which are copied)."""
 
     def __init__(self, source, context=None):
-        raw = context._raw if context else None
+        raw = None
+        if context is not None:
+            raw = context._raw
+            if raw is None:  # NULL would be the default context
+                raise ValueError("the context was freed")
         if isinstance(source, (bytes, bytearray, memoryview)):
             source = bytes(source)
             self._make("bl_load_memory", raw, source, len(source), None)
         else:
-            self._make("bl_load", raw, os.fsencode(source), None)
+            self._make("bl_load", raw, _text(source), None)
 
     def tensors(self):
         """Name and shape of each tensor."""
@@ -223,23 +253,37 @@ class Model(_Handle):
         infos = [_described(_TensorInfo, "bl_model_tensor", self._raw, None, i) for i in range(count)]
         return {info.name.decode(): tuple(info.shape[: info.dims]) for info in infos}
 
-    def layer(self, tensor, bias=None, activation=0, device=0):
-        return Layer(self, tensor, bias, activation, device)
+    def layers(self):
+        """Name and shape, [out_features, in_features], of each layer."""
+        count = _described(_ModelInfo, "bl_model_describe", self._raw).layers
+        infos = [_described(_ModelLayerInfo, "bl_model_layer", self._raw, None, i) for i in range(count)]
+        return {info.name.decode(): (info.out_features, info.in_features) for info in infos}
+
+    def layer(self, name, bias=None, activation=0, device=0):
+        return Layer(self, name, bias, activation, device)
 
 
 class Layer(_Handle):
-    """y = x W^T + b. Needs its model no longer."""
+    """y = x W^T + b. Needs its model no longer. A bias, float32 [out_features], is taken in place of the file's."""
 
-    def __init__(self, model, tensor, bias=None, activation=0, device=0):
+    def __init__(self, model, name, bias=None, activation=0, device=0):
         options = _LayerOptions(activation=activation, device=device)
         if bias is not None:
-            bias = np.ascontiguousarray(bias, dtype=np.float32)
-            shape = model.tensors().get(tensor)
-            if shape is not None and bias.shape != shape[:1]:  # C cannot see how long it is
-                raise ValueError(f"bias {bias.shape} for out_features {shape[0]}")
+            # C cannot see how long it is: the layer itself is asked first.
+            plain = Layer(model, name, None, activation, device)
+            count = plain.out_features
+            plain.free()
+            bias = np.asarray(bias, dtype=np.float32)
+            if bias.shape != (count,):
+                raise ValueError(f"bias {bias.shape} for out_features {count}")
+            # A BitNet file's own bias tells which of its last 3 rows are padding. Without it none are.
+            bias = np.concatenate([bias, np.zeros(3, np.float32)])
             options.bias = bias.ctypes.data
-        self._make("bl_layer_open", model._raw, tensor.encode(), ctypes.byref(options))
+        self._make("bl_layer_open", model._raw, _text(name), ctypes.byref(options))
         self._look()
+        if bias is not None and self.out_features != count:
+            self.free()
+            raise ValueError(f"bias of {count} values for out_features {self.out_features}")
 
     def _look(self):
         info = _described(_LayerInfo, "bl_layer_describe", self._raw)
@@ -262,7 +306,10 @@ class Layer(_Handle):
         return w
 
     def __call__(self, x, out=None):
-        """y [m, out_features] of x [m, in_features]; y [out_features] of x [in_features]."""
+        """y [m, out_features] of x [m, in_features]; y [out_features] of x [in_features].
+
+        `out` is where y goes: [m, out_features], float32 or float16, contiguous, and no part of x.
+        """
         x = np.asarray(x)
         if x.dtype not in _TYPES:
             x = x.astype(np.float32)
@@ -276,6 +323,8 @@ class Layer(_Handle):
         y = np.empty((m, self.out_features), np.float32) if out is None else out
         if y.shape != (m, self.out_features) or y.dtype not in _TYPES or not y.flags.c_contiguous:
             raise ValueError(f"out {y.shape} {y.dtype} for {(m, self.out_features)}")
+        if not y.flags.writeable:  # C would write all the same, or crash
+            raise ValueError("out is read-only")
         x_stride = rows.strides[0] if m > 1 else 0
         _call(
             "bl_forward",

@@ -1,4 +1,4 @@
-"""one_layer FILE TENSOR: y = x W^T for one layer of a GGUF or safetensors file, x all ones."""
+"""one_layer FILE LAYER: y = x W^T + b for one layer of a GGUF or safetensors file, x all ones."""
 import sys
 
 import numpy as np
@@ -6,7 +6,7 @@ import numpy as np
 import bitlinear
 
 if len(sys.argv) != 3:
-    sys.exit("usage: one_layer FILE TENSOR")
+    sys.exit("usage: one_layer FILE LAYER")
 try:
     layer = bitlinear.Model(sys.argv[1]).layer(sys.argv[2])
 except bitlinear.Error as error:

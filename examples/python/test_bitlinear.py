@@ -1,17 +1,20 @@
-"""test_bitlinear FILE TENSOR: the module against numpy, on a file with that tensor."""
+"""test_bitlinear FILE LAYER: the module against numpy, on a file with that layer of one tensor, LAYER.weight."""
 import gc
+import os
 import sys
+import tempfile
 import threading
 
 import numpy as np
 
 import bitlinear
 
-path, tensor = sys.argv[1:]
+path, name = sys.argv[1:]
+tensor = name + ".weight"
 model = bitlinear.Model(path)
-assert model.tensors()[tensor] == (64, 512)
-layer = model.layer(tensor)
-exact = model.layer(tensor, activation=1)
+assert model.tensors()[tensor] == (64, 512) and model.layers()[name] == (64, 512)
+layer = model.layer(name)
+exact = model.layer(name, activation=1)
 model.free()
 model.free()
 
@@ -33,17 +36,18 @@ assert (layer(half) == layer(half.astype(np.float32))).all()
 assert layer(x.reshape(1, 5, 512)).shape == (1, 5, 64)
 assert layer(x[:0]).shape == (0, 64)
 with open(path, "rb") as file:
-    assert (bitlinear.Model(file.read()).layer(tensor)(x) == y).all()
-assert (bitlinear.Model(path, bitlinear.Context(3)).layer(tensor)(x) == y).all()
+    assert (bitlinear.Model(file.read()).layer(name)(x) == y).all()
+assert (bitlinear.Model(path).layer(tensor)(x) == y).all()  # the matrix is all that the layer has
+assert (bitlinear.Model(path, bitlinear.Context(3)).layer(name)(x) == y).all()
 
 bias = random.standard_normal(64).astype(np.float32)
-assert (bitlinear.Model(path).layer(tensor, bias=bias)(x) == y + bias).all()
+assert (bitlinear.Model(path).layer(name, bias=bias)(x) == y + bias).all()
 
 for wrong in (
     lambda: bitlinear.Model("/nowhere"),
     lambda: bitlinear.Model(b"no model"),
     lambda: bitlinear.Model(path).layer("none"),
-    lambda: bitlinear.Model(path).layer(tensor, activation=77),
+    lambda: bitlinear.Model(path).layer(name, activation=77),
     lambda: model.tensors(),
 ):
     try:
@@ -52,10 +56,27 @@ for wrong in (
         assert error.status.startswith("BL_ERROR_") and len(str(error)) > 20
     else:
         raise AssertionError("not refused")
+fixed = np.empty((5, 64), np.float32)
+fixed.flags.writeable = False
+with tempfile.TemporaryDirectory() as folder:
+    file = os.path.join(folder, "y")
+    np.zeros((5, 64), np.float32).tofile(file)
+    mapped = np.memmap(file, np.float32, "r", shape=(5, 64))
+freed = bitlinear.Context(2)
+freed.free()
 for wrong in (
     lambda: layer(x[:, 1:]),
     lambda: layer(x, out=np.empty((4, 64), np.float32)),
-    lambda: bitlinear.Model(path).layer(tensor, bias=bias[1:]),
+    lambda: layer(x, out=fixed),
+    lambda: layer(x, out=mapped),
+    lambda: bitlinear.Model(path).layer(name, bias=bias[1:]),
+    lambda: bitlinear.Model(path).layer(tensor, bias=bias[:3]),
+    lambda: bitlinear.Model(path).layer(name, bias=np.zeros((64, 1))),
+    lambda: bitlinear.Model(path).layer(name + "\0"),
+    lambda: bitlinear.Model(path + "\0"),
+    lambda: bitlinear.Model(path, freed),
+    lambda: bitlinear.Context(-1),
+    lambda: bitlinear.Context(1 << 32),
 ):
     try:
         wrong()
@@ -67,9 +88,9 @@ for wrong in (
 assert len(bitlinear.devices()) >= 1
 assert (layer.copy(0)(x) == y).all()
 for device in range(1, len(bitlinear.devices())):  # the same bits on every GPU
-    assert (bitlinear.Model(path).layer(tensor, device=device)(x) == y).all()
+    assert (bitlinear.Model(path).layer(name, device=device)(x) == y).all()
     assert (layer.copy(device)(x) == y).all()
-for wrong in (lambda: layer.copy(1000), lambda: bitlinear.Model(path).layer(tensor, device=1000)):
+for wrong in (lambda: layer.copy(1000), lambda: bitlinear.Model(path).layer(name, device=1000)):
     try:
         wrong()
     except bitlinear.Error as error:
@@ -89,6 +110,6 @@ for thread in threads:
 for thread in threads:
     thread.join()
 for _ in range(300):  # freed with their objects
-    bitlinear.Model(path).layer(tensor)
+    bitlinear.Model(path).layer(name)
 gc.collect()
 print("python: good")

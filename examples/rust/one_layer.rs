@@ -1,4 +1,4 @@
-//! `one_layer FILE NAME`: y = x Wᵀ for one layer of a GGUF or safetensors file, x all ones. Uses the
+//! `one_layer FILE LAYER`: y = x Wᵀ + b for one layer of a GGUF or safetensors file, x all ones. Uses the
 //! crate itself; the C boundary is not involved.
 
 use std::path::Path;
@@ -17,7 +17,7 @@ use bitlinear::norm;
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().collect();
     let [_, file, name] = &words[..] else {
-        eprintln!("usage: one_layer FILE NAME");
+        eprintln!("usage: one_layer FILE LAYER");
         return ExitCode::from(2);
     };
     match one_layer(Path::new(file), name) {

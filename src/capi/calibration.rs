@@ -151,7 +151,9 @@ pub unsafe extern "C" fn bl_calibration_save(
 }
 
 /// Adds rows of x (f32, f16 or bf16), the input of the layer of that name (with or without ".weight"
-/// behind it), to what a calibration knows of it: the sums of products of its columns. x is what
+/// behind it), to what a calibration knows of it: the sums of products of its columns, by which
+/// bl_model_quantize rounds weights. (bl_layer_calibrate and bl_heads_calibrate are another thing: they fix
+/// the scale of a layer's integer activations.) x is what
 /// bl_forward takes after the norm and before any rotation. Where a row is not finite, or so large that
 /// the sums would not be (values from about 1e19 on), nothing is added, of no row. Costs rows * columns *
 /// block multiplications on the calling thread; calls from several threads wait for one another.

@@ -137,8 +137,15 @@ impl CodeRows {
         if c.scale_count != count as i64 {
             return Err(fail!(InvalidArgument, "{} scales of codes, {count} expected", c.scale_count));
         }
-        if rows > 0 && c.codes.is_null() || count > 0 && (c.scales.is_null() || !c.scales.is_aligned()) {
-            return Err(fail!(InvalidArgument, "codes or scales are NULL, or scales not aligned"));
+        if rows > 0 && c.codes.is_null() {
+            return Err(fail!(InvalidArgument, "bl_codes.codes is NULL"));
+        }
+        if count > 0 && (c.scales.is_null() || !c.scales.is_aligned()) {
+            return Err(fail!(
+                InvalidArgument,
+                "bl_codes.scales: {:p} is NULL or not aligned to 4 bytes",
+                c.scales
+            ));
         }
         let fixed = c.flags & BL_CODES_FIXED_SCALES != 0;
         Ok(CodeRows { format, address: c.codes.cast(), stride, row_bytes, scales: c.scales, fixed })
@@ -417,8 +424,15 @@ pub unsafe extern "C" fn bl_pack_weights(
             let ty = artifact_type(r#type)?;
             let weights = floats(weights, count, "weights")?;
             let packed = artifact_bytes(ty, weights.len(), packed, packed_bytes)?;
-            if scale.is_null() || flags & !BL_PACK_DEQUANTIZED != 0 {
-                return Err(fail!(InvalidArgument, "scale is NULL, or flags {flags:#x} are unknown"));
+            if scale.is_null() {
+                return Err(fail!(InvalidArgument, "scale is NULL"));
+            }
+            let unknown = flags & !BL_PACK_DEQUANTIZED;
+            if unknown != 0 {
+                return Err(fail!(
+                    InvalidArgument,
+                    "flags {unknown:#x} are unknown: BL_PACK_DEQUANTIZED or 0"
+                ));
             }
             check_finite(weights, 0, "weights")?;
             let found = match flags & BL_PACK_DEQUANTIZED != 0 && ty != Type::Int8 {
@@ -471,7 +485,8 @@ pub unsafe extern "C" fn bl_unpack_weights(
     }
 }
 
-/// How two arrays of `count` f32 values differ; all 0 for none. A NaN makes its figures NaN.
+/// How two arrays of `count` f32 values differ; all 0 for none (a and b may be NULL then). A NaN makes its
+/// figures NaN.
 ///
 /// # Safety
 /// As the rules at the top of bitlinear.h say.

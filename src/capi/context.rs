@@ -145,9 +145,9 @@ pub unsafe fn of(context: *const bl_context) -> Result<Arc<Context>> {
 
 /// Makes a context: threads and settings that layers and calls use. `options` may be NULL.
 /// Reads the environment variable BITLINEAR_ISA (scalar, avx2, avxvnni, avx512vnni, or on ARM scalar,
-/// neon, dotprod, i8mm), which narrows the instruction sets used; an unknown name is
-/// BL_ERROR_INVALID_ARGUMENT, one that this CPU lacks
-/// BL_ERROR_UNSUPPORTED. The default context reads it at its first use.
+/// neon, dotprod, i8mm), which narrows the instruction sets used; empty is as if it were not set, an unknown
+/// name is BL_ERROR_INVALID_ARGUMENT, one that this CPU lacks BL_ERROR_UNSUPPORTED. The default context
+/// reads it at its first use.
 ///
 /// # Safety
 /// As the rules at the top of bitlinear.h say.
@@ -201,8 +201,8 @@ pub unsafe extern "C" fn bl_context_create(
                 log: options.log.map(|write| Log { write, user: options.log_user, level }),
                 ..Context::serial(Isa::from_environment()?)
             };
-            let (isa, width) = (context.isa.name(), context.executor.width());
-            context.log(bl_log_level::BL_LOG_INFO, format_args!("context: {isa}, {width} thread(s)"));
+            let (isa, threads) = (context.isa.name(), context.executor.threads());
+            context.log(bl_log_level::BL_LOG_INFO, format_args!("context: {isa}, {threads} thread(s)"));
             *out = handle::make::<bl_context, _>(Arc::new(context))?;
             Ok(())
         })

@@ -7,14 +7,18 @@ use super::context;
 use super::types::*;
 use super::weights::{Weights, features, mistake};
 use crate::codec;
-use crate::error::fail;
+use crate::error::{Error, Status, fail};
 use crate::layout::Row;
+use crate::limits::FEATURES_MAX;
 use crate::memory::filled;
 
-/// Writes rows x cols numbers from one type to another: f32, f16, bf16 and the packed formats that
-/// keep a row together (q4_0 to q8_0, tq1_0, tq2_0, q1_0, q2_0, pq2_0, ptq1_0 both ways, byte for byte
-/// as their own tools; the others of bl_layer_create without separate scales: from them only).
-/// src and dst do not overlap. After a failure dst may hold some of the rows.
+/// Writes rows x columns numbers from one type to another. Both ways, packed formats byte for byte as
+/// their own tools: f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, tq1_0, tq2_0, mxfp4, q1_0, q2_0,
+/// q2_0-legacy, pq2_0, ptq1_0. From them only: q2_k, q3_k, q4_k, q5_k, q6_k, iq1_s, iq4_nl, iq4_xs,
+/// i2_s, i2_s-arm, i2_s-rows, t158. Any other type is BL_ERROR_UNSUPPORTED, one whose scales stand apart
+/// as src BL_ERROR_INVALID_ARGUMENT; so are columns that are no multiple of a type's block. rows = 0
+/// does nothing. src and dst do not overlap. After a failure dst may hold some of the rows. Runs on the
+/// calling thread.
 ///
 /// # Safety
 /// As the rules at the top of bitlinear.h say.
@@ -22,7 +26,7 @@ use crate::memory::filled;
 pub unsafe extern "C" fn bl_convert(
     context: *const bl_context,
     rows: i64,
-    cols: i64,
+    columns: i64,
     src: *const c_void,
     src_type: TypeArg,
     src_stride: i64,
@@ -36,15 +40,16 @@ pub unsafe extern "C" fn bl_convert(
     unsafe {
         guard(error, || {
             context::of(context)?;
-            let columns = features(cols, "cols")?;
+            let columns = features(columns, "columns")?;
             let (from, to) = (src_type.known()?, dst_type.known()?);
             let codec =
                 codec::find(to).map_err(|e| e.within(format_args!("{} to {}", from.name(), to.name())))?;
             if rows == 0 {
                 return Ok(());
             }
-            let rows = features(rows, "rows")?;
-            let shape = |e: crate::error::Error| fail!(InvalidArgument, "{}", e.text());
+            let rows = features(rows, "rows")
+                .map_err(|_| fail!(InvalidArgument, "rows = {rows}: 0 to {FEATURES_MAX}"))?;
+            let shape = |e: Error| fail!(InvalidArgument, "{}", e.text());
             codec.layout(columns).map_err(shape)?;
             let row_bytes = codec.row_bytes(columns);
             let stride = match usize::try_from(dst_stride) {
@@ -81,7 +86,11 @@ pub unsafe extern "C" fn bl_convert(
             let mut row = Row::new(layout, columns)?;
             let mut weights = filled(columns, 0.0f32, "a row of weights")?;
             for r in 0..rows {
-                let within = |e: crate::error::Error| e.within(format_args!("row {r}"));
+                // A type that is not written is no fault of a row's.
+                let within = |e: Error| match e.status() {
+                    Status::Unsupported => e.within(format_args!("{} to {}", from.name(), to.name())),
+                    _ => e.within(format_args!("row {r}")),
+                };
                 matrix.read_row(r, &mut row).map_err(mistake)?;
                 for (k, w) in weights.iter_mut().enumerate() {
                     *w = row.weight(&layout, k);

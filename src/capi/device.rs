@@ -93,7 +93,7 @@ pub unsafe extern "C" fn bl_layer_copy(
     }
 }
 
-/// bl_forward_many on the caller's CUDA stream, for layers on one GPU: x, the y's and the workspace are
+/// bl_forward_many (1 to 16 layers) on the caller's CUDA stream, for layers on one GPU: x, the y's and the workspace are
 /// memory of that GPU, aligned to their elements, and strides are multiples of an element. `layers`, `ys`
 /// and `y_strides` are arrays of the host's. The work is put on the stream, and the call comes back:
 /// nothing is allocated, loaded or waited for, so that it may be captured in a graph. What is captured holds

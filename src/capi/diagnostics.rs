@@ -5,8 +5,6 @@ use std::ffi::{CStr, c_char};
 use super::boundary::guard;
 use super::options;
 use super::types::*;
-use crate::error::fail;
-use crate::types::TYPES;
 
 /// `major * 1000000 + minor * 1000 + patch` of this crate.
 const VERSION: u32 = 1_000_000 * number(env!("CARGO_PKG_VERSION_MAJOR"))
@@ -88,10 +86,7 @@ pub unsafe extern "C" fn bl_type_describe(
     unsafe {
         guard(error, || {
             let out = options::prepare(info)?;
-            let known = TYPES
-                .iter()
-                .find(|t| t.ty as u32 == r#type.0)
-                .ok_or_else(|| fail!(Unsupported, "type {} is unknown to this library", r#type.0))?;
+            let known = r#type.known()?.info();
             out.fill(&bl_type_info {
                 struct_size: 0,
                 block: known.block,

@@ -69,7 +69,7 @@ pub unsafe extern "C" fn bl_plan(
             let plan = linear.plan(batch(m)?, executor);
             out.fill(&bl_plan_info {
                 struct_size: 0,
-                threads: executor.width() as u32,
+                threads: executor.threads() as u32,
                 kernel: plan.kernel.c_name().as_ptr(),
                 workspace_size: (plan.workspace + ALIGNMENT) as u64,
                 workspace_alignment: ALIGNMENT as u64,
@@ -82,9 +82,9 @@ pub unsafe extern "C" fn bl_plan(
 }
 
 /// y[m x out_features] = x[m x in_features] W^T + b, with the norm, rotation and epilogue that the
-/// layer was made with. x and y are f32, f16 or bf16, of any alignment,
-/// and do not overlap. m = 0 writes nothing. A row of y does not depend, in any bit, on the other rows,
-/// on the number of threads, on alignment or on the CPU (docs/numerics.md). A row of x with a NaN or
+/// layer was made with. x and y are f32, f16 or bf16, of any alignment, and do not overlap, which is not
+/// checked. m is 0 to 2147483648; 0 writes nothing. A row of y does not depend, in any bit, on the other
+/// rows, on the number of threads, on alignment or on the CPU (docs/numerics.md). A row of x with a NaN or
 /// an infinity gives, with integer activations, a row of NaN.
 ///
 /// A layer on a device gives the same bits. x and y are the host's memory all the same: they are copied, as
@@ -115,9 +115,7 @@ pub unsafe extern "C" fn bl_forward(
             let x_stride = row_stride(x_stride, in_features, x_float, "x")?;
             let y_stride = row_stride(y_stride, out_features, y_float, "y")?;
             let run = options::read(options)?;
-            if run.flags & !BL_RUN_ACCUMULATE != 0 {
-                return Err(fail!(InvalidArgument, "run flags {:#x} are unknown", run.flags));
-            }
+            known_flags(&run, BL_RUN_ACCUMULATE)?;
             if m == 0 {
                 return Ok(());
             }
@@ -139,6 +137,15 @@ pub unsafe extern "C" fn bl_forward(
                 }
             }
         })
+    }
+}
+
+/// Refuses flags that a call does not know.
+fn known_flags(run: &bl_run_options, known: u32) -> Result<()> {
+    match run.flags & !known {
+        0 => Ok(()),
+        BL_RUN_CHECK => Err(fail!(InvalidArgument, "run flags: BL_RUN_CHECK is for bl_forward_device only")),
+        unknown => Err(fail!(InvalidArgument, "run flags {unknown:#x} are unknown")),
     }
 }
 
@@ -294,9 +301,7 @@ impl<'a> Several<'a> {
         let (x_type, y_type) = (float_type(x_type, "x")?, float_type(y_type, "y")?);
         // SAFETY: the caller's contract; `layers` has an item, as `count` is not 0.
         let (run, first) = unsafe { (options::read(options)?, handle::get::<_, Layer>(layers.read())?) };
-        if run.flags & !flags != 0 {
-            return Err(fail!(InvalidArgument, "run flags {:#x} are unknown", run.flags));
-        }
+        known_flags(&run, flags)?;
         let x_stride = row_stride(x_stride, first.in_features(), x_type, "x")?;
         addressable(m, x_stride, "x")?;
         Ok(Several { first, count, m, x, x_type, x_stride, y_type, run, layers, ys, y_strides })
@@ -326,10 +331,10 @@ impl<'a> Several<'a> {
     }
 }
 
-/// Several layers on the same x (Q, K and V; gate and up): ys[i] = x W_i^T + b_i, each bit for bit what
-/// bl_forward gives. x is quantised once (and normed and rotated, where all layers do that alike) and all
-/// layers are one parallel region. The layers have the
-/// same in_features and belong to one context; the y's are of one type and do not overlap. y_strides is
+/// Several layers, 1 to 16, on the same x (Q, K and V; gate and up): ys[i] = x W_i^T + b_i, each bit for
+/// bit what bl_forward gives. x is quantised once (and normed and rotated, where all layers do that alike)
+/// and all layers are one parallel region. The layers have the same in_features, belong to one context
+/// and are on one device; the y's are of one type and do not overlap. y_strides is
 /// NULL (rows touch) or has one stride for each layer. A workspace as large as the layers' planned
 /// ones together is always enough.
 ///

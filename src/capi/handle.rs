@@ -21,6 +21,8 @@ struct Shell {
 }
 
 const FREE: u32 = 0;
+/// The upper half of every tag.
+const TAGS: u32 = 0x424c;
 /// Freed shells held back before the oldest is used again.
 const REST: usize = 256;
 
@@ -32,7 +34,7 @@ static LIVE: AtomicUsize = AtomicUsize::new(0);
 
 /// A type that handles can hold.
 pub trait Kind: Send + Sync + Sized + 'static {
-    /// Tells the kinds apart in a shell; not 0.
+    /// Tells the kinds apart in a shell; its upper half is that of all.
     const TAG: u32;
     /// For messages.
     const NAME: &'static str;
@@ -98,7 +100,10 @@ pub unsafe fn get<'a, H, T: Kind>(handle: *const H) -> Result<&'a T> {
         // SAFETY: the tag says that the body is a `T` that the shell owns a count of.
         tag if tag == T::TAG => Ok(unsafe { &*shell.body.load(Ordering::Relaxed).cast::<T>() }),
         FREE => Err(fail!(InvalidHandle, "the {} {handle:p} was freed", T::NAME)),
-        _ => Err(fail!(InvalidHandle, "{handle:p} is a handle, but of no {}", T::NAME)),
+        tag if tag >> 16 == TAGS => {
+            Err(fail!(InvalidHandle, "{handle:p} is a handle, but of no {}", T::NAME))
+        }
+        _ => Err(fail!(InvalidHandle, "{handle:p} is no {}, nor any other handle", T::NAME)),
     }
 }
 

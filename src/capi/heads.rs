@@ -43,6 +43,7 @@ pub struct bl_heads {
 pub struct bl_heads_options {
     pub struct_size: u32,
     pub kind: HeadsKindArg,
+    /// At least 1, as are latent and features: these have no default.
     pub heads: i64,
     /// Of each head.
     pub latent: i64,
@@ -74,8 +75,9 @@ pub struct bl_heads_run {
     pub struct_size: u32,
     /// BL_HEADS_RELU, BL_HEADS_QUANTIZE_OUTPUT.
     pub flags: u32,
+    /// batch * time may be 0: nothing is computed then.
     pub batch: i64,
-    /// Heads of x: those of the weights, or 1 for a low-rank projection.
+    /// Heads of x: those of the weights, or 1 for a low-rank projection. There is no default.
     pub input_heads: i64,
     pub time: i64,
     /// How many of each head's latent features there are in y (low-rank) or x (tail): the first ones.
@@ -216,8 +218,12 @@ unsafe fn read_run(run: *const bl_heads_run, projection: &Projection) -> Result<
     }
     // SAFETY: the caller's contract.
     let run = unsafe { options::read(run)? };
-    if run.flags & !(BL_HEADS_RELU | BL_HEADS_QUANTIZE_OUTPUT) != 0 || run.reserved != 0 {
-        return Err(fail!(InvalidArgument, "run flags {:#x} are unknown", run.flags));
+    let unknown = run.flags & !(BL_HEADS_RELU | BL_HEADS_QUANTIZE_OUTPUT);
+    if unknown != 0 {
+        return Err(fail!(InvalidArgument, "run flags {unknown:#x} are unknown"));
+    }
+    if run.reserved != 0 {
+        return Err(fail!(InvalidArgument, "bl_heads_run.reserved is {}: it must be 0", run.reserved));
     }
     let relu = run.flags & BL_HEADS_RELU != 0;
     if run.threshold != 0.0 && !relu {
@@ -447,7 +453,11 @@ pub unsafe extern "C" fn bl_heads_backward(
             }
             let g = options::read(gradients)?;
             if g.reserved != 0 {
-                return Err(fail!(InvalidArgument, "bl_heads_gradients.reserved is {}", g.reserved));
+                return Err(fail!(
+                    InvalidArgument,
+                    "bl_heads_gradients.reserved is {}: it must be 0",
+                    g.reserved
+                ));
             }
             let x = match (g.x.is_null(), g.codes.is_null()) {
                 (false, true) => Input::Floats(floats(g.x, g.x_count, "x")?),
@@ -469,8 +479,10 @@ pub unsafe extern "C" fn bl_heads_backward(
     }
 }
 
-/// Finds one scale for all of x and uses it in the calls that follow, in place of what they would find;
-/// x NULL: no longer. May run beside other calls, which use the old scale or the new one.
+/// Fixes the scale of the inputs: finds one for all of x (`count` f32 values) and uses it in the calls that
+/// follow, in place of what they would find; x NULL: no longer. It is about activations in a running
+/// projection, as is bl_layer_calibrate; bl_calibrate gathers what bl_model_quantize rounds weights by.
+/// May run beside other calls, which use the old scale or the new one.
 ///
 /// # Safety
 /// As the rules at the top of bitlinear.h say.

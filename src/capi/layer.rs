@@ -149,6 +149,9 @@ impl Kind for Layer {
 
 /// A float type of a caller's matrix.
 pub fn float_type(ty: TypeArg, what: &str) -> Result<Float> {
+    if ty.0 == 0 {
+        return Err(fail!(Unsupported, "{what} of type BL_TYPE_AUTO: name it, f32, f16 or bf16"));
+    }
     match ty.known()? {
         Type::F32 => Ok(Float::F32),
         Type::F16 => Ok(Float::F16),
@@ -181,9 +184,11 @@ pub fn addressable(rows: usize, stride: usize, what: &str) -> Result<()> {
     }
 }
 
-/// Makes a layer of a model. `name` is a layer's (bl_model_layer): its weights with scales, bias and what
-/// else its format has beside them. Or it is a tensor's: that matrix alone, [out_features, in_features], as
-/// it is stored; where both have the name, the tensor is meant. The weights are packed for the CPU, exactly:
+/// Makes a layer of a model. `name` is a layer's, "blk.0.attn_q", as bl_model_layer lists them: its weights
+/// with scales, bias and what else its format has beside them. Or it is a tensor's, "blk.0.attn_q.weight":
+/// that matrix alone, [out_features, in_features], as it is stored, WITHOUT the bias and the scale beside
+/// it; a tensor of one dimension is a layer of one row. Where both have the name, the tensor is meant. So
+/// open layers by layers' names, tensors where only the matrix is wanted. The weights are packed, exactly:
 /// nothing is quantised again, save plain floats where options.type asks for it. A layer of a file that
 /// bl_save wrote is used in place. A layer of which a part is missing is BL_ERROR_BAD_FILE, and what neither
 /// tensors nor config.json tell is BL_ERROR_INVALID_ARGUMENT that names the option which decides. The layer
@@ -412,9 +417,13 @@ fn reading<T>(model: &Model, plan: &Plan<'_>, work: impl FnOnce(Seen<'_>) -> Res
     Ok(result)
 }
 
-/// Makes a layer from weights [out_features, in_features] in memory: floats, which are rounded to
-/// options.type (BL_TYPE_AUTO: ternary), or any packed format whose weights are one tensor, which is kept
-/// exactly. Formats whose scales stand apart take them from the options. The weights are copied.
+/// Makes a layer from weights [out_features, in_features] in memory, which are copied: floats (f32, f16,
+/// bf16), which are rounded to options.type (BL_TYPE_AUTO: ternary), or a packed format, which is kept
+/// exactly. Those with their scales: q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, iq1_s,
+/// iq4_nl, iq4_xs, tq1_0, tq2_0, mxfp4, q1_0, q2_0, q2_0-legacy, pq2_0, ptq1_0, i2_s, i2_s-arm, i2_s-rows,
+/// t158. Those whose scales stand apart, in options.scales: ternary, binary, int4, int8, bitnet-hf,
+/// ternary-block, ternary2, compressed-tensors. Any other type is BL_ERROR_UNSUPPORTED; columns that are no
+/// multiple of the type's block are BL_ERROR_INVALID_ARGUMENT.
 ///
 /// # Safety
 /// As the rules at the top of bitlinear.h say.
@@ -469,8 +478,8 @@ pub unsafe extern "C" fn bl_layer_create(
 }
 
 /// Packs new weights of the same shape into a layer that bl_layer_create made, by the same rule and into
-/// the same format; bias and the rest stay. Must be the only call on the layer. After a failure the
-/// layer is as it was.
+/// the same format; bias and the rest stay. They are floats, or of the layer's own format where that has its
+/// scales in it. Must be the only call on the layer. After a failure the layer is as it was.
 ///
 /// # Safety
 /// As the rules at the top of bitlinear.h say.

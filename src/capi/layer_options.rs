@@ -20,10 +20,18 @@ use crate::types::Type;
 pub(super) fn part(options: &bl_layer_options) -> Result<Part> {
     let (rank, count) = (options.shard_rank, options.shard_count);
     if options.reserved != 0 {
-        return Err(fail!(InvalidArgument, "bl_layer_options.reserved is {}", options.reserved));
+        return Err(fail!(
+            InvalidArgument,
+            "bl_layer_options.reserved is {}: it must be 0",
+            options.reserved
+        ));
     }
     if options.device_flags != 0 {
-        return Err(fail!(InvalidArgument, "bl_layer_options.device_flags is {}", options.device_flags));
+        return Err(fail!(
+            InvalidArgument,
+            "bl_layer_options.device_flags is {}: it must be 0",
+            options.device_flags
+        ));
     }
     match options.shard.0 {
         0 if rank == 0 && count == 0 => Ok(Part::Whole),
@@ -70,7 +78,7 @@ pub(super) unsafe fn scale_bytes(options: &bl_layer_options) -> Result<Option<Ve
 
 fn option_size(n: i64, what: &str) -> Result<usize> {
     let size = usize::try_from(n).ok().filter(|n| *n as u64 <= FEATURES_MAX * FEATURES_MAX);
-    size.ok_or_else(|| fail!(InvalidArgument, "bl_layer_options.{what} is {n}"))
+    size.ok_or_else(|| fail!(InvalidArgument, "bl_layer_options.{what} is {n}: 0 (not said) or more"))
 }
 
 /// What the options ask of the model.

@@ -49,18 +49,26 @@ pub extern "C" fn bl_low_bit_name(format: LowBitArg) -> *const c_char {
     LowBit::from_number(format.0).map_or(c"unknown", LowBit::name).as_ptr()
 }
 
-/// A caller's f32 values.
+/// A caller's f32 values; NULL will do for none.
 ///
 /// # Safety
 /// `values` is NULL or valid for reading `count` of them, while the slice is used.
 pub unsafe fn floats<'a>(values: *const f32, count: i64, what: &str) -> Result<&'a [f32]> {
-    match usize::try_from(count) {
-        Ok(count) if !values.is_null() && values.is_aligned() && count <= isize::MAX as usize / 4 => {
-            // SAFETY: not NULL, aligned, and the caller's contract.
-            Ok(unsafe { std::slice::from_raw_parts(values, count) })
-        }
-        _ => Err(fail!(InvalidArgument, "{what}: {count} floats at {values:p}, NULL or not aligned")),
+    let most = isize::MAX as usize / 4;
+    let Some(count) = usize::try_from(count).ok().filter(|n| *n <= most) else {
+        return Err(fail!(InvalidArgument, "{what}: {count} floats: 0 to {most}"));
+    };
+    if values.is_null() {
+        return match count {
+            0 => Ok(&[]),
+            _ => Err(fail!(InvalidArgument, "{what}: NULL, not {count} floats")),
+        };
     }
+    if !values.is_aligned() {
+        return Err(fail!(InvalidArgument, "{what}: {values:p} is not aligned to 4 bytes, as floats are"));
+    }
+    // SAFETY: not NULL, aligned, and the caller's contract.
+    Ok(unsafe { std::slice::from_raw_parts(values, count) })
 }
 
 /// The same to write.
@@ -71,6 +79,9 @@ pub unsafe fn floats<'a>(values: *const f32, count: i64, what: &str) -> Result<&
 pub unsafe fn floats_mut<'a>(values: *mut f32, count: i64, what: &str) -> Result<&'a mut [f32]> {
     // SAFETY: the caller's contract; NULL and alignment are checked.
     let count = unsafe { floats(values, count, what)? }.len();
-    // SAFETY: as above.
+    if values.is_null() {
+        return Ok(&mut []);
+    }
+    // SAFETY: as above, and not NULL.
     Ok(unsafe { std::slice::from_raw_parts_mut(values, count) })
 }

@@ -102,24 +102,32 @@ pub unsafe fn string<'a>(text: *const c_char, what: &str) -> Result<&'a CStr> {
     Ok(unsafe { CStr::from_ptr(text) })
 }
 
+/// No file has the empty path; what the system says of it would name nothing.
+fn not_empty(path: &CStr) -> Result<()> {
+    if path.is_empty() { Err(fail!(Io, "the path is empty")) } else { Ok(()) }
+}
+
 /// A path argument.
 #[cfg(unix)]
 pub fn path_of(text: &CStr) -> Result<&Path> {
     use std::os::unix::ffi::OsStrExt;
+    not_empty(text)?;
     Ok(Path::new(OsStr::from_bytes(text.to_bytes())))
 }
 
 /// A path argument.
 #[cfg(not(unix))]
 pub fn path_of(text: &CStr) -> Result<&Path> {
+    not_empty(text)?;
     let text = text.to_str().map_err(|_| fail!(InvalidArgument, "the path is not UTF-8"))?;
     Ok(Path::new(OsStr::new(text)))
 }
 
 /// Opens a model: a GGUF file (or the first part of a split one), a safetensors file, an index of
-/// shards or the folder they are in, a file that bl_save wrote. Only headers are read; tensors are
-/// mapped. The file must not be cut or rewritten while it is mapped: reading a missing page would stop
-/// the process with SIGBUS. BL_LOAD_COPY reads it into memory instead, and then it may change.
+/// shards or the folder they are in, a file that bl_save wrote, a JSON artifact of burn_dragon (read,
+/// not mapped). The content tells the kind. Only headers are read; tensors are mapped. The file must not
+/// be cut or rewritten while it is mapped: reading a missing page would stop the process with SIGBUS.
+/// BL_LOAD_COPY reads it into memory instead, and then it may change.
 /// BL_LOAD_VERIFY reads all of a file that bl_save wrote and compares it with the sums in it.
 ///
 /// # Safety

@@ -95,10 +95,9 @@ pub type bl_progress_fn =
 #[derive(Clone, Copy)]
 pub struct bl_quantize_options {
     pub struct_size: u32,
-    /// The kind of file to write, as bl_model_info.container numbers them: 1 safetensors, 2 GGUF,
-    /// 3 bitlinear's packed file, 4 burn_dragon's artifact: the float arrays decoder_x, decoder_y and
-    /// encoder of the source, by BL_QUANTIZE_FIXED rules, to binary, ternary2 or int8. 0: that of the
-    /// source.
+    /// The kind of file to write, BL_CONTAINER_*; 0: that of the source. BL_CONTAINER_BURN_DRAGON: the
+    /// float arrays decoder_x, decoder_y and encoder of the source, by BL_QUANTIZE_FIXED rules, to
+    /// binary, ternary2 or int8.
     pub container: u32,
     /// What the chosen layers become. BL_TYPE_AUTO: ternary.
     pub r#type: TypeArg,
@@ -146,8 +145,8 @@ pub struct bl_quantize_options {
     /// Must be 0.
     pub reserved: u32,
     /// Most bytes beside what is mapped; 0: twice the largest tensor of the source and 64 MiB. A layer
-    /// that needs more is BL_ERROR_OUT_OF_MEMORY before anything is written. A packed file (container
-    /// 3) is held whole besides until it is written.
+    /// that needs more is BL_ERROR_OUT_OF_MEMORY before anything is written. A packed file is held whole
+    /// besides until it is written.
     pub memory: u64,
     pub progress: bl_progress_fn,
     pub progress_user: *mut c_void,
@@ -220,8 +219,8 @@ impl LayersArg {
 
 fn target(ty: TypeArg, rule: RuleArg, group: i64, bases: u32) -> Result<Target> {
     let ty = if ty.0 == 0 { Type::Ternary } else { ty.known()? };
-    let group = usize::try_from(group).ok().filter(|n| *n as u64 <= FEATURES_MAX);
-    let group = group.ok_or_else(|| fail!(InvalidArgument, "group_size is out of range"))?;
+    let size = usize::try_from(group).ok().filter(|n| *n as u64 <= FEATURES_MAX);
+    let group = size.ok_or_else(|| fail!(InvalidArgument, "group_size is {group}: 0 to {FEATURES_MAX}"))?;
     Ok(Target { ty, group, bases: bases as usize, rule: rule.known()? })
 }
 
@@ -236,8 +235,8 @@ fn float(ty: TypeArg, what: &str) -> Result<Option<Type>> {
 }
 
 /// Writes a model with some of its layers quantised: GGUF (metadata kept), safetensors (cortex ternary
-/// and int4, Hugging Face BitNet, floats), a packed file of its layers or burn_dragon's artifact. Layers go through one after
-/// another on the context's threads. Only floats are quantised, unless BL_QUANTIZE_AGAIN says otherwise.
+/// and int4, Hugging Face BitNet, floats), a packed file of its layers or burn_dragon's artifact. Layers go
+/// through one after another on the context's threads. Only floats are quantised, unless BL_QUANTIZE_AGAIN says otherwise.
 /// A weight that is not finite is an error that names it. A file of that name stays whole until the new
 /// one is; a failure leaves it, and nothing else. report may be NULL. docs/quantize.md says which type
 /// and method is best when.
@@ -260,7 +259,11 @@ pub unsafe extern "C" fn bl_model_quantize(
             let path = path_of(string(path, "the path")?)?;
             let o = options::read(options)?;
             if o.reserved != 0 {
-                return Err(fail!(InvalidArgument, "bl_quantize_options.reserved is {}", o.reserved));
+                return Err(fail!(
+                    InvalidArgument,
+                    "bl_quantize_options.reserved is {}: it must be 0",
+                    o.reserved
+                ));
             }
             let unknown = o.flags & !(BL_QUANTIZE_FIXED | BL_QUANTIZE_COMPENSATE | BL_QUANTIZE_AGAIN);
             if unknown != 0 {
@@ -274,7 +277,11 @@ pub unsafe extern "C" fn bl_model_quantize(
             let mut types = Vec::new();
             for item in items(o.targets, o.target_count, "targets")? {
                 if item.reserved != 0 {
-                    return Err(fail!(InvalidArgument, "bl_quantize_target.reserved is {}", item.reserved));
+                    return Err(fail!(
+                        InvalidArgument,
+                        "bl_quantize_target.reserved is {}: it must be 0",
+                        item.reserved
+                    ));
                 }
                 reserve(&mut types, 1, "targets")?;
                 types.push((

@@ -138,7 +138,8 @@ args! {
 }
 
 /// How a model with projections x, y ([heads, embd, latent] each) and residual ([heads * latent, embd])
-/// is quantised. The keys in messages are those of burn_dragon's configuration files.
+/// is quantised. The keys in messages are those of burn_dragon's configuration files (docs/formats.md,
+/// "Names").
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct bl_runtime_config {
@@ -330,7 +331,7 @@ unsafe fn read_shape(shape: *const bl_runtime_shape) -> Result<Shape> {
     let bl_runtime_shape { reserved, batch, time, layers, heads, embd, latent, .. } =
         unsafe { options::read(shape)? };
     if reserved != 0 {
-        return Err(fail!(InvalidArgument, "bl_runtime_shape.reserved is {reserved}"));
+        return Err(fail!(InvalidArgument, "bl_runtime_shape.reserved is {reserved}: it must be 0"));
     }
     Ok(Shape { batch, time, layers, heads, embd, latent })
 }

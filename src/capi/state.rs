@@ -275,11 +275,16 @@ pub unsafe extern "C" fn bl_state_write(
 }
 
 fn check_parts(codes: *const u8, code_bytes: usize, scales: *const f32, scale_count: usize) -> Result<()> {
-    let long = code_bytes > isize::MAX as usize || scale_count > isize::MAX as usize / 4;
-    if codes.is_null() || scales.is_null() || !scales.is_aligned() || long {
+    if codes.is_null() || scales.is_null() {
+        return Err(fail!(InvalidArgument, "{} are NULL", if codes.is_null() { "codes" } else { "scales" }));
+    }
+    if !scales.is_aligned() {
+        return Err(fail!(InvalidArgument, "scales: {scales:p} is not aligned to 4 bytes, as floats are"));
+    }
+    if code_bytes > isize::MAX as usize || scale_count > isize::MAX as usize / 4 {
         return Err(fail!(
             InvalidArgument,
-            "{code_bytes} bytes of codes at {codes:p}, {scale_count} scales at {scales:p}: NULL or not aligned"
+            "{code_bytes} bytes of codes, {scale_count} scales: more than an address space"
         ));
     }
     Ok(())

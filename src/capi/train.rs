@@ -97,7 +97,11 @@ pub unsafe extern "C" fn bl_layer_backward(
             }
             let g = options::read(gradients)?;
             if g.reserved != 0 {
-                return Err(fail!(InvalidArgument, "bl_layer_gradients.reserved is {}", g.reserved));
+                return Err(fail!(
+                    InvalidArgument,
+                    "bl_layer_gradients.reserved is {}: it must be 0",
+                    g.reserved
+                ));
             }
             let (n, k) = (linear.out_features(), linear.in_features());
             let saved;
@@ -168,9 +172,11 @@ fn check_format(layer: &Layer, codes: &CodeRows) -> Result<()> {
     }
 }
 
-/// Finds one scale for all of x [m, in_features] and uses it in the calls that follow, in place of the
-/// scales that the layer's rule finds; x NULL: no longer. bl_save writes it with the layer. For integer
-/// activations of layers without norm and rotation. Must be the only call on the layer.
+/// Fixes the scale of the inputs: finds one for all of x [m, in_features] and uses it in the calls that
+/// follow, in place of the scales that the layer's rule finds; x NULL: no longer. It changes no weight, and
+/// has nothing to do with bl_calibrate, which gathers what bl_model_quantize rounds weights by. bl_save
+/// writes the scale with the layer. For integer activations of layers without norm and rotation. Must be
+/// the only call on the layer.
 ///
 /// # Safety
 /// As the rules at the top of bitlinear.h say.
@@ -209,11 +215,7 @@ pub unsafe extern "C" fn bl_layer_calibrate(
                 check_finite(&row, r * k, "x")?;
                 tensor.add(&row);
             }
-            let scale = tensor.scale();
-            if m == 0 || scale == 0.0 || !(1.0 / scale).is_finite() {
-                return Err(fail!(InvalidArgument, "x has no value to calibrate with"));
-            }
-            layer.fix_scale(Some(scale));
+            layer.fix_scale(Some(tensor.calibrated()?));
             Ok(())
         })
     }

@@ -50,11 +50,12 @@ pub enum bl_status {
 }
 
 /// Element or storage format of a matrix. 1..15 are plain elements; 100 + n is ggml's block format
-/// with ggml's id n; the others are formats of other tools. `bl_type_describe` tells names and blocks.
+/// with ggml's id n; the others are formats of other tools (cortex, ruvllm, burn_dragon and so on: whose
+/// they are is in docs/formats.md, "Names"). `bl_type_describe` tells names and blocks.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum bl_type {
-    /// What is stored.
+    /// What is stored, in options that say so. As the type of a matrix it is BL_ERROR_UNSUPPORTED.
     BL_TYPE_AUTO = 0,
     BL_TYPE_F32 = 1,
     BL_TYPE_F16 = 2,
@@ -277,14 +278,20 @@ pub struct bl_error {
 
 /// One task of a host's parallel-for. Never unwinds.
 pub type bl_task_fn = Option<unsafe extern "C" fn(task: *mut c_void, index: usize)>;
-/// A host's parallel-for: call run(task, i) once for each i in 0..count, on any threads, and come back
-/// after the last has returned. Tasks left out are made up for by the calling thread.
+/// A host's parallel-for: call run(task, i) once for each i in 0..count, on any threads, the calling one
+/// among them or not, and come back after the last has returned. Tasks left out are made up for by the
+/// calling thread.
 pub type bl_parallel_for_fn =
     Option<unsafe extern "C" fn(user: *mut c_void, count: usize, run: bl_task_fn, task: *mut c_void)>;
 /// Gets a line of text for a person. May be called from any thread; must not call the library.
 pub type bl_log_fn =
     Option<unsafe extern "C" fn(user: *mut c_void, level: bl_log_level, message: *const c_char)>;
-/// Gives `size` bytes aligned to `alignment` (a power of two), or NULL. Called from any thread.
+/// Gives `size` bytes aligned to `alignment` (a power of two), or NULL. Called from any thread. Weights
+/// below 4 MiB are cut from chunks of 16 MiB with an alignment of 2 MiB, which the layers of a context
+/// share: even the first small layer asks for one. Larger weights, and workspaces of 4 MiB and more, are
+/// asked for by themselves with the same alignment, smaller workspaces with one of 64. The library writes
+/// zeros to all of it. A chunk is given back after its last layer, the latest one also not before the
+/// context is freed.
 pub type bl_alloc_fn =
     Option<unsafe extern "C" fn(user: *mut c_void, size: usize, alignment: usize) -> *mut c_void>;
 /// Takes back what bl_alloc_fn gave, with the same size and alignment. Called from any thread.
@@ -307,8 +314,8 @@ pub enum bl_log_level {
 pub struct bl_context_options {
     pub struct_size: u32,
     /// 0 or 1: the calling thread only. N: a pool of N threads, the caller counted, which are joined
-    /// when the context goes. BL_THREADS_ALL: as many as affinity and cgroup allow. With parallel_for:
-    /// most tasks to hand over at a time (0: as many as affinity and cgroup allow).
+    /// when the context goes; at most 1024. BL_THREADS_ALL: as many as affinity and cgroup allow. With
+    /// parallel_for: most tasks to hand over at a time (0: as many as affinity and cgroup allow).
     pub threads: u32,
     /// The host's threads, instead of a pool; BORROWED until the context and its layers are gone.
     pub parallel_for: bl_parallel_for_fn,
@@ -354,7 +361,7 @@ pub struct bl_memory_info {
     pub struct_size: u32,
     /// Models, layers and states of the context.
     pub handles: u32,
-    /// Bytes of packed weights.
+    /// Bytes of packed weights: what layers use of the chunks that bl_alloc_fn gives, not the chunks.
     pub packed: u64,
     /// Bytes of mapped files.
     pub mapped: u64,
@@ -415,7 +422,7 @@ pub struct bl_load_options {
 #[derive(Clone, Copy)]
 pub struct bl_model_info {
     pub struct_size: u32,
-    /// 1 safetensors, 2 GGUF, 3 bitlinear, 4 burn_dragon artifacts.
+    /// BL_CONTAINER_*: the kind of file.
     pub container: u32,
     pub tensors: i64,
     pub metadata: i64,
@@ -499,8 +506,9 @@ pub struct bl_meta_info {
     pub items: i64,
 }
 
-/// How a layer is made: y = epilogue(rotation(norm(x)) W^T + bias). Options that say nothing about a format are refused with it, but for flags; a
-/// value out of its range is BL_ERROR_INVALID_ARGUMENT.
+/// How a layer is made: y = epilogue(rotation(norm(x)) W^T + bias). Options that say nothing about a format
+/// are refused with it, but for flags; a value out of its range is BL_ERROR_INVALID_ARGUMENT. The float
+/// arrays need no alignment.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct bl_layer_options {
@@ -508,11 +516,16 @@ pub struct bl_layer_options {
     /// BL_TYPE_AUTO: as stored; bl_layer_create from floats: ternary. Else which format it is, where the
     /// file does not tell: BL_TYPE_I2_S_ARM or _ROWS of an I2_S tensor; one of several that a layer is
     /// stored in; that of packed bytes whose scales are given below; BL_TYPE_BITNET_HF of floats that are
-    /// to be ternarised as transformers does. Or what plain floats are rounded to: f32, f16, bf16; ternary
-    /// (one scale, mean |w| of the matrix), binary (mean |w| of the row), int8 (max |w| / 127 of the
-    /// row), int4 (max |w| / 7 of the group); q4_0, q4_1, q5_0, q5_1, q8_0, tq1_0, tq2_0, q1_0, q2_0,
-    /// pq2_0 and ptq1_0 as their own tools do. Packed weights are not rounded again:
-    /// BL_ERROR_UNSUPPORTED.
+    /// to be ternarised as transformers does.
+    ///
+    /// Or what plain floats are rounded to, by fixed rules (docs/quantize.md): f32, f16, bf16; ternary
+    /// (one scale, mean |w| of the matrix; with group_size one for each group of a row), binary
+    /// (mean |w| of the row), int8 (max |w| / 127 of the row), int4 (max |w| / 7 of the group); q4_0,
+    /// q4_1, q5_0, q5_1, q8_0, tq1_0, tq2_0, mxfp4, q1_0, q2_0, q2_0-legacy, pq2_0 and ptq1_0 as their
+    /// own tools do. bl_layer_create also: bitnet-hf, ternary2, ternary-block, i2_s. Other types are
+    /// BL_ERROR_UNSUPPORTED: for q2_k, q3_k, q4_k, q5_k and q6_k there is a search, bl_model_quantize,
+    /// but no rule. Columns that are no multiple of the type's block are BL_ERROR_INVALID_ARGUMENT.
+    /// Packed weights are not rounded again: BL_ERROR_UNSUPPORTED.
     pub r#type: TypeArg,
     /// How the layer takes x.
     pub activation: ActivationArg,
@@ -528,7 +541,8 @@ pub struct bl_layer_options {
     /// multiplies; ternary-block: one for each block.
     pub scales: *const f32,
     pub scale_count: i64,
-    /// Columns of a group; 0: what the file or the number of scales says; int4 from floats: 128.
+    /// Columns of a group; 0: what the file or the number of scales says; from floats: int4 128,
+    /// ternary-block 256, ternary one scale for all.
     pub group_size: i64,
     /// Which matrix of a tensor of three dimensions, from 0.
     pub slice: i64,
@@ -557,8 +571,8 @@ pub struct bl_layer_options {
     /// BL_EPILOGUE_RELU only: finite.
     pub epilogue_threshold: f32,
     /// Integer activations only: one scale for all of x, q = clamp(round(x * (1 / scale)), -127, 127)
-    /// (or the codes' own range), instead of one that follows from each segment's largest value. It and its inverse finite and
-    /// above 0. 0: none.
+    /// (or the codes' own range), instead of one that follows from each segment's largest value. It and
+    /// its inverse finite and above 0. 0: none.
     pub activation_scale: f32,
     /// Make the layer of a part of the weights: part shard_rank (from 0) of shard_count. Parts are as
     /// even as rows, or whole groups of columns, allow; bl_layer_describe tells where a part begins.
@@ -625,7 +639,7 @@ pub struct bl_layer_info {
 #[derive(Clone, Copy)]
 pub struct bl_run_options {
     pub struct_size: u32,
-    /// BL_RUN_ACCUMULATE, BL_RUN_CHECK.
+    /// BL_RUN_ACCUMULATE; bl_forward_device also BL_RUN_CHECK.
     pub flags: u32,
     /// NULL: the library allocates. Else at least bl_plan's workspace_size bytes; not shared by calls
     /// that run at the same time. bl_forward_device: memory of the device, which must be given; bl_forward
@@ -639,7 +653,8 @@ pub struct bl_run_options {
 #[derive(Clone, Copy)]
 pub struct bl_plan_info {
     pub struct_size: u32,
-    /// 0 on a device.
+    /// How many at most compute at a time: those of the context's pool, the caller counted, or the
+    /// tasks that its parallel_for is given. A small product takes fewer. 0 on a device.
     pub threads: u32,
     /// "w4g_i8_avx512vnni_1x64": layout, activation, instruction set, rows of x by rows of W. Of a layer on
     /// a device the product's kernel: "bl_w4_few8". Static.
@@ -680,6 +695,15 @@ pub const BL_LOAD_BORROW: u32 = 2;
 /// `bl_load`, `bl_load_memory`: compare what bl_save wrote with the sums in it. Files of other tools
 /// have none.
 pub const BL_LOAD_VERIFY: u32 = 4;
+
+/// `bl_model_info.container`, `bl_quantize_options.container`: safetensors, one file or shards.
+pub const BL_CONTAINER_SAFETENSORS: u32 = 1;
+/// GGUF, one file or parts.
+pub const BL_CONTAINER_GGUF: u32 = 2;
+/// The packed file of layers that bl_save writes.
+pub const BL_CONTAINER_PACKED: u32 = 3;
+/// A JSON artifact of burn_dragon.
+pub const BL_CONTAINER_BURN_DRAGON: u32 = 4;
 
 /// `bl_layer_options.flags`: BitNet's weight_scale multiplies the weights, whatever config.json says.
 pub const BL_LAYER_SCALE_MULTIPLIES: u32 = 1;
@@ -732,7 +756,9 @@ sized!(
 impl TypeArg {
     /// The type with this number.
     pub fn known(self) -> crate::error::Result<crate::types::Type> {
-        crate::types::Type::from_number(self.0)
-            .ok_or_else(|| crate::error::fail!(Unsupported, "type {} is unknown to this library", self.0))
+        crate::types::Type::from_number(self.0).ok_or_else(|| match self.0 {
+            0 => crate::error::fail!(Unsupported, "BL_TYPE_AUTO where a type must be named"),
+            n => crate::error::fail!(Unsupported, "type {n} is unknown to this library"),
+        })
     }
 }

@@ -82,7 +82,10 @@ impl<'a> Weights<'a> {
                 | Type::CompressedTensors
         );
         if apart == scales.is_empty() {
-            let what = if apart { "stand apart: give them in the options" } else { "are in its bytes" };
+            let what = match apart {
+                true => "stand apart: bl_layer_create takes them in bl_layer_options.scales",
+                false => "are in its bytes: bl_layer_options.scales must be NULL",
+            };
             return Err(fail!(InvalidArgument, "the scales of {} {what}", ty.name()));
         }
         if self.transposed {

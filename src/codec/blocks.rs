@@ -4,7 +4,7 @@ use super::Codec;
 use super::stored::check_len;
 use crate::error::{Result, fail};
 use crate::float16::{f16_to_f32, f32_to_f16};
-use crate::layout::{Layout, Row, SUPER_BLOCK};
+use crate::layout::{Coded, Layout, Row, SUPER_BLOCK, Values};
 use crate::nearest;
 use crate::types::Type;
 
@@ -56,7 +56,15 @@ impl Codec for Blocks {
 
     fn encode_row(&self, weights: &[f32], bytes: &mut [u8]) -> Result<()> {
         let Some(encode) = self.encode else {
-            return Err(fail!(Unsupported, "{} cannot be written", self.ty.name()));
+            let name = self.ty.name();
+            // What codes of a table stand for is not searched either.
+            let table = matches!(self.layout, Layout::Coded(Coded { values: Values::Table(_), .. }));
+            return Err(match self.store.is_some() && !table {
+                true => {
+                    fail!(Unsupported, "{name} has no fixed rule here: bl_model_quantize writes it by search")
+                }
+                false => fail!(Unsupported, "{name} cannot be written, only read"),
+            });
         };
         self.layout(weights.len())?;
         check_len("bytes of a row", &[self.row_bytes(weights.len())], bytes.len())?;

@@ -18,6 +18,7 @@ use super::check_index;
 use super::stored::{check_bytes, check_len, check_shape};
 use crate::error::{Result, fail};
 use crate::layout::{Layout, Matrix, Row, Values};
+use crate::math::Mean;
 use crate::types::Type;
 
 /// The least scale.
@@ -174,8 +175,7 @@ impl Matrix for Artifact<'_> {
 pub fn encode(ty: Type, weights: &[f32], packed: &mut [u8]) -> Result<f32> {
     check_len("packed bytes", &[packed_bytes(ty, weights.len())?], packed.len())?;
     check_finite(weights)?;
-    // Added in order: the order decides the last bit of the scale.
-    let mean = weights.iter().fold(0.0f32, |sum, w| sum + w.abs()) / weights.len().max(1) as f32;
+    let mean = Mean::of(weights);
     packed.fill(0);
     match ty {
         Type::Binary => {
@@ -191,7 +191,8 @@ pub fn encode(ty: Type, weights: &[f32], packed: &mut [u8]) -> Result<f32> {
             Ok(scale)
         }
         _ => {
-            let scale = (2.0 * mean / 127.0).max(EPSILON);
+            // 2 mean / 127, to the last bit, where twice the mean may be beyond f32.
+            let scale = (mean / 63.5).max(EPSILON);
             for (w, byte) in weights.iter().zip(packed) {
                 *byte = (w / scale).round().clamp(-127.0, 127.0) as i8 as u8;
             }

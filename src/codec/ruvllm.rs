@@ -22,6 +22,7 @@ use super::check_index;
 use super::stored::{Floats, check_bytes, check_len, check_shape};
 use crate::error::{Result, fail};
 use crate::layout::{Coded, Float, Layout, Matrix, Offset, Row, ScaleType, Scales, Values};
+use crate::math::Mean;
 
 /// Elements of a block of the T158 file form.
 const BLOCK: usize = 256;
@@ -170,9 +171,7 @@ pub fn encode(block: usize, weights: &[f32], codes: &mut [u8], scales: &mut [f32
     check_len("scales", &[weights.len().div_ceil(block)], scales.len())?;
     codes.fill(0);
     for (b, (w, scale)) in weights.chunks(block).zip(scales).enumerate() {
-        // Added in order: the order decides the last bit of the scale.
-        let sum = w.iter().fold(0.0f32, |sum, w| sum + w.abs());
-        *scale = sum / w.len() as f32 + EPSILON;
+        *scale = Mean::of(w) + EPSILON;
         for (j, w) in w.iter().enumerate() {
             let e = b * block + j;
             let code = ((w / *scale).clamp(-1.0, 1.0).round() + 1.0) as u8;

@@ -155,11 +155,20 @@ pub(super) fn looks_like_json(bytes: &[u8]) -> bool {
 #[cold]
 pub(super) fn unknown(bytes: &[u8]) -> crate::error::Error {
     if bytes.is_empty() {
-        return fail!(BadFile, "a GGUF or safetensors file expected, found an empty file");
+        return fail!(
+            BadFile,
+            "a GGUF file, safetensors file or burn_dragon artifact expected, found an empty file"
+        );
     }
     if looks_like_json(bytes) {
-        return fail!(Unsupported, "a GGUF or safetensors file expected, found JSON");
+        return fail!(
+            Unsupported,
+            "a GGUF file, safetensors file or burn_dragon artifact expected, found JSON"
+        );
     }
     let found = Quoted(&bytes[..bytes.len().min(9)]);
-    fail!(BadFile, "a GGUF or safetensors file expected, found one that begins {found}")
+    fail!(
+        BadFile,
+        "a GGUF file, safetensors file or burn_dragon artifact expected, found one that begins {found}"
+    )
 }

@@ -69,12 +69,20 @@ impl Executor {
         Executor::Host(Host { parallel_for, user, tasks: tasks.max(1) })
     }
 
-    /// How many slots there are: the most pieces that run at a time.
+    /// How many slots there are.
     pub fn width(&self) -> usize {
         match self {
             Executor::Serial => 1,
             Executor::Pool(pool) => pool.threads(),
             Executor::Host(host) => host.tasks + 1, // the caller works too, in a slot of its own
+        }
+    }
+
+    /// How many pieces run at a time at most. A host's last slot is the caller's, who works when the host is done.
+    pub fn threads(&self) -> usize {
+        match self {
+            Executor::Host(host) => host.tasks,
+            _ => self.width(),
         }
     }
 

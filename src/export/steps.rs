@@ -108,7 +108,7 @@ impl<'a> Job<'a> {
         if !is_float(plan.ty) && !options.requantize {
             return Err(fail!(
                 InvalidArgument,
-                "these weights are {} already: quantising them again loses more; ask for it, or leave the layer out",
+                "these weights are {} already: quantising them again (BL_QUANTIZE_AGAIN) loses more, or leave the layer out",
                 plan.ty.name()
             ));
         }
@@ -117,7 +117,7 @@ impl<'a> Job<'a> {
             let fallback = options.fallback.ok_or_else(|| {
                 fail!(
                     Unsupported,
-                    "{} has blocks of {}, and {} columns are no multiple of it: name a fallback",
+                    "{} has blocks of {}, and {} columns are no multiple of it: set bl_quantize_options.fallback",
                     info.name(),
                     info.block,
                     plan.in_features

@@ -313,10 +313,7 @@ impl Projection {
         check_finite(x, 0, "x")?;
         let mut tensor = Tensor::new(width, self.input.span);
         tensor.add(x);
-        let scale = tensor.scale();
-        if scale == 0.0 {
-            return Err(fail!(InvalidArgument, "x has no value to calibrate with"));
-        }
+        let scale = tensor.calibrated()?;
         self.calibrated.store(scale.to_bits(), Ordering::Relaxed);
         Ok(())
     }

@@ -93,8 +93,14 @@ fn unit(layout: &Layout) -> usize {
 /// Part `rank` of `len` things, in whole units.
 fn cut(len: usize, unit: usize, what: &str, rank: u32, count: u32) -> Result<Range<usize>> {
     let units = len.div_ceil(unit);
+    if count == 0 {
+        return Err(fail!(
+            InvalidArgument,
+            "a shard of {what}, but shard_count is 0: set it to how many there are"
+        ));
+    }
     if rank >= count {
-        return Err(fail!(InvalidArgument, "shard {rank} of {count}: ranks count from 0"));
+        return Err(fail!(InvalidArgument, "shard_rank {rank} of shard_count {count}: 0 to {}", count - 1));
     }
     if count as usize > units {
         return Err(fail!(

@@ -17,7 +17,7 @@ impl Exact {
     pub(super) fn new(target: Type, columns: usize) -> Result<Exact> {
         let codec = codec::find(target)?;
         // Rows that the format cannot hold are no fault of a file's.
-        let layout = codec.layout(columns).map_err(|e| fail!(Unsupported, "{}", e.text()))?;
+        let layout = codec.layout(columns).map_err(|e| fail!(InvalidArgument, "{}", e.text()))?;
         let bytes = codec.row_bytes(columns);
         // A format that cannot be written says so before any weights are read.
         let (zeros, mut room) =

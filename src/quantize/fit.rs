@@ -12,6 +12,9 @@ use crate::error::{Result, fail};
 use crate::layout::{Coded, Layout, Offset, Row, SUPER_BLOCK, ScaleType, Scales, Values};
 use crate::memory::filled;
 
+/// Largest magnitude of a weight whose scale is searched: sums of products of more may be beyond f32.
+const LARGEST: f32 = 1e30;
+
 /// What a code means in each lane: `scale v + minimum`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Steps {
@@ -49,7 +52,12 @@ impl Fit {
                 let high = (1u32 << coded.bits) as f32 - 1.0 - zero as f32;
                 (Range { low: -(zero as f32), high }, false)
             }
-            Values::Table(_) => return Err(fail!(Unsupported, "a search for codes of a table")),
+            Values::Table(_) => {
+                return Err(fail!(
+                    Unsupported,
+                    "codes of a table are not searched: mxfp4 takes BL_QUANTIZE_FIXED, iq4_nl and iq4_xs are not written"
+                ));
+            }
         };
         let two_level = match coded.scales {
             Scales::TwoLevel { len: 16, minimum: true } => Some((Range { low: 0.0, high: 15.0 }, 15.0)),
@@ -110,6 +118,13 @@ impl Fit {
         importance: &[f32],
         rows: &mut [Row],
     ) -> Result<()> {
+        let largest = x.iter().flatten().fold(0.0f32, |most, x| most.max(x.abs()));
+        if largest > LARGEST {
+            return Err(fail!(
+                InvalidArgument,
+                "weights up to {largest}: scales are searched up to {LARGEST}"
+            ));
+        }
         if let Some(format) = self.two_level {
             return self.super_blocks(first, x, importance, rows, format);
         }
@@ -130,6 +145,15 @@ impl Fit {
             (groups.symmetric(), [0.0; LANES])
         };
         for (lane, row) in rows.iter_mut().enumerate() {
+            if self.coded.scale_type == ScaleType::F16
+                && let Some(value) =
+                    [scale[lane], minimum[lane]].into_iter().find(|s| f16::from_f32(*s).is_infinite())
+            {
+                return Err(fail!(
+                    InvalidArgument,
+                    "a scale of {value} is beyond f16: the weights are too large"
+                ));
+            }
             row.scales[g] = self.stored(scale[lane]);
             if self.has_minimum() {
                 row.minimums[g] = self.stored(minimum[lane]);
@@ -167,6 +191,9 @@ impl Fit {
             let (x, importance) = (&values[..len], &spread[..len]);
             let found = Groups { isa: self.isa, x, importance, range: self.range }.two_level(format);
             for (n, row) in rows.iter_mut().enumerate() {
+                if found.beyond[n] {
+                    return Err(fail!(InvalidArgument, "a scale is beyond f16: the weights are too large"));
+                }
                 let b = first / SUPER_BLOCK;
                 row.scales[b] = found.scale[n];
                 for j in 0..each {

@@ -1,5 +1,5 @@
 //! Bytes: `s = max |w| / 127` of the row, `q = clamp(round_half_even(w / s), -127, 127)`. burn_dragon
-//! takes `s = max(max(2 mean |w|, 1e-8) / 127, 1e-8)` of the tensor and rounds halves away from zero:
+//! takes `s = max(2 mean |w| / 127, 1e-8)` of the tensor and rounds halves away from zero:
 //! every weight above twice the mean is cut.
 
 use super::rounding::Kind;
@@ -18,8 +18,8 @@ impl Int8 {
     pub(super) fn of(source: &dyn Matrix, kind: Kind) -> Result<Int8> {
         let scale = match kind {
             Kind::MeanRange => {
-                let range = (2.0 * flat_mean(source, Type::Int8)?).max(1e-8);
-                Some([(range / 127.0).max(1e-8)])
+                // 2 mean / 127, to the last bit, where twice the mean may be beyond f32.
+                Some([(flat_mean(source, Type::Int8)? / 63.5).max(1e-8)])
             }
             _ => None,
         };

@@ -40,6 +40,7 @@ use crate::cpu::Isa;
 use crate::error::{Result, fail};
 use crate::kernel::{self, Portable};
 use crate::layout::{Layout, Matrix, Row};
+use crate::math::Mean;
 use crate::memory::filled;
 use crate::types::Type;
 
@@ -131,7 +132,11 @@ fn rule_of<'a>(source: &'a dyn Matrix, method: &Method<'_>) -> Result<Box<dyn Ru
     let ternary = matches!(target, Type::Ternary | Type::BitnetHf | Type::I2S | Type::Ternary2);
     let bases = method.bases.max(1);
     if bases > 1 && (target != Type::Ternary || group != 0 || bases > crate::codec::cortex::BASES_MAX) {
-        return Err(fail!(InvalidArgument, "{bases} bases of {}", target.name()));
+        return Err(fail!(
+            InvalidArgument,
+            "{bases} bases of {}: 1, or 1 to 8 of ternary without groups",
+            target.name()
+        ));
     }
     let allowed = match kind {
         Kind::Usual => true,
@@ -160,17 +165,16 @@ fn rule_of<'a>(source: &'a dyn Matrix, method: &Method<'_>) -> Result<Box<dyn Ru
     })
 }
 
-/// `mean |w|` of the whole matrix, added in f32 in the order of its elements: burn_dragon's mean, whose
-/// last bit the order decides.
+/// `mean |w|` of the whole matrix.
 fn flat_mean(source: &dyn Matrix, target: Type) -> Result<f32> {
     let mut row = Row::new(source.layout(), source.in_features())?;
-    let mut sum = 0.0f32;
+    let mut mean = Mean::default();
     for index in 0..source.out_features() {
         source.read_row(index, &mut row)?;
         check_finite(index, &row.floats, target)?;
-        sum = row.floats.iter().fold(sum, |sum, w| sum + w.abs());
+        mean.add_all(&row.floats);
     }
-    Ok(sum / (source.out_features() as f64 * source.in_features() as f64) as f32)
+    Ok(mean.value())
 }
 
 /// The first weight that is not finite, as an error.

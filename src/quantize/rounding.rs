@@ -147,7 +147,11 @@ impl<'a> Rounding<'a> {
             return Ok(rounds(rule.layout(), How::Rule(rule)));
         }
         if method.kind != Kind::Usual {
-            return Err(fail!(InvalidArgument, "a fixed rule was asked for, and scales by search too"));
+            return Err(fail!(
+                InvalidArgument,
+                "the rule {:?} is a fixed one: it needs BL_QUANTIZE_FIXED, no search",
+                method.kind
+            ));
         }
         let mut importance = filled(columns, 1.0f32, "importance of columns")?;
         if let Some(moments) = method.moments {
@@ -428,7 +432,11 @@ fn tensor_bases(method: &Method<'_>) -> Result<Option<usize>> {
     let bases = method.bases.max(1);
     let tensor = matches!(method.target, Type::Ternary | Type::BitnetHf | Type::I2S | Type::Ternary2);
     if bases > 1 && method.target != Type::Ternary {
-        return Err(fail!(InvalidArgument, "{bases} bases of {}", method.target.name()));
+        return Err(fail!(
+            InvalidArgument,
+            "{bases} bases of {}: only ternary has more than 1",
+            method.target.name()
+        ));
     }
     if bases > SEARCHED_BASES_MAX {
         return Err(fail!(
@@ -439,7 +447,11 @@ fn tensor_bases(method: &Method<'_>) -> Result<Option<usize>> {
     }
     if method.target == Type::Ternary && method.group != 0 {
         if bases > 1 {
-            return Err(fail!(InvalidArgument, "several bases in groups"));
+            return Err(fail!(
+                InvalidArgument,
+                "{bases} bases in groups of {}: ternary has one or the other",
+                method.group
+            ));
         }
         return Ok(None);
     }

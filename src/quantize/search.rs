@@ -59,6 +59,12 @@ fn inverse(a: f32) -> f32 {
     if a == 0.0 { 0.0 } else { 1.0 / a }
 }
 
+/// A power of two p, so that p |a| is 1 to 2 for all but the least floats: multiplying with it is exact.
+fn inverse_power_of_two(a: f32) -> f32 {
+    let exponent = (a.to_bits() >> 23 & 0xff).clamp(1, 253);
+    f32::from_bits((254 - exponent) << 23)
+}
+
 /// Groups to search: `x[k][lane]` and what each weight counts, `importance[k][lane]`.
 #[derive(Clone, Copy)]
 pub(super) struct Groups<'a> {
@@ -139,6 +145,7 @@ impl Groups<'_> {
                 sum[i] += x[i].abs();
             }
         }
+        let unit = each(|i| inverse_power_of_two(extreme[i]));
         let ternary = range.high == 1.0;
         // Where the codes reach one further below zero, the largest magnitude lies there.
         let reach = if range.low < -range.high { range.low } else { range.high };
@@ -155,7 +162,9 @@ impl Groups<'_> {
             let inverses = each(|i| if step < 19 { start[i] * factor } else { inverse(found[i]) });
             let [_, qq, xq] = self.products(&[0.0; LANES], &inverses);
             for i in 0..LANES {
-                let gain = ratio(xq[i] * xq[i], qq[i]);
+                // In units near the largest magnitude: squares of very small and large weights are not floats.
+                let xq_of_unit = xq[i] * unit[i];
+                let gain = ratio(xq_of_unit * xq_of_unit, qq[i]);
                 if gain > best[i] {
                     (best[i], found[i]) = (gain, xq[i] / qq[i]);
                 }
@@ -231,6 +240,8 @@ pub(super) struct Super {
     pub(super) scales: Lane,
     /// `mn` of each sub-block.
     pub(super) minima: Lane,
+    /// Whether a super-block wants a scale beyond f16.
+    pub(super) beyond: [bool; 2],
 }
 
 /// f32 rounded to f16; what is beyond it becomes its largest.
@@ -268,14 +279,16 @@ impl Groups<'_> {
             false => (self.symmetric(), [0.0; LANES]),
         };
         let lanes = |b: usize| b * width..(b + 1) * width;
-        let (mut d, mut dmin) = ([0.0f32; LANES], [0.0f32; LANES]);
+        let (mut d, mut dmin, mut beyond) = ([0.0f32; LANES], [0.0f32; LANES], [false; 2]);
         for b in 0..LANES / width {
             let largest = |values: &Lane| {
                 values[lanes(b)].iter().fold(0.0f32, |a, v| if v.abs() > a.abs() { *v } else { a })
             };
             let reach = if limits.low < 0.0 { limits.low } else { limits.high };
-            d[lanes(b)].fill(half(largest(&scale) / reach));
-            dmin[lanes(b)].fill(if most > 0.0 { half(-largest(&minimum) / most) } else { 0.0 });
+            let (scale, minimum) = (largest(&scale) / reach, -largest(&minimum) / most.max(1.0));
+            beyond[b] = f16::from_f32(scale).is_infinite() || f16::from_f32(minimum).is_infinite();
+            d[lanes(b)].fill(half(scale));
+            dmin[lanes(b)].fill(if most > 0.0 { half(minimum) } else { 0.0 });
         }
         let minima = Range { low: 0.0, high: most };
         let mut now = Choice {
@@ -347,7 +360,7 @@ impl Groups<'_> {
                 break;
             }
         }
-        let mut found = Super { scales: now.sc, minima: now.mn, ..Super::default() };
+        let mut found = Super { scales: now.sc, minima: now.mn, beyond, ..Super::default() };
         for b in 0..LANES / width {
             (found.scale[b], found.minimum[b]) = (now.d[b * width], now.dmin[b * width]);
         }

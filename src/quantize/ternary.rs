@@ -16,6 +16,7 @@ use super::rounding::Kind;
 use super::{Rule, check_finite};
 use crate::error::{Result, fail};
 use crate::layout::{Coded, Layout, Matrix, Offset, Row, ScaleType, Scales, Values};
+use crate::math::Mean;
 use crate::memory::filled;
 use crate::nearest;
 use crate::types::Type;
@@ -174,9 +175,7 @@ impl Rule for Groups {
     fn round(&self, weights: &[f32], _: &mut [u8], row: &mut Row) -> Result<()> {
         let groups = weights.chunks(self.len).zip(row.codes.chunks_mut(self.len));
         for ((weights, codes), scale) in groups.zip(&mut row.scales) {
-            // Added in order: the order decides the last bit of the scale.
-            let sum = weights.iter().fold(0.0f32, |sum, w| sum + w.abs());
-            *scale = sum / weights.len() as f32 + 1e-8;
+            *scale = Mean::of(weights) + 1e-8;
             for (w, code) in weights.iter().zip(codes) {
                 *code = ((w / *scale).clamp(-1.0, 1.0).round() + 1.0) as u8;
             }
@@ -213,17 +212,21 @@ impl FlatBlocks {
         let count = count.ok_or_else(|| fail!(InvalidArgument, "{rows} x {columns} weights"))?;
         let mut scales = filled(count, 0.0f32, "scales of blocks")?;
         let mut row = Row::new(source.layout(), columns)?;
-        let mut e = 0usize;
+        let (mut mean, mut held, mut next) = (Mean::default(), 0, 0);
         for index in 0..rows {
             source.read_row(index, &mut row)?;
             check_finite(index, &row.floats, Type::TernaryBlock)?;
             for w in &row.floats {
-                scales[e / block] += w.abs();
-                e += 1;
+                mean.add(w.abs());
+                held += 1;
+                if held == block {
+                    scales[next] = mean.value() + 1e-8;
+                    (mean, held, next) = (Mean::default(), 0, next + 1);
+                }
             }
         }
-        for (b, scale) in scales.iter_mut().enumerate() {
-            *scale = *scale / block.min(e - b * block) as f32 + 1e-8;
+        if held > 0 {
+            scales[next] = mean.value() + 1e-8;
         }
         Ok(FlatBlocks { block, columns, group: group.0, scales })
     }

@@ -183,7 +183,7 @@ impl Portable for Unpack<'_> {
 #[inline(always)]
 fn pack_int8(values: &[f32; BLOCK], codes: &mut [u8; BLOCK]) -> (u32, f32) {
     let largest = nearest::largest_bits(values);
-    let scale = (f32::from_bits(largest) / 127.0).max(EPSILON);
+    let scale = int8_scale(largest);
     let inverse = 1.0 / scale;
     let mut left = [0.0; BLOCK];
     for ((v, code), left) in values.iter().zip(&mut *codes).zip(&mut left) {
@@ -197,6 +197,14 @@ fn pack_int8(values: &[f32; BLOCK], codes: &mut [u8; BLOCK]) -> (u32, f32) {
         }
     }
     (largest, scale)
+}
+
+/// The scale of int8 codes of values up to that. Not so large that 127 times it is beyond f32, as the rounded quotient of the
+/// largest floats would be: what a state holds can always be read.
+#[inline(always)]
+fn int8_scale(largest: u32) -> f32 {
+    const MOST: f32 = (f32::MAX / 127.0).next_down();
+    (f32::from_bits(largest) / 127.0).max(EPSILON).min(MOST)
 }
 
 /// `clamp(round(v / scale), -127, 127)`, halves away from zero.
@@ -216,7 +224,7 @@ fn int8(v: f32, scale: f32) -> u8 {
 fn pack(format: Format, values: &[f32], codes: &mut [u8]) -> (u32, f32) {
     let largest = nearest::largest_bits(values);
     if format == Format::Int8 {
-        let scale = (f32::from_bits(largest) / 127.0).max(EPSILON);
+        let scale = int8_scale(largest);
         values.iter().zip(codes).for_each(|(v, code)| *code = int8(*v, scale));
         return (largest, scale);
     }

@@ -118,7 +118,7 @@ fn what_is_missing_or_senseless_is_said() {
             invalid,
             "scale_count is -1",
         ),
-        ("p", of_type(bl_type::BL_TYPE_Q4_0), unsupported, "blocks of 32"),
+        ("p", of_type(bl_type::BL_TYPE_Q4_0), invalid, "blocks of 32"),
         ("p", bl_layer_options { r#type: TypeArg(99), ..options() }, unsupported, "type 99"),
         ("p", bl_layer_options { activation: ActivationArg(99), ..options() }, unsupported, "activation 99"),
         ("p.weight", of_type(bl_type::BL_TYPE_GPTQ), unsupported, "conversion"),

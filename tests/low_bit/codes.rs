@@ -242,6 +242,58 @@ fn nothing_is_written_where_a_value_is_not_finite() {
     }
 }
 
+/// Values at both ends of f32: none becomes what is not finite, and none so small that its scale has no inverse is a code.
+#[test]
+fn values_at_the_ends_of_f32() {
+    for format in [BL_LOW_BIT_INT8, BL_LOW_BIT_INT4, BL_LOW_BIT_UINT8_POS] {
+        for flags in [0, BL_CODES_PER_TENSOR] {
+            let mut c = coded(format, 0, flags, 1, 4);
+            c.quantize(&[1e-38, 0.0, 1e-38, 0.0]).unwrap();
+            assert_eq!(c.values(1), [0.0; 4], "{format:?} {flags}");
+            c.quantize(&[f32::MAX, 0.0, f32::MAX, 0.0]).unwrap();
+            let values = c.values(1);
+            assert!(
+                values[0] > 3.4e38 && values[0].is_finite() && values[1] == 0.0,
+                "{format:?}: {values:?}"
+            );
+        }
+        // The mean of a row is added in f32; that of a tensor is not.
+        let mut c = coded(format, 1, BL_CODES_PER_TENSOR, 1, 4);
+        c.quantize(&[3e38; 4]).unwrap();
+        assert!((c.values(1)[0] / 3e38 - 1.0).abs() < 0.15, "{format:?}"); // int4: 3.5 becomes 4
+        let mut c = coded(format, 1, 0, 1, 4);
+        c.quantize(&[3e38; 4]).unwrap_err().says(BL_ERROR_INVALID_ARGUMENT, "no mean range");
+    }
+}
+
+const INT8: TypeArg = TypeArg(bl_type::BL_TYPE_INT8 as u32);
+
+/// Weights are rounded alike whether they are kept as codes or taken back at once.
+#[test]
+fn fake_quantisation_of_weights_is_what_they_become() {
+    for seed in 0..50 {
+        let w = generated(&serde_json::json!([4097, 70 + seed, 0.5]));
+        let (mut fake, mut packed, mut kept) = (vec![0.0f32; 4097], vec![0u8; 4097], vec![0.0f32; 4097]);
+        let (f, r, n, mut scale) = (LowBitArg(BL_LOW_BIT_INT8 as u32), RangeArg(1), 4097, 0.0);
+        // SAFETY: slices of those lengths.
+        call(|e| unsafe {
+            bl_fake_quantize(null(), f, r, BL_CODES_PER_TENSOR, n, n, w.as_ptr(), fake.as_mut_ptr(), e)
+        })
+        .unwrap();
+        // SAFETY: as above.
+        call(|e| unsafe {
+            bl_pack_weights(INT8, 0, n, w.as_ptr(), packed.as_mut_ptr(), packed.len(), &mut scale, e)
+        })
+        .unwrap();
+        // SAFETY: as above.
+        call(|e| unsafe {
+            bl_unpack_weights(INT8, packed.as_ptr(), packed.len(), scale, n, kept.as_mut_ptr(), e)
+        })
+        .unwrap();
+        assert_eq!(fake, kept, "{seed}");
+    }
+}
+
 #[test]
 fn differences() {
     let (a, b) = ([1.0f32, 2.0, 3.0, 4.0], [1.1f32, 1.9, 3.2, 3.8]);

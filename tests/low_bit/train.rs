@@ -255,6 +255,27 @@ fn calibration() {
     }
 }
 
+/// A scale is kept only where something was seen that it is for; all finite values give one that can be used and saved.
+#[test]
+fn calibration_with_nothing_and_with_extremes() {
+    let (n, k) = (8usize, 64usize);
+    let w = generated(&serde_json::json!([n * k, 61, 0.5]));
+    for activation in [2, 4, 5, 6, 7, 8] {
+        let options = bl_layer_options { activation: ActivationArg(activation), ..sized!(bl_layer_options) };
+        let layer = create(n, k, &w, &options);
+        let calibrate = |x: &[f32]| {
+            // SAFETY: a slice of that length.
+            call(|e| unsafe { bl_layer_calibrate(layer.0, 1, x.as_ptr().cast(), F32, 0, e) })
+        };
+        for x in [[0.0f32; 64], [1e-38; 64]] {
+            calibrate(&x).unwrap_err().says(BL_ERROR_INVALID_ARGUMENT, "no value to calibrate with");
+        }
+        calibrate(&[3e38; 64]).unwrap();
+        let y = layer.forward(1, &[1e37; 64], n);
+        assert!(y.iter().all(|y| y.is_finite()), "{activation}: {y:?}");
+    }
+}
+
 #[test]
 fn what_has_no_gradient_is_refused() {
     let (n, k, m) = (4usize, 8usize, 2usize);

@@ -5,7 +5,8 @@ use std::process::Command;
 
 use crate::root;
 
-/// What the static library needs beside itself, as rustc's `--print native-static-libs` says on Linux.
+/// What the static library needs beside itself, as rustc's `--print native-static-libs` says on Linux. The first is
+/// linked by compilers of C themselves, as libgcc_s or, into static programs, as libgcc_eh.
 const PRIVATE: [&str; 6] = ["gcc_s", "util", "rt", "pthread", "m", "dl"];
 
 /// Where things go. All but `destdir` is as programs will see it.
@@ -26,11 +27,15 @@ pub fn install(arguments: &[&str]) -> Result<(), String> {
     let version = version()?;
     let abi = abi()?;
     let (lib, include) = (places.real(&places.libdir), places.real(&places.includedir));
-    for folder in [&lib, &include, &lib.join("pkgconfig"), &lib.join("cmake/bitlinear")] {
+    let licenses = places.real(&places.prefix.join("share/licenses/bitlinear"));
+    for folder in [&lib, &include, &lib.join("pkgconfig"), &lib.join("cmake/bitlinear"), &licenses] {
         std::fs::create_dir_all(folder).map_err(|e| said(folder, e))?;
     }
     for header in ["bitlinear.h", "bitlinear.hpp", "module.modulemap"] {
         copy(&root().join("include").join(header), &include.join(header), 0o644)?;
+    }
+    for license in ["LICENSE", "LICENSE-APACHE", "LICENSE-MIT"] {
+        copy(&root().join(license), &licenses.join(license), 0o644)?;
     }
     copy(&built.join("libbitlinear.a"), &lib.join("libbitlinear.a"), 0o644)?;
     let real = format!("libbitlinear.so.{version}");
@@ -57,6 +62,7 @@ pub fn install(arguments: &[&str]) -> Result<(), String> {
             ("ABI", abi.clone()),
             ("POINTER", size_of::<usize>().to_string()),
             ("PRIVATE", PRIVATE.map(|l| format!("-l{l}")).join(" ")),
+            ("STATIC", PRIVATE[1..].iter().map(|l| format!("-l{l}")).collect::<Vec<_>>().join(" ")),
             ("PRIVATE_LIST", PRIVATE.join(";")),
         ] {
             text = text.replace(&format!("@{name}@"), &value);
@@ -66,7 +72,9 @@ pub fn install(arguments: &[&str]) -> Result<(), String> {
             None => Ok(text),
         }
     };
-    write(&lib.join("pkgconfig/bitlinear.pc"), &fill("bitlinear.pc.in")?)?;
+    for name in ["bitlinear.pc", "bitlinear-static.pc"] {
+        write(&lib.join("pkgconfig").join(name), &fill(&format!("{name}.in"))?)?;
+    }
     for name in ["bitlinearConfig.cmake", "bitlinearConfigVersion.cmake"] {
         write(&lib.join("cmake/bitlinear").join(name), &fill(&format!("{name}.in"))?)?;
     }

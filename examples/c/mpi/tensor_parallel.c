@@ -50,7 +50,7 @@ static bool open_layer(const bl_model *file, size_t block, const char *part,
                        bl_layer_options options, bl_layer **layer, bl_layer_info *info) {
   bl_error error;
   char name[64];
-  snprintf(name, sizeof name, "blk.%zu.%s.weight", block, part);
+  snprintf(name, sizeof name, "blk.%zu.%s", block, part);
   *info = (bl_layer_info){.struct_size = sizeof *info};
   if (bl_layer_open(file, name, &options, layer, &error) == BL_OK &&
       bl_layer_describe(*layer, info, &error) == BL_OK)

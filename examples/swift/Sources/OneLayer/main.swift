@@ -1,4 +1,4 @@
-// OneLayer FILE TENSOR: y = x W^T for one layer of a GGUF or safetensors file, x all ones.
+// OneLayer FILE LAYER: y = x W^T + b for one layer of a GGUF or safetensors file, x all ones.
 // Not run by this project's tests, which have no Swift: only the module maps are checked, by clang.
 import CBitlinear
 
@@ -32,9 +32,9 @@ func load(_ path: String) throws -> Handle {
     return Handle(raw!)
 }
 
-func open(_ model: Handle, _ tensor: String) throws -> (layer: Handle, info: bl_layer_info) {
+func open(_ model: Handle, _ name: String) throws -> (layer: Handle, info: bl_layer_info) {
     var raw: OpaquePointer?
-    try check { bl_layer_open(model.raw, tensor, nil, &raw, $0) }
+    try check { bl_layer_open(model.raw, name, nil, &raw, $0) }
     let layer = Handle(raw!)
     var info = bl_layer_info()
     info.struct_size = UInt32(MemoryLayout<bl_layer_info>.size)
@@ -43,7 +43,7 @@ func open(_ model: Handle, _ tensor: String) throws -> (layer: Handle, info: bl_
 }
 
 let words = CommandLine.arguments
-guard words.count == 3 else { fatalError("usage: OneLayer FILE TENSOR") }
+guard words.count == 3 else { fatalError("usage: OneLayer FILE LAYER") }
 do {
     let (layer, info) = try open(try load(words[1]), words[2])
     let x = [Float](repeating: 1, count: Int(info.in_features))
