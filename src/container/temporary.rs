@@ -1,6 +1,7 @@
 //! The file beside the one that is to be written: whoever opens the name finds the old file or the whole
 //! new one.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,9 +19,8 @@ impl Temporary {
         };
         loop {
             let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-            let mut beside = name.to_os_string();
-            beside.push(format!(".{}-{number}.tmp", std::process::id()));
-            let beside = path.with_file_name(beside);
+            let suffix = format!(".{}-{number}.tmp", std::process::id());
+            let beside = path.with_file_name(shortened(name, &suffix));
             match File::options().write(true).create_new(true).open(&beside) {
                 Ok(file) => return Ok((file, Temporary(Some(beside)))),
                 // Another process of that number left it, in a container perhaps.
@@ -55,6 +55,22 @@ impl Drop for Temporary {
     }
 }
 
+/// Longest name of a file, in bytes (Linux) or UTF-16 units, of which no name has more than bytes.
+const NAME_MAX: usize = 255;
+
+/// The name with the suffix; of a name that is too long for both, the beginning.
+fn shortened(name: &OsStr, suffix: &str) -> OsString {
+    let room = NAME_MAX - suffix.len();
+    let mut short = match name.to_str() {
+        _ if name.len() <= room => name.to_os_string(),
+        Some(text) => OsString::from(&text[..text.floor_char_boundary(room)]),
+        // Any name serves, as long as it is free.
+        None => OsString::from("bitlinear"),
+    };
+    short.push(suffix);
+    short
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -70,5 +86,31 @@ mod tests {
         assert!(beside.exists() && beside.parent() == path.parent());
         drop(temporary);
         assert!(!beside.exists() && !path.exists());
+    }
+    #[test]
+    fn the_longest_names_have_room_for_the_suffix() {
+        let suffix = ".4294967295-4294967295.tmp";
+        for (name, kept) in [
+            ("a".repeat(229), 229),
+            ("a".repeat(230), 229),
+            ("a".repeat(255), 229),
+            ("a".to_owned() + &"\u{fc}".repeat(127), 229),
+            ("\u{fc}".repeat(127), 228),
+        ] {
+            let short = shortened(OsStr::new(&name), suffix).into_string().unwrap();
+            assert_eq!(short, name[..kept].to_owned() + suffix);
+        }
+        #[cfg(unix)]
+        {
+            use std::os::unix::ffi::OsStrExt;
+            let name = OsStr::from_bytes(&[0xff; 255]);
+            assert_eq!(shortened(name, suffix).to_str(), Some("bitlinear.4294967295-4294967295.tmp"));
+        }
+        for name in ["a".repeat(255), "\u{fc}".repeat(127)] {
+            let path = std::env::temp_dir().join(&name);
+            let (_, mut temporary) = Temporary::create(&path).unwrap();
+            temporary.rename(&path).unwrap();
+            std::fs::remove_file(path).unwrap();
+        }
     }
 }
