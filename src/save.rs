@@ -45,7 +45,7 @@ pub fn save(path: &Path, layers: &[Named<'_>], texts: &[(&str, &str)]) -> Result
     let (mut file, mut temporary) = Temporary::create(path).map_err(io)?;
     let written = write(&mut file, &header, &pieces).and_then(|()| file.sync_all());
     drop(file); // some systems rename only files that nobody has open
-    written.and_then(|()| temporary.rename(path)).map_err(io)
+    written.and_then(|()| temporary.rename()).map_err(io)
 }
 
 fn write(out: &mut dyn Write, header: &[u8], pieces: &[Piece<'_>]) -> io::Result<()> {

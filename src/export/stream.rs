@@ -61,7 +61,7 @@ impl<'a> Job<'a> {
         report.bytes_written = out.data + data;
         out.file.sync_all().map_err(io)?;
         drop(out); // some systems rename only files that nobody has open
-        temporary.rename(path).map_err(io)
+        temporary.rename().map_err(io)
     }
 
     fn write_step(&self, step: &Step<'_>, out: &mut Output<'_>) -> Result<()> {

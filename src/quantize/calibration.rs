@@ -233,6 +233,6 @@ impl Calibration {
         };
         write().map_err(io)?;
         drop(out); // some systems rename only files that nobody has open
-        temporary.rename(path).map_err(io)
+        temporary.rename().map_err(io)
     }
 }
