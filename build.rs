@@ -39,11 +39,17 @@ fn build_info() {
         let output = Command::new(program).args(arguments).output().ok().filter(|o| o.status.success())?;
         Some(String::from_utf8_lossy(&output.stdout).lines().next()?.to_owned())
     };
-    // A released crate has no repository, and then no commit.
-    let commit = first_line("git", &["rev-parse", "--short=12", "HEAD"]);
-    // In a second worktree `.git` is a file: a path that is not there would build everything again, every time.
-    if std::path::Path::new(".git/HEAD").exists() {
-        println!("cargo::rerun-if-changed=.git/HEAD");
+    // A released crate has no repository, and then no commit; one that lies inside somebody's has not theirs.
+    let own = first_line("git", &["rev-parse", "--show-toplevel"])
+        .is_some_and(|top| std::fs::canonicalize(top).ok() == std::fs::canonicalize(".").ok());
+    let git = |arguments: &[&str]| if own { first_line("git", arguments) } else { None };
+    let commit = git(&["rev-parse", "--short=12", "HEAD"]);
+    // The log of HEAD has a line for each commit and checkout; HEAD itself names a branch and stays as it is. (A path that is
+    // not there would build everything again, every time.)
+    if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"])
+        && std::path::Path::new(&log).exists()
+    {
+        println!("cargo::rerun-if-changed={log}");
     }
     println!("cargo::rustc-env=BITLINEAR_COMMIT={}", commit.as_deref().unwrap_or("no commit"));
     let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into());

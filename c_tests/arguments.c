@@ -412,6 +412,14 @@ static void making(void) {
   EXPECT(bl_layer_update(made, bad, BL_TYPE_F32, 0, &error), BL_ERROR_INVALID_ARGUMENT, "0");
   GOOD(bl_layer_update(made, w, BL_TYPE_F32, 0, &error));
   bl_free(made);
+  made = NULL;
+  { /* Codes that are none are the caller's: there is no file. */
+    static const unsigned char codes[2 * 16] = {0x55, 0xff};
+    static const float scale[1] = {1.0f};
+    options.scales = scale, options.scale_count = 1;
+    EXPECT(CREATE(2, 64, codes, BL_TYPE_TERNARY2, 0), BL_ERROR_INVALID_ARGUMENT, "ternary code 3");
+    CHECK(made == NULL);
+  }
 }
 
 static void saving(void) {

@@ -50,6 +50,48 @@ static void *work(void *argument) {
   return NULL;
 }
 
+static bl_context *profiled;
+static bl_layer *counted;
+static volatile int running = 1;
+
+/* Counts, and zeroes what was counted, so that entries come and go. */
+static void *count_and_reset(void *argument) {
+  bl_profile_entry entries[64];
+  float y[ROWS];
+  size_t count;
+  (void)argument;
+  while (running) {
+    bl_forward(counted, 1, x[0], BL_TYPE_F32, 0, y, BL_TYPE_F32, 0, NULL, NULL);
+    bl_profile(profiled, entries, 64, &count, 1, NULL);
+  }
+  return NULL;
+}
+
+/* Every entry that is counted is written, and is one of something, whoever zeroes counters meanwhile. */
+static void profiles(void) {
+  STRUCT(bl_context_options, options);
+  bl_profile_entry entries[64];
+  bl_model *own = NULL;
+  pthread_t thread;
+  size_t count, k;
+  int i, unwritten = 0, empty = 0;
+  options.flags = BL_CONTEXT_PROFILE;
+  GOOD(bl_context_create(&options, &profiled, &error));
+  GOOD(bl_load(profiled, golden(ALL_TYPES), NULL, &own, &error));
+  counted = open_layer(own, "blk.0.q4_0.weight", BL_ACTIVATION_AUTO, NULL);
+  CHECK(pthread_create(&thread, NULL, count_and_reset, NULL) == 0);
+  for (i = 0; i < 20000; i++) {
+    memset(entries, 0, sizeof entries);
+    if (bl_profile(profiled, entries, 64, &count, 0, NULL) != BL_OK) count = 0;
+    for (k = 0; k < count; k++) unwritten += entries[k].kernel == NULL, empty += entries[k].calls == 0;
+  }
+  running = 0;
+  CHECK(pthread_join(thread, NULL) == 0);
+  CHECK(unwritten == 0);
+  CHECK(empty == 0);
+  bl_free(counted), bl_free(own), bl_free(profiled);
+}
+
 int main(int count, char **words) {
   pthread_t threads[THREADS];
   size_t i;
@@ -64,5 +106,6 @@ int main(int count, char **words) {
   for (i = 0; i < THREADS; i++) CHECK(pthread_join(threads[i], NULL) == 0);
   for (i = 0; i < THREADS; i++) CHECK(wrong[i] == 0);
   bl_free(model), bl_free(layer);
+  profiles();
   return done();
 }

@@ -1,6 +1,7 @@
 /* A child of fork() uses what is serial, and is told about the rest; the parent goes on. */
 #include "layers.h"
 
+#include <pthread.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -84,6 +85,36 @@ static void pooled_child(const bl_layer *layer, bl_context *context) {
   bl_free(context), bl_free((void *)(size_t)layer); /* nobody is waited for */
 }
 
+static volatile int churning;
+
+static void *makes_and_frees(void *unused) {
+  (void)unused;
+  while (churning) {
+    bl_context *context = NULL;
+    if (bl_context_create(NULL, &context, NULL) != BL_OK) abort();
+    bl_free(context);
+  }
+  return NULL;
+}
+
+static void makes_one(const bl_layer *layer, bl_context *context) {
+  bl_context *own = NULL;
+  (void)layer, (void)context;
+  GOOD(bl_context_create(NULL, &own, &error));
+  bl_free(own);
+}
+
+/* Whatever other threads are in the middle of when a process forks, the child is not in it. */
+static void forks_among_threads(void) {
+  pthread_t threads[3];
+  int i;
+  churning = 1;
+  for (i = 0; i < 3; i++) CHECK(pthread_create(&threads[i], NULL, makes_and_frees, NULL) == 0);
+  for (i = 0; i < 100 && check_failures == 0; i++) in_child(makes_one, NULL, NULL);
+  churning = 0;
+  for (i = 0; i < 3; i++) CHECK(pthread_join(threads[i], NULL) == 0);
+}
+
 int main(int count, char **words) {
   bl_context *serial = NULL, *pooled = NULL;
   bl_layer *layer;
@@ -116,5 +147,6 @@ int main(int count, char **words) {
   }
   runs(layer);
   bl_free(large), bl_free(layer), bl_free(pooled);
+  forks_among_threads();
   return done();
 }

@@ -736,7 +736,7 @@ typedef struct {
   uint64_t workspace_alignment;
   /** Weights and scales read by one call. */
   uint64_t bytes_read;
-  /** Multiplications and additions. */
+  /** Multiplications and additions; 2^64 - 1: as many, or more. */
   uint64_t operations;
 } bl_plan_info;
 
@@ -818,7 +818,8 @@ BL_NOEXCEPT;
  * of x, how many found scales in it and how many used a fixed one (see bl_profile_entry). Counting costs
  * two readings of the clock for each tile of 64 outputs.
  * *count is how many there are. With entries NULL and capacity 0 only the count is told; a capacity
- * that is too small is BL_ERROR_BUFFER_TOO_SMALL. reset != 0 zeroes them after the copy.
+ * that is too small is BL_ERROR_BUFFER_TOO_SMALL, and nothing is copied or zeroed. reset != 0 zeroes them
+ * after the copy: what calls count meanwhile is in the next one. Counters stay at 2^64 - 1 instead of wrapping.
  */
 BL_API
 bl_status bl_profile(const bl_context *context,
@@ -1420,7 +1421,9 @@ typedef struct bl_calibration bl_calibration;
 typedef struct bl_heads bl_heads;
 
 /**
- * An array of four dimensions, compressed. Any thread may make any call at any time but bl_free.
+ * An array of four dimensions, compressed. Any thread may make any call at any time but bl_free, a thread too
+ * that waits inside a host's parallel-for of another call on the same state. Updates at one time take effect
+ * one after another.
  */
 typedef struct bl_state bl_state;
 
@@ -1505,10 +1508,18 @@ typedef struct {
    */
   const bl_quantize_target *targets;
   size_t target_count;
-  /** For the metadata of the new file. */
+  /**
+   * For the metadata of the new file. Each key is there once, is not empty and does not begin with
+   * "bitlinear."; in safetensors and GGUF nor with "prism.hadamard."; nor is it GGUF's own:
+   * general.alignment, general.file_type, general.quantization_version,
+   * craftsman.bitnet.weight_encoding, and what begins with "split.".
+   */
   const bl_named_text *texts;
   size_t text_count;
-  /** What is known of the inputs; layers it does not know are rounded without. NULL: nothing. */
+  /**
+   * What is known of the inputs when the call begins; layers it does not know are rounded without. NULL:
+   * nothing. Any call may be made on it meanwhile.
+   */
   const bl_calibration *calibration;
   /**
    * With BL_QUANTIZE_COMPENSATE: part of the mean square of the inputs that is added to each
@@ -1558,7 +1569,10 @@ typedef struct {
   uint32_t block;
   /** Most rows of x for a layer; more are not counted. 0: no bound. */
   uint64_t samples;
-  /** Most bytes of all sums. 0: 1 GiB. */
+  /**
+   * Most bytes of all sums. 0: 1 GiB. Sums of layers that get rows while bl_model_quantize uses the
+   * calibration are copied, and count once.
+   */
   uint64_t memory;
 } bl_calibration_options;
 
@@ -1809,7 +1823,10 @@ typedef struct {
   /** Bytes of the codes, and how many scales: what bl_state_read copies. */
   uint64_t code_bytes;
   uint64_t scale_count;
-  /** Bytes that it holds: twice codes and scales, so that an update that fails changes nothing. */
+  /**
+   * Bytes that it holds: twice codes and scales, so that an update that fails changes nothing. Calls at one
+   * time may need these once more each, until they return.
+   */
   uint64_t bytes_held;
   /** Updates that were measured. */
   uint64_t calls;
@@ -1998,9 +2015,9 @@ BL_NOEXCEPT;
  * behind it), to what a calibration knows of it: the sums of products of its columns, by which
  * bl_model_quantize rounds weights. (bl_layer_calibrate and bl_heads_calibrate are another thing: they fix
  * the scale of a layer's integer activations.) x is what
- * bl_forward takes after the norm and before any rotation. In a row that is not finite nothing is
- * added, of no row. Costs rows * columns * block multiplications on the calling thread; calls from
- * several threads wait for one another.
+ * bl_forward takes after the norm and before any rotation. Where a row is not finite, or so large that
+ * the sums would not be (values from about 1e19 on), nothing is added, of no row. Costs rows * columns *
+ * block multiplications on the calling thread; calls from several threads wait for one another.
  */
 BL_API
 bl_status bl_calibrate(const bl_calibration *calibration,

@@ -45,7 +45,7 @@ pub fn save(path: &Path, layers: &[Named<'_>], texts: &[(&str, &str)]) -> Result
     let (mut file, mut temporary) = Temporary::create(path).map_err(io)?;
     let written = write(&mut file, &header, &pieces).and_then(|()| file.sync_all());
     drop(file); // some systems rename only files that nobody has open
-    written.and_then(|()| temporary.rename(path)).map_err(io)
+    written.and_then(|()| temporary.rename()).map_err(io)
 }
 
 fn write(out: &mut dyn Write, header: &[u8], pieces: &[Piece<'_>]) -> io::Result<()> {
@@ -57,8 +57,8 @@ fn write(out: &mut dyn Write, header: &[u8], pieces: &[Piece<'_>]) -> io::Result
 
 fn check_names(layers: &[Named<'_>], texts: &[(&str, &str)]) -> Result<()> {
     // Each layer has its panels, up to five parts and a pad.
-    if layers.len() as u64 > TENSORS_MAX / 8 || texts.len() as u64 > METADATA_MAX / 2 {
-        return Err(fail!(Unsupported, "{} layers and {} texts in one file", layers.len(), texts.len()));
+    if layers.len() as u64 > TENSORS_MAX / 8 {
+        return Err(fail!(Unsupported, "{} layers in one file", layers.len()));
     }
     for Named { name, linear, .. } in layers {
         let reserved = name.starts_with(RESERVED) || name.contains(PART);
@@ -70,25 +70,41 @@ fn check_names(layers: &[Named<'_>], texts: &[(&str, &str)]) -> Result<()> {
         }
         linear.packed().layout().check(linear.in_features())?;
     }
+    check_texts(texts, &[RESERVED])?;
+    unique(layers.len(), |i| layers[i].name, "layers have the name")
+}
+
+/// Refuses texts that a reader would refuse or take for something else: the file's own keys, of which those with a dot
+/// at the end are beginnings of keys.
+pub(crate) fn check_texts(texts: &[(&str, &str)], reserved: &[&str]) -> Result<()> {
+    if texts.len() as u64 > METADATA_MAX / 2 {
+        return Err(fail!(Unsupported, "{} texts in one file", texts.len()));
+    }
     for (key, value) in texts {
-        if key.is_empty() || key.starts_with(RESERVED) || key.len() as u64 > NAME_MAX {
+        if key.is_empty() || key.len() as u64 > NAME_MAX || key.contains('\0') {
             return Err(fail!(
                 InvalidArgument,
-                "a text cannot have the key `{key}`: not empty, nor beginning with `{RESERVED}`"
+                "a text cannot have the key `{key}`: 1 to {NAME_MAX} bytes without NUL expected"
+            ));
+        }
+        if reserved.iter().any(|own| key == own || own.ends_with('.') && key.starts_with(own)) {
+            return Err(fail!(
+                InvalidArgument,
+                "a text cannot have the key `{key}`, which is the file's own: give it another"
             ));
         }
         if value.len() as u64 > STRING_MAX {
             return Err(fail!(InvalidArgument, "a text of {} bytes", value.len()));
         }
     }
-    unique(layers.len(), |i| layers[i].name, "layers have the name")?;
     unique(texts.len(), |i| texts[i].0, "texts have the key")
 }
 
-fn unique<'a>(count: usize, name: impl Fn(usize) -> &'a str, what: &str) -> Result<()> {
+/// Refuses names that are there twice; at most `u32::MAX` of them.
+pub(crate) fn unique<'a>(count: usize, name: impl Fn(usize) -> &'a str, what: &str) -> Result<()> {
     let mut order = Vec::new();
     reserve(&mut order, count, "sorted names")?;
-    order.extend(0..count as u32); // checked against TENSORS_MAX and METADATA_MAX above
+    order.extend(0..count as u32);
     let name = |i: u32| name(i as usize);
     order::sort(&mut order, &|a, b| name(a).cmp(name(b)));
     match order.windows(2).find(|pair| name(pair[0]) == name(pair[1])) {

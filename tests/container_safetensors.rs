@@ -206,6 +206,8 @@ fn names_metadata_and_unknown_fields() {
 fn headers_that_are_wrong_are_refused() {
     let good = r#""dtype":"U8","shape":[4],"data_offsets":[0,4]"#;
     safetensors::read(&one(good, 4)).unwrap();
+    let empty = r#""dtype":"U8","shape":[0,9223372036854775807],"data_offsets":[0,0]"#;
+    safetensors::read(&one(empty, 0)).unwrap();
     for fields in [
         r#""dtype":"U8","shape":[4]"#,
         r#""dtype":"U8","data_offsets":[0,4]"#,
@@ -218,6 +220,9 @@ fn headers_that_are_wrong_are_refused() {
         r#""dtype":"U8","shape":[4.0],"data_offsets":[0,4]"#,
         r#""dtype":"U8","shape":[18446744073709551616],"data_offsets":[0,4]"#,
         r#""dtype":"U8","shape":[9223372036854775807,9223372036854775807,0],"data_offsets":[0,0]"#,
+        r#""dtype":"U8","shape":[0,9223372036854775808],"data_offsets":[0,0]"#,
+        r#""dtype":"U8","shape":[0,18446744073709551615],"data_offsets":[0,0]"#,
+        r#""dtype":"U8","shape":[4611686018427387904,4,0,1,1],"data_offsets":[0,0]"#,
         r#""dtype":"F64","shape":[4611686018427387904],"data_offsets":[0,4]"#,
         r#""dtype":8,"shape":[4],"data_offsets":[0,4]"#,
         r#""dtype":null,"shape":[4],"data_offsets":[0,4]"#,

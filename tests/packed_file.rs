@@ -402,10 +402,11 @@ fn hostile_headers_are_refused() {
         ("unit=16 ", "unit=8 ", Status::BadFile, "unit"),
         ("activation=2 sum", "activation=77 sum", Status::Unsupported, "activation"),
         ("activation=2 sum", "activation=2 norm=9:00000000 sum", Status::Unsupported, "norm"),
-        ("activation=2 sum", "activation=2 norm=2:ffffffff sum", Status::InvalidArgument, "epsilon"),
-        ("activation=2 sum", "activation=2 rotation=3 sum", Status::InvalidArgument, "rotation"),
+        ("activation=2 sum", "activation=2 norm=2:ffffffff sum", Status::BadFile, "epsilon"),
+        ("activation=2 sum", "activation=2 rotation=3 sum", Status::BadFile, "rotation"),
         ("activation=2 sum", "activation=2 epilogue=9:00000000 sum", Status::Unsupported, "epilogue"),
-        ("activation=2 sum", "activation=2 activation_scale=7fc00000 sum", Status::InvalidArgument, "scale"),
+        ("activation=2 sum", "activation=2 epilogue=2:3f800000 sum", Status::BadFile, "epilogue"),
+        ("activation=2 sum", "activation=2 activation_scale=7fc00000 sum", Status::BadFile, "scale"),
         ("activation=2 sum", "activation=2 later=1 sum", Status::BadFile, "sum="),
         ("type=ternary", "type=quinary", Status::Unsupported, "type"),
         ("b\":{\"dtype\":\"U8\"", "c\":{\"dtype\":\"U8\"", Status::BadFile, "no tensor"),
@@ -418,9 +419,7 @@ fn hostile_headers_are_refused() {
             h.replace(from, to)
         });
         let Err(error) = use_all(&file) else { panic!("{from} -> {to} is accepted") };
-        let fits = error.status() == status
-            || error.status() == Status::BadFile && status == Status::InvalidArgument;
-        assert!(fits && error.text().contains(says), "{from} -> {to}: {error:?}");
+        assert!(error.status() == status && error.text().contains(says), "{from} -> {to}: {error:?}");
     }
     // A permutation that is none.
     let good = files(&bytes).unwrap();
@@ -431,6 +430,14 @@ fn hostile_headers_are_refused() {
         let error = use_all(&bytes).map(drop).unwrap_err();
         assert!(error.status() == Status::BadFile && error.text().contains("permutation"), "{error}");
     }
+    // A sign that is none.
+    let rotated =
+        good.directory.layers.iter().find_map(|l| l.parts[packed::Part::RotationSigns as usize].clone());
+    let at = rotated.unwrap().start;
+    let mut bytes = bytes.clone();
+    bytes[at..at + 4].copy_from_slice(&2f32.to_le_bytes());
+    let error = use_all(&bytes).map(drop).unwrap_err();
+    assert!(error.status() == Status::BadFile && error.text().contains("rotation sign 0"), "{error:?}");
 }
 
 #[test]

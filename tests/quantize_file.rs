@@ -603,3 +603,244 @@ fn artifacts_are_burn_dragons() {
     refused(Options { target: Target { rule: Rule::Absmax, ..to(Type::Ternary2) }, ..base() }, "one rule");
     refused(Options { memory: 8, ..base() }, "decoder_x: 60 bytes are needed");
 }
+
+/// A file of calibration holds what it is given, or it is refused then.
+#[test]
+fn calibration_that_could_not_be_read_back_is_refused() {
+    let isa = Isa::best();
+    let folder = scratch("calibrations");
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("kept.safetensors");
+    let mut calibration = Calibration::new(4, u64::MAX, 1 << 20);
+    let rows = |values: &'static [f32]| move |r: usize, out: &mut [f32]| out.fill(values[r]);
+    let refused = |result: Result<()>, part: &str| {
+        let error = result.unwrap_err();
+        assert!(error.status() == Status::InvalidArgument && error.text().contains(part), "{error}");
+    };
+    calibration.add(isa, "a", 8, 1, &rows(&[1e18])).unwrap();
+    // Squares beyond f32, of one row and of many; none of them is counted.
+    refused(calibration.add(isa, "a", 8, 2, &rows(&[1.0, 2e19])), "row 1");
+    refused(calibration.add(isa, "a", 8, 2, &rows(&[1.2e19, -1.2e19])), "scale x down");
+    refused(calibration.add(isa, "new", 8, 1, &rows(&[2e19])), "scale x down");
+    for _ in 0..100 {
+        calibration.add(isa, "a", 8, 1, &rows(&[1e18])).unwrap();
+    }
+    assert_eq!(calibration.find("a").unwrap().count(), 101);
+    refused(calibration.add(isa, "a", 8, 1, &rows(&[1.2e19])), "scale x down");
+    // Keys of the file, and of other files.
+    refused(calibration.add(isa, "calibration.format", 8, 1, &rows(&[1.0])), "calibration.format");
+    refused(calibration.add(isa, "calibration.format.weight", 8, 1, &rows(&[1.0])), "calibration.format");
+    calibration.add(isa, "bitlinear.0.weight", 8, 1, &rows(&[1.0])).unwrap();
+    calibration.save(isa, &path).unwrap();
+    // A model's files in the same folder say nothing about it.
+    std::fs::write(folder.join("config.json"), "[1]").unwrap();
+    let mut again = Calibration::open(&path).unwrap();
+    assert_eq!(again.names().collect::<Vec<_>>(), ["a", "bitlinear.0"]);
+    assert_eq!(again.find("a").unwrap().sums(), calibration.find("a").unwrap().sums());
+    refused(again.add(isa, "a", 8, 1, &rows(&[1.2e19])), "scale x down");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// Whoever is told of the progress may use the calibration meanwhile; the call keeps what it began with.
+#[test]
+fn calibration_may_be_used_while_it_quantises() {
+    use bitlinear::capi::calibration::*;
+    use bitlinear::capi::context::bl_free;
+    use bitlinear::capi::model::bl_load;
+    use bitlinear::capi::quantize::*;
+    use bitlinear::capi::types::{TypeArg, bl_error, bl_status};
+    use std::ffi::{CString, c_void};
+    use std::ptr::{null, null_mut};
+
+    unsafe extern "C" fn progress(calibration: *mut c_void, _: *const bl_quantize_progress) -> i32 {
+        let (layer, kept) = (c"blk.0.f32", CString::new(scratch("meanwhile").to_str().unwrap()).unwrap());
+        let (calibration, x) = (calibration.cast::<bl_calibration>(), [3.0f32; 512]);
+        // SAFETY: the calibration is alive; the others are locals.
+        unsafe {
+            let mut info: bl_calibration_info = std::mem::zeroed();
+            info.struct_size = size_of::<bl_calibration_info>() as u32;
+            let ty = TypeArg(Type::F32 as u32);
+            [
+                bl_calibration_describe(calibration, layer.as_ptr(), &mut info, null_mut()),
+                bl_calibrate(calibration, layer.as_ptr(), 1, 512, x.as_ptr().cast(), ty, 0, null_mut()),
+                bl_calibration_save(calibration, kept.as_ptr(), null_mut()),
+            ]
+            .iter()
+            .any(|status| *status != bl_status::BL_OK)
+            .into()
+        }
+    }
+
+    let (done, is_done) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        let source = CString::new(golden(GOLDEN).to_str().unwrap()).unwrap();
+        let paths = ["meanwhile-0.gguf", "meanwhile-1.gguf"].map(scratch);
+        let x: Vec<f32> = (0..40 * 512u64).map(|k| (k * 7919 % 1009) as f32 / 500.0 - 1.0).collect();
+        // SAFETY: all zeros is a value of each struct; pointers are to locals, or what the library gave.
+        unsafe {
+            let (mut model, mut known) = (null_mut(), null_mut());
+            let layer = c"blk.0.f32".as_ptr();
+            let ty = TypeArg(Type::F32 as u32);
+            let mut error: bl_error = std::mem::zeroed();
+            assert_eq!(bl_load(null(), source.as_ptr(), null(), &mut model, &mut error), bl_status::BL_OK);
+            let status = bl_calibration_create(null(), null(), &mut known, &mut error);
+            assert_eq!(status, bl_status::BL_OK);
+            let status = bl_calibrate(known, layer, 40, 512, x.as_ptr().cast(), ty, 0, &mut error);
+            assert_eq!(status, bl_status::BL_OK);
+            let mut options: bl_quantize_options = std::mem::zeroed();
+            options.struct_size = size_of::<bl_quantize_options>() as u32;
+            options.r#type = TypeArg(Type::Q4_0 as u32);
+            options.layers = LayersArg(2);
+            options.patterns = &layer;
+            options.pattern_count = 1;
+            options.calibration = known;
+            options.progress_user = known.cast();
+            for (path, call) in paths.iter().zip([None, Some(progress as unsafe extern "C" fn(_, _) -> _)]) {
+                options.progress = call;
+                let path = CString::new(path.to_str().unwrap()).unwrap();
+                let status = bl_model_quantize(model, path.as_ptr(), &options, null_mut(), &mut error);
+                assert_eq!(status, bl_status::BL_OK);
+            }
+            assert_eq!(std::fs::read(&paths[0]).unwrap(), std::fs::read(&paths[1]).unwrap());
+            // The rows that came meanwhile are there, once for each tensor and at the end.
+            let mut info: bl_calibration_info = std::mem::zeroed();
+            info.struct_size = size_of::<bl_calibration_info>() as u32;
+            assert_eq!(bl_calibration_describe(known, layer, &mut info, &mut error), bl_status::BL_OK);
+            assert_eq!(info.samples, 40 + 1 + open(&paths[0]).directory.tensors.len() as u64);
+            bl_free(known.cast());
+            bl_free(model.cast());
+        }
+        done.send(()).unwrap();
+    });
+    let came_back = is_done.recv_timeout(std::time::Duration::from_secs(60));
+    if matches!(came_back, Err(std::sync::mpsc::RecvTimeoutError::Timeout)) {
+        panic!("a call on the calibration waits for the call that it is made in");
+    }
+    thread.join().unwrap();
+}
+
+/// Tensors without elements go with the others, whatever the rest becomes.
+#[test]
+fn empty_tensors_are_kept_or_converted_as_nothing() {
+    let weights: Vec<f32> = (0..4 * 256).map(|k| (k % 7) as f32 - 3.0).collect();
+    let shapes = [vec![4, 0], vec![0, 4], vec![0, 0], vec![2, 0, 3], vec![4, 4, 0], vec![0]];
+    let names: Vec<String> = (0..shapes.len()).map(|i| format!("empty.{i}.weight")).collect();
+    let mut arrays = vec![("a.weight", vec![4, 256], weights)];
+    arrays.extend(names.iter().zip(&shapes).map(|(name, shape)| (name.as_str(), shape.clone(), Vec::new())));
+    let source = scratch("empty-source.safetensors");
+    std::fs::write(&source, safetensors(&arrays)).unwrap();
+    let source = open(&source);
+    let path = scratch("empty.safetensors");
+    for rest in [None, Some(Type::F16)] {
+        // Chosen or not.
+        let layers = if rest.is_some() { Which::Patterns } else { Which::All };
+        let patterns: &[&str] = if rest.is_some() { &["a"] } else { &[] };
+        let base = options(Kind::Safetensors, to(Type::Int4));
+        let report = run(&source, &path, &Options { layers, patterns, rest, ..base }).unwrap();
+        assert_eq!((report.quantized, report.kept), (1, shapes.len() as u64));
+        let made = open(&path);
+        for (name, shape) in names.iter().zip(&shapes) {
+            let tensor = made.directory.tensor(name).unwrap();
+            let ty = rest.filter(|_| shape.len() > 1).unwrap_or(Type::F32);
+            assert_eq!((tensor.ty, tensor.bytes), (ty, 0), "{name}");
+            assert_eq!(&tensor.shape[..tensor.dims as usize], shape);
+        }
+    }
+    // Packed files have layers alone.
+    for patterns in [&["a"][..], &["a", "empty"]] {
+        let base = Options { patterns, ..options(Kind::Packed, to(Type::Ternary)) };
+        let report = run(&source, &path, &base).unwrap();
+        assert_eq!((report.quantized, report.kept, open(&path).directory.tensors.len()), (1, 0, 1));
+    }
+    // A reader of GGUF refuses them.
+    let base = options(Kind::Gguf, to(Type::Q4_0));
+    let error = run(&source, &scratch("empty.gguf"), &Options { patterns: &["a"], ..base }).unwrap_err();
+    assert_eq!(error.status(), Status::Unsupported, "{error}");
+    assert!(error.text().contains("no empty tensors") && !scratch("empty.gguf").exists(), "{error}");
+}
+
+/// What is written can be read: texts and names that would make another file are refused before.
+#[test]
+fn files_that_could_not_be_read_are_not_written() {
+    let weights: Vec<f32> = (0..4 * 256).map(|k| (k % 7) as f32 - 3.0).collect();
+    let arrays = [
+        ("a.weight", vec![4, 256], weights),
+        ("a.scales_4bit", vec![1], vec![1.0]),
+        ("b.scales", vec![1], vec![1.0]),
+    ];
+    let source = scratch("names-source.safetensors");
+    std::fs::write(&source, safetensors(&arrays)).unwrap();
+    let source = open(&source);
+    let path = scratch("unreadable");
+    let refused = |options: Options<'_>, part: &str| {
+        let error = run(&source, &path, &options).unwrap_err();
+        assert_eq!(error.status(), Status::InvalidArgument, "{error}");
+        assert!(error.text().contains(part), "{part}: {error}");
+        assert!(!path.exists());
+    };
+    let base = |kind, ty| Options { patterns: &["a"], ..options(kind, to(ty)) };
+    for (kind, ty) in
+        [(Kind::Safetensors, Type::Ternary), (Kind::Gguf, Type::Q4_0), (Kind::Packed, Type::Ternary)]
+    {
+        refused(Options { texts: &[("k", "1"), ("k", "2")], ..base(kind, ty) }, "two texts have the key `k`");
+        refused(Options { texts: &[("", "1")], ..base(kind, ty) }, "key ``");
+        refused(Options { texts: &[("bitlinear.format", "1")], ..base(kind, ty) }, "bitlinear.format");
+        let texts = [("general.name", "x"), ("split", "x"), ("general.file_types", "x")];
+        run(&source, &path, &Options { texts: &texts, ..base(kind, ty) }).unwrap();
+        let found = metadata(&open(&path));
+        for (key, value) in texts {
+            assert_eq!(found[key], value);
+        }
+        std::fs::remove_file(&path).unwrap();
+    }
+    for key in [
+        "general.alignment",
+        "general.file_type",
+        "general.quantization_version",
+        "split.count",
+        "prism.hadamard.version",
+        "craftsman.bitnet.weight_encoding",
+    ] {
+        refused(Options { texts: &[(key, "3")], ..base(Kind::Gguf, Type::Q4_0) }, key);
+    }
+    let rotation = [("prism.hadamard.version", "1")];
+    refused(Options { texts: &rotation, ..base(Kind::Safetensors, Type::Ternary) }, "prism.hadamard.version");
+    refused(base(Kind::Safetensors, Type::Int4), "the name `a.scales_4bit`");
+}
+
+/// ruvllm's files have their dimensions the other way round, and a key that says so; what is written has not.
+#[test]
+fn what_was_ruvllms_is_read_as_it_was() {
+    let source = open(&golden("tests/data/golden/ruvllm_t158_id30.gguf"));
+    let tensor = source.directory.tensors.iter().find(|t| t.ty == Type::T158).unwrap();
+    let name = str::from_utf8(source.directory.name(tensor)).unwrap().to_owned();
+    let layer = name.strip_suffix(".weight").unwrap_or(&name);
+    let path = scratch("ruvllm.gguf");
+    let base = options(Kind::Gguf, to(Type::F32));
+    run(&source, &path, &Options { layers: Which::Patterns, patterns: &[""], requantize: true, ..base })
+        .unwrap();
+    let made = open(&path);
+    let other = made.directory.tensor(format!("{layer}.weight")).unwrap();
+    assert_eq!((other.ty, other.shape), (Type::F32, tensor.shape));
+    assert_eq!(weights(&made, layer), weights(&source, layer));
+}
+
+/// Layers that are not chosen are packed as they are, each under its own name.
+#[test]
+fn packed_files_keep_the_other_layers() {
+    let names: Vec<String> = (0..40).map(|i| format!("layer.{i}.weight")).collect();
+    let values = |i: usize| (0..32).map(|k| (i * 32 + k) as f32).collect::<Vec<_>>();
+    let arrays: Vec<_> =
+        names.iter().enumerate().map(|(i, name)| (name.as_str(), vec![4, 8], values(i))).collect();
+    let (source, path) = (scratch("kept-source.safetensors"), scratch("kept"));
+    std::fs::write(&source, safetensors(&arrays)).unwrap();
+    let base = Options { patterns: &["layer.7"], ..options(Kind::Packed, to(Type::Ternary)) };
+    let report = run(&open(&source), &path, &base).unwrap();
+    assert_eq!((report.quantized, report.kept), (1, 39));
+    let files = std::sync::Arc::new(Kept(open(&path)));
+    for i in (0..40).filter(|i| *i != 7) {
+        let tensor = files.directory.tensor(format!("layer.{i}")).unwrap();
+        let saved = bitlinear::model::saved(&files, tensor, &bitlinear::memory::Heap::default());
+        assert_eq!(read(&saved.unwrap().unwrap().packed), values(i), "{i}");
+    }
+}

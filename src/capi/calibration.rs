@@ -34,7 +34,8 @@ pub struct bl_calibration_options {
     pub block: u32,
     /// Most rows of x for a layer; more are not counted. 0: no bound.
     pub samples: u64,
-    /// Most bytes of all sums. 0: 1 GiB.
+    /// Most bytes of all sums. 0: 1 GiB. Sums of layers that get rows while bl_model_quantize uses the
+    /// calibration are copied, and count once.
     pub memory: u64,
 }
 
@@ -153,9 +154,9 @@ pub unsafe extern "C" fn bl_calibration_save(
 /// behind it), to what a calibration knows of it: the sums of products of its columns, by which
 /// bl_model_quantize rounds weights. (bl_layer_calibrate and bl_heads_calibrate are another thing: they fix
 /// the scale of a layer's integer activations.) x is what
-/// bl_forward takes after the norm and before any rotation. In a row that is not finite nothing is
-/// added, of no row. Costs rows * columns * block multiplications on the calling thread; calls from
-/// several threads wait for one another.
+/// bl_forward takes after the norm and before any rotation. Where a row is not finite, or so large that
+/// the sums would not be (values from about 1e19 on), nothing is added, of no row. Costs rows * columns *
+/// block multiplications on the calling thread; calls from several threads wait for one another.
 ///
 /// # Safety
 /// As the rules at the top of bitlinear.h say.

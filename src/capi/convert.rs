@@ -5,7 +5,7 @@ use std::ffi::c_void;
 use super::boundary::guard;
 use super::context;
 use super::types::*;
-use super::weights::{Weights, features};
+use super::weights::{Weights, features, mistake};
 use crate::codec;
 use crate::error::{Error, Status, fail};
 use crate::layout::Row;
@@ -49,8 +49,8 @@ pub unsafe extern "C" fn bl_convert(
             }
             let rows = features(rows, "rows")
                 .map_err(|_| fail!(InvalidArgument, "rows = {rows}: 0 to {FEATURES_MAX}"))?;
-            let mistake = |e: Error| fail!(InvalidArgument, "{}", e.text());
-            codec.layout(columns).map_err(mistake)?;
+            let shape = |e: Error| fail!(InvalidArgument, "{}", e.text());
+            codec.layout(columns).map_err(shape)?;
             let row_bytes = codec.row_bytes(columns);
             let stride = match usize::try_from(dst_stride) {
                 Ok(0) => row_bytes,
@@ -91,7 +91,7 @@ pub unsafe extern "C" fn bl_convert(
                     Status::Unsupported => e.within(format_args!("{} to {}", from.name(), to.name())),
                     _ => e.within(format_args!("row {r}")),
                 };
-                matrix.read_row(r, &mut row)?;
+                matrix.read_row(r, &mut row).map_err(mistake)?;
                 for (k, w) in weights.iter_mut().enumerate() {
                     *w = row.weight(&layout, k);
                 }

@@ -184,11 +184,11 @@ fn run_on_device(context: &Context, targets: &[HostTarget<'_>], m: usize, x: Mat
     // A launch is of several layers where their kernel is the same: what they read is told with the call.
     let counted = |kernel, nanoseconds| profile.add_device_kernel(kernel, nanoseconds);
     DeviceLayer::forward(targets, m, x, &[], Some(&counted))?;
-    let (mut bytes, mut operations) = (0, 0);
+    let (mut bytes, mut operations) = (0u64, 0u64);
     for i in 0..targets.len() {
         let plan = plans(i)?;
-        bytes += plan.bytes_read;
-        operations += plan.operations;
+        bytes = bytes.saturating_add(plan.bytes_read);
+        operations = operations.saturating_add(plan.operations);
         profile.add_device_work(plan.kernel, plan.bytes_read, plan.operations);
     }
     profile.add_call(begin.elapsed().as_nanos() as u64, bytes, operations);
@@ -207,11 +207,11 @@ impl Context {
         let begin = Instant::now();
         work()?;
         let nanoseconds = begin.elapsed().as_nanos() as u64;
-        let (mut bytes, mut operations) = (0, 0);
+        let (mut bytes, mut operations) = (0u64, 0u64);
         for target in targets {
             let plan = target.layer.plan(m)?;
-            bytes += plan.bytes_read;
-            operations += plan.operations;
+            bytes = bytes.saturating_add(plan.bytes_read);
+            operations = operations.saturating_add(plan.operations);
             profile.add_device_kernel(plan.kernel, 0);
             profile.add_device_work(plan.kernel, plan.bytes_read, plan.operations);
         }
@@ -242,14 +242,14 @@ fn run_counted(
     let result = run(workspace);
     context.usage.workspace.fetch_sub(bytes, Ordering::Relaxed);
     if let Some((profile, stages, begin)) = &counted {
-        let (mut bytes, mut operations) = (0, 0);
+        let (mut bytes, mut operations) = (0u64, 0u64);
         for (i, plan) in plans().enumerate() {
             profile.add_kernel(plan.kernel, stages.of_product(i), plan.bytes_read, plan.operations);
             if let Some(rule) = targets[i].layer.rule() {
                 profile.add_scales(rule.fixed_scale.is_some());
             }
-            bytes += plan.bytes_read;
-            operations += plan.operations;
+            bytes = bytes.saturating_add(plan.bytes_read);
+            operations = operations.saturating_add(plan.operations);
         }
         for stage in Stage::ALL {
             let (nanoseconds, numbers) = stages.of(stage);

@@ -7,10 +7,11 @@
 //! races with a call.
 //! cbindgen:ignore
 
+use std::cell::UnsafeCell;
 use std::collections::VecDeque;
 use std::ffi::c_void;
-use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
 use crate::error::{Result, fail};
 use crate::reserve;
@@ -28,9 +29,82 @@ const REST: usize = 256;
 
 /// Addresses of freed shells, oldest first. Its capacity always has room for every shell there is, so
 /// that freeing never allocates.
-static RESTING: Mutex<VecDeque<usize>> = Mutex::new(VecDeque::new());
+static RESTING: Resting =
+    Resting { taken: AtomicBool::new(false), addresses: UnsafeCell::new(VecDeque::new()) };
 static SHELLS: AtomicUsize = AtomicUsize::new(0);
 static LIVE: AtomicUsize = AtomicUsize::new(0);
+
+/// A lock that fork() takes, so that the child's is nobody's: one that another thread had at that moment would be taken
+/// there for ever, and no child could make or free a handle. (A `Mutex` cannot be unlocked where its guard is not.)
+struct Resting {
+    taken: AtomicBool,
+    addresses: UnsafeCell<VecDeque<usize>>,
+}
+
+// SAFETY: `addresses` is reached through a `Guard` alone, of which there is one at a time.
+unsafe impl Sync for Resting {}
+
+struct Guard<'a>(&'a Resting);
+
+impl Resting {
+    /// Spins: nobody has it for longer than an allocation takes.
+    fn take(&self) {
+        let mut tries = 0;
+        while self.taken.swap(true, Ordering::Acquire) {
+            tries += 1;
+            if tries % 64 == 0 { std::thread::yield_now() } else { std::hint::spin_loop() }
+        }
+    }
+
+    fn give(&self) {
+        self.taken.store(false, Ordering::Release);
+    }
+
+    fn lock(&self) -> Guard<'_> {
+        watch_forks();
+        self.take();
+        Guard(self)
+    }
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        self.0.give();
+    }
+}
+
+impl std::ops::Deref for Guard<'_> {
+    type Target = VecDeque<usize>;
+    fn deref(&self) -> &VecDeque<usize> {
+        // SAFETY: there is one guard at a time (`Resting::take`).
+        unsafe { &*self.0.addresses.get() }
+    }
+}
+
+impl std::ops::DerefMut for Guard<'_> {
+    fn deref_mut(&mut self) -> &mut VecDeque<usize> {
+        // SAFETY: as in `deref`.
+        unsafe { &mut *self.0.addresses.get() }
+    }
+}
+
+/// From the first handle on fork() takes the lock, and parent and child give it back.
+fn watch_forks() {
+    #[cfg(unix)]
+    {
+        static WATCHED: AtomicBool = AtomicBool::new(false);
+        unsafe extern "C" fn before() {
+            RESTING.take();
+        }
+        unsafe extern "C" fn after() {
+            RESTING.give();
+        }
+        if !WATCHED.load(Ordering::Relaxed) && !WATCHED.swap(true, Ordering::Relaxed) {
+            // SAFETY: the handlers do no more than an atomic and, in the parent, a yield.
+            unsafe { libc::pthread_atfork(Some(before), Some(after), Some(after)) };
+        }
+    }
+}
 
 /// A type that handles can hold.
 pub trait Kind: Send + Sync + Sized + 'static {
@@ -50,7 +124,7 @@ pub fn make<H, T: Kind>(body: Arc<T>) -> Result<*mut H> {
     if reserve::in_use() {
         return Err(fail!(OutOfMemory, "a {}: the library's reserve had to help out", T::NAME));
     }
-    let mut resting = RESTING.lock().unwrap_or_else(|e| e.into_inner());
+    let mut resting = RESTING.lock();
     let shell: *const Shell = match resting.len() {
         n if n > REST => resting.pop_front().map_or(std::ptr::null(), std::ptr::with_exposed_provenance),
         _ => {
@@ -155,5 +229,5 @@ pub unsafe fn free(handle: *mut c_void, release: impl FnOnce(u32, *const ())) {
     release(tag, shell.body.swap(std::ptr::null_mut(), Ordering::Relaxed));
     LIVE.fetch_sub(1, Ordering::Relaxed);
     // Room was reserved when the shell was made.
-    RESTING.lock().unwrap_or_else(|e| e.into_inner()).push_back(handle.expose_provenance());
+    RESTING.lock().push_back(handle.expose_provenance());
 }

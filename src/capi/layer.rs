@@ -13,7 +13,7 @@ use super::layer_options::{part, request, scale_bytes};
 use super::model::{Model, string};
 use super::options;
 use super::types::*;
-use super::weights::{self, Weights, features};
+use super::weights::{self, Weights, features, mistake};
 use crate::container::{self, Quoted};
 use crate::cuda::{DeviceLayer, Room};
 use crate::error::{Error, Result, fail};
@@ -468,7 +468,8 @@ pub unsafe extern "C" fn bl_layer_create(
             let given = Weights { address: weights, ty, stride, rows, columns, transposed, scales, group };
             let settings = Settings::default().with(&options, rows, columns)?;
             let matrix = given.matrix()?;
-            let mut layer = Layer::pack(&context, &*matrix, ty, &recipe, &settings, &|_| {})?;
+            let layer = Layer::pack(&context, &*matrix, ty, &recipe, &settings, &|_| {});
+            let mut layer = layer.map_err(mistake)?;
             layer.made = Some(Made { recipe, transposed, rows, columns });
             *out = handle::make::<bl_layer, _>(Arc::new(layer))?;
             Ok(())
@@ -508,6 +509,7 @@ pub unsafe extern "C" fn bl_layer_update(
                 Body::Cpu(linear) => linear.replace(packer.pack(shard, &|_| {})?),
                 Body::Device(layer) => layer.replace(shard, heap),
             })
+            .map_err(mistake)
         })
     }
 }

@@ -1,8 +1,8 @@
 //! What a context holds and has done: bl_memory, bl_profile, bl_device_describe.
 
 use std::ffi::{CStr, CString, c_char};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use super::boundary::guard;
 use super::context::{self, Context};
@@ -25,8 +25,12 @@ pub struct Profile {
     scale_misses: Counters,
     scale_hits: Counters,
     calls: Counters,
+    /// Held by the one call that reads or zeroes counters: what another zeroes meanwhile would be told as entries
+    /// of nothing.
+    reading: Mutex<()>,
 }
 
+/// The counters of an entry. Each stays at the largest number instead of beginning anew.
 #[derive(Default)]
 struct Counters {
     calls: AtomicU64,
@@ -37,27 +41,31 @@ struct Counters {
 
 impl Counters {
     fn add(&self, nanoseconds: u64, bytes: u64, operations: u64) {
-        self.calls.fetch_add(1, Ordering::Relaxed);
-        self.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.operations.fetch_add(operations, Ordering::Relaxed);
+        add(&self.calls, 1);
+        add(&self.nanoseconds, nanoseconds);
+        add(&self.bytes, bytes);
+        add(&self.operations, operations);
     }
 
-    fn entry(&self, name: &'static CStr) -> bl_profile_entry {
-        let now = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    /// What was counted; where it is reset, what is counted from now on is in the next entry.
+    fn entry(&self, name: &'static CStr, reset: bool) -> bl_profile_entry {
+        let take = |counter: &AtomicU64| match reset {
+            true => counter.swap(0, Ordering::Relaxed),
+            false => counter.load(Ordering::Relaxed),
+        };
         bl_profile_entry {
             kernel: name.as_ptr(),
-            calls: now(&self.calls),
-            nanoseconds: now(&self.nanoseconds),
-            bytes: now(&self.bytes),
-            operations: now(&self.operations),
+            calls: take(&self.calls),
+            nanoseconds: take(&self.nanoseconds),
+            bytes: take(&self.bytes),
+            operations: take(&self.operations),
         }
     }
+}
 
-    fn reset(&self) {
-        for counter in [&self.calls, &self.nanoseconds, &self.bytes, &self.operations] {
-            counter.store(0, Ordering::Relaxed);
-        }
+fn add(counter: &AtomicU64, more: u64) {
+    if counter.fetch_add(more, Ordering::Relaxed).checked_add(more).is_none() {
+        counter.store(u64::MAX, Ordering::Relaxed);
     }
 }
 
@@ -83,7 +91,8 @@ impl Profile {
         let none = Counters::default;
         let (scale_misses, scale_hits, calls) = (none(), none(), none());
         let stages = Default::default();
-        Ok(Profile { kernels, device_kernels, stages, scale_misses, scale_hits, calls })
+        let reading = Mutex::default();
+        Ok(Profile { kernels, device_kernels, stages, scale_misses, scale_hits, calls, reading })
     }
 
     fn device_kernel(&self, name: &'static CStr) -> Option<&Counters> {
@@ -100,8 +109,8 @@ impl Profile {
     /// Adds what the products of a call on a device read and computed.
     pub fn add_device_work(&self, name: &'static CStr, bytes: u64, operations: u64) {
         if let Some(counters) = self.device_kernel(name) {
-            counters.bytes.fetch_add(bytes, Ordering::Relaxed);
-            counters.operations.fetch_add(operations, Ordering::Relaxed);
+            add(&counters.bytes, bytes);
+            add(&counters.operations, operations);
         }
     }
 
@@ -137,9 +146,12 @@ impl Profile {
         kernels.chain(device_kernels).chain(stages).chain(scales).chain([(c"call", &self.calls)])
     }
 
-    /// Those that counted something.
-    fn used(&self) -> impl Iterator<Item = (&'static CStr, &Counters)> {
-        self.all().filter(|(_, counters)| counters.calls.load(Ordering::Relaxed) > 0)
+    /// Those that have counted something by now.
+    fn used(&self) -> Result<Vec<(&'static CStr, &Counters)>> {
+        let mut used = Vec::new();
+        reserve(&mut used, self.all().count(), "entries of a profile")?;
+        used.extend(self.all().filter(|(_, counters)| counters.calls.load(Ordering::Relaxed) > 0));
+        Ok(used)
     }
 }
 
@@ -177,7 +189,8 @@ pub unsafe extern "C" fn bl_memory(
 /// of x, how many found scales in it and how many used a fixed one (see bl_profile_entry). Counting costs
 /// two readings of the clock for each tile of 64 outputs.
 /// *count is how many there are. With entries NULL and capacity 0 only the count is told; a capacity
-/// that is too small is BL_ERROR_BUFFER_TOO_SMALL. reset != 0 zeroes them after the copy.
+/// that is too small is BL_ERROR_BUFFER_TOO_SMALL, and nothing is copied or zeroed. reset != 0 zeroes them
+/// after the copy: what calls count meanwhile is in the next one. Counters stay at 2^64 - 1 instead of wrapping.
 ///
 /// # Safety
 /// As the rules at the top of bitlinear.h say.
@@ -201,21 +214,27 @@ pub unsafe extern "C" fn bl_profile(
             let Some(profile) = &context.profile else {
                 return Err(fail!(InvalidArgument, "the context was made without BL_CONTEXT_PROFILE"));
             };
-            let n = profile.used().count();
+            let _alone = profile.reading.lock().unwrap_or_else(|e| e.into_inner());
+            // Calls count on meanwhile: which entries there are is settled once.
+            let used = profile.used()?;
+            let n = used.len();
             count.write(n);
             if entries.is_null() && capacity > 0 {
                 return Err(fail!(InvalidArgument, "entries is NULL, capacity is not 0"));
             }
-            if !entries.is_null() && capacity < n {
+            if entries.is_null() {
+                if reset != 0 {
+                    used.iter().for_each(|(name, counters)| {
+                        counters.entry(name, true);
+                    });
+                }
+                return Ok(());
+            }
+            if capacity < n {
                 return Err(fail!(BufferTooSmall, "room for {capacity} entries, {n} needed"));
             }
-            if !entries.is_null() {
-                for (i, (name, counters)) in profile.used().take(n).enumerate() {
-                    entries.add(i).write(counters.entry(name));
-                }
-            }
-            if reset != 0 {
-                profile.all().for_each(|(_, counters)| counters.reset());
+            for (i, (name, counters)) in used.iter().enumerate() {
+                entries.add(i).write(counters.entry(name, reset != 0));
             }
             Ok(())
         })
@@ -290,4 +309,24 @@ static FEATURES: OnceLock<CString> = OnceLock::new();
 
 fn static_text(place: &'static OnceLock<CString>, text: impl FnOnce() -> String) -> *const c_char {
     place.get_or_init(|| CString::new(text()).unwrap_or_default()).as_ptr()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_stay_at_the_largest_number() {
+        let counters = Counters::default();
+        counters.add(1, u64::MAX - 5, u64::MAX);
+        counters.add(2, 5, 0);
+        let entry = counters.entry(c"x", false);
+        assert_eq!((entry.calls, entry.nanoseconds), (2, 3));
+        assert_eq!((entry.bytes, entry.operations), (u64::MAX, u64::MAX));
+        counters.add(3, 6, 1);
+        let entry = counters.entry(c"x", true);
+        assert_eq!((entry.bytes, entry.operations), (u64::MAX, u64::MAX));
+        let entry = counters.entry(c"x", false);
+        assert_eq!((entry.calls, entry.nanoseconds, entry.bytes, entry.operations), (0, 0, 0, 0));
+    }
 }

@@ -130,10 +130,14 @@ pub struct bl_quantize_options {
     /// whether they are chosen or not.
     pub targets: *const bl_quantize_target,
     pub target_count: usize,
-    /// For the metadata of the new file.
+    /// For the metadata of the new file. Each key is there once, is not empty and does not begin with
+    /// "bitlinear."; in safetensors and GGUF nor with "prism.hadamard."; nor is it GGUF's own:
+    /// general.alignment, general.file_type, general.quantization_version,
+    /// craftsman.bitnet.weight_encoding, and what begins with "split.".
     pub texts: *const bl_named_text,
     pub text_count: usize,
-    /// What is known of the inputs; layers it does not know are rounded without. NULL: nothing.
+    /// What is known of the inputs when the call begins; layers it does not know are rounded without. NULL:
+    /// nothing. Any call may be made on it meanwhile.
     pub calibration: *const bl_calibration,
     /// With BL_QUANTIZE_COMPENSATE: part of the mean square of the inputs that is added to each
     /// column's. 0: 0.03.
@@ -307,10 +311,10 @@ pub unsafe extern "C" fn bl_model_quantize(
             };
             let gathered: Option<&Gathered> =
                 if o.calibration.is_null() { None } else { Some(handle::get(o.calibration)?) };
-            let mut sums = gathered.map(|g| g.sums.lock().unwrap_or_else(|e| e.into_inner()));
-            if let Some(sums) = &mut sums {
-                sums.settle(model.context.isa);
-            }
+            // A view, not the lock: `progress` and a host's parallel-for may call with the same calibration.
+            let view =
+                |g: &Gathered| g.sums.lock().unwrap_or_else(|e| e.into_inner()).view(model.context.isa);
+            let calibration = gathered.map(view).transpose()?;
             if o.damping != 0.0 && o.flags & BL_QUANTIZE_COMPENSATE == 0 {
                 return Err(fail!(InvalidArgument, "damping without BL_QUANTIZE_COMPENSATE"));
             }
@@ -323,7 +327,7 @@ pub unsafe extern "C" fn bl_model_quantize(
                 types: &types,
                 rest: float(o.rest, "rest")?,
                 search: o.flags & BL_QUANTIZE_FIXED == 0,
-                calibration: sums.as_deref(),
+                calibration: calibration.as_ref(),
                 compensate: o.flags & BL_QUANTIZE_COMPENSATE != 0,
                 damping: if o.damping == 0.0 { DAMPING } else { o.damping },
                 rotation,

@@ -27,7 +27,9 @@ pub enum bl_state_format {
     BL_STATE_BINARY = 2,
 }
 
-/// An array of four dimensions, compressed. Any thread may make any call at any time but bl_free.
+/// An array of four dimensions, compressed. Any thread may make any call at any time but bl_free, a thread too
+/// that waits inside a host's parallel-for of another call on the same state. Updates at one time take effect
+/// one after another.
 pub struct bl_state {
     _opaque: [u8; 0],
 }
@@ -60,7 +62,8 @@ pub struct bl_state_info {
     /// Bytes of the codes, and how many scales: what bl_state_read copies.
     pub code_bytes: u64,
     pub scale_count: u64,
-    /// Bytes that it holds: twice codes and scales, so that an update that fails changes nothing.
+    /// Bytes that it holds: twice codes and scales, so that an update that fails changes nothing. Calls at one
+    /// time may need these once more each, until they return.
     pub bytes_held: u64,
     /// Updates that were measured.
     pub calls: u64,

@@ -665,7 +665,7 @@ pub struct bl_plan_info {
     pub workspace_alignment: u64,
     /// Weights and scales read by one call.
     pub bytes_read: u64,
-    /// Multiplications and additions.
+    /// Multiplications and additions; 2^64 - 1: as many, or more.
     pub operations: u64,
 }
 

@@ -7,7 +7,7 @@ use crate::codec::burn_dragon::{self, Artifact, View};
 use crate::codec::cortex;
 use crate::codec::transposed::Transposed;
 use crate::codec::{self, BitnetHf, CompressedTensors, Floats, Rows, Stored};
-use crate::error::{Error, Result, fail};
+use crate::error::{Error, Result, Status, fail};
 use crate::layout::{Float, Layout, Matrix, Row};
 use crate::limits::FEATURES_MAX;
 use crate::matrix::MatrixRef;
@@ -28,6 +28,15 @@ pub fn features(n: i64, what: &str) -> Result<usize> {
     match u64::try_from(n) {
         Ok(n) if (1..=FEATURES_MAX).contains(&n) => Ok(n as usize),
         _ => Err(fail!(InvalidArgument, "{what} = {n}: 1 to {FEATURES_MAX}")),
+    }
+}
+
+/// A failure on a caller's bytes: what they cannot be is the caller's mistake, not a file's. Codes are read after
+/// [`Weights::matrix`], so that what reads them passes its failures through this too.
+pub fn mistake(error: Error) -> Error {
+    match error.status() {
+        Status::BadFile => error.with(Status::InvalidArgument),
+        _ => error,
     }
 }
 
@@ -102,11 +111,6 @@ impl<'a> Weights<'a> {
             let view = unsafe { MatrixRef::new(address.cast(), float, stride, columns) };
             return Ok(Box::new(FloatRows { view, float, rows, columns }));
         }
-        // A caller's bytes that do not fit its numbers are the caller's mistake, not a file's.
-        let mistake = |e: Error| match e.status() {
-            crate::error::Status::BadFile => fail!(InvalidArgument, "{}", e.text()),
-            _ => e,
-        };
         // SAFETY: the caller's contract.
         if apart { unsafe { self.with_scales() } } else { unsafe { self.alone() } }.map_err(mistake)
     }

@@ -15,7 +15,7 @@ use std::path::Path;
 use super::config::Config;
 use super::{Array, Directory, Kind, Quoted, Source, Tensor, Value};
 use super::{artifact, gguf, safetensors, sharded};
-use crate::error::{Result, fail};
+use crate::error::{Error, Result, fail};
 
 /// How to get at a file's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +74,15 @@ impl Files {
         Ok(files)
     }
 
+    /// Opens a safetensors file that is no model's: nothing beside it is looked at, and keys that mean something
+    /// in files of layers mean nothing.
+    pub fn open_alone(path: &Path, access: Access) -> Result<Files> {
+        let source = access.open(path)?;
+        let within = |e: Error| e.within(format_args!("{}", path.display()));
+        let directory = safetensors::read(source.bytes()).map_err(within)?;
+        Files::of_one(directory, source)
+    }
+
     /// Opens a model that is all in one piece of memory.
     pub fn of(source: Source) -> Result<Files> {
         if sharded::is_index(source.bytes()) {
@@ -98,6 +107,10 @@ impl Files {
         } else {
             (super::read(source.bytes())?, source)
         };
+        Files::of_one(directory, source)
+    }
+
+    fn of_one(directory: Directory, source: Source) -> Result<Files> {
         let mut sources = Vec::new();
         crate::memory::reserve(&mut sources, 1, "sources")?;
         sources.push(source);

@@ -239,6 +239,10 @@ fn shape(json: &mut Reader<'_>, tensor: &mut Tensor) -> Result<u64> {
             tensor.shape[DIMS_MAX - 1] = size;
         }
     }
+    // Beside a 0 any number leaves no elements; callers get dimensions as signed ones.
+    if let Some(size) = tensor.shape.iter().find(|&&size| size > i64::MAX as u64) {
+        return Err(fail!(BadFile, "shape: a dimension of at most 2^63 - 1 expected, found {size}"));
+    }
     elements.ok_or_else(|| fail!(BadFile, "shape: more elements than 64 bits count"))
 }
 

@@ -3,7 +3,7 @@
 
 use super::json_text::{Escaped, JsonText};
 use crate::error::{Result, fail};
-use crate::limits::JSON_MAX;
+use crate::limits::{JSON_MAX, METADATA_MAX, NAME_MAX, TENSORS_MAX};
 use crate::types::Type;
 
 /// The data begins at a multiple of this: what one reads in place is aligned.
@@ -61,6 +61,9 @@ impl SafetensorsHeader {
     pub fn tensor(&mut self, name: &str, ty: Type, shape: &[u64]) -> Result<(u64, u64)> {
         let (dtype, size) =
             element(ty).ok_or_else(|| fail!(Unsupported, "{} is no type of safetensors files", ty.name()))?;
+        if name.len() as u64 > NAME_MAX {
+            return Err(fail!(Unsupported, "a tensor's name of {} bytes, at most {NAME_MAX}", name.len()));
+        }
         let overflow = || fail!(InvalidArgument, "{name}: more than a file holds");
         let bytes = shape.iter().try_fold(size, |n, d| n.checked_mul(*d)).ok_or_else(overflow)?;
         let (start, end) = (self.end, self.end.checked_add(bytes).ok_or_else(overflow)?);
@@ -82,6 +85,9 @@ impl SafetensorsHeader {
 
     /// Length and header, padded: the data follows.
     pub fn finish(mut self) -> Result<Vec<u8>> {
+        if self.texts as u64 > METADATA_MAX || self.tensors as u64 > TENSORS_MAX {
+            return Err(fail!(Unsupported, "{} texts and {} tensors in one file", self.texts, self.tensors));
+        }
         self.json.put(format_args!("{}", if self.tensors == 0 { "}}" } else { "}" }))?;
         let pad = self.json.bytes.len().next_multiple_of(ALIGNMENT) - self.json.bytes.len();
         self.json.put(format_args!("{:pad$}", ""))?;

@@ -22,7 +22,7 @@ use crate::kernel::cuda::launch::{
     self, Gpu, Input, Launch, Module, Norm, Placed, Rotation, RowScales, Target,
 };
 use crate::kernel::cuda::weights::{Form, STRIP};
-use crate::layer::{Activation, Around, Options, Seen};
+use crate::layer::{Activation, Around, Options, Seen, operations};
 use crate::layout::{Float, Layout, Matrix, Row};
 use crate::limits::LAYERS_MAX;
 use crate::matrix::MatrixRef;
@@ -313,7 +313,7 @@ impl DeviceLayer {
             kernel,
             workspace: launch::workspace(&target, m.max(1), &self.gpu)?,
             bytes_read: self.memory.size() as u64,
-            operations: 2 * m as u64 * self.in_features() as u64 * self.out_features() as u64,
+            operations: operations(m, self.in_features(), self.out_features()),
         })
     }
 

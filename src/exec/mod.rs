@@ -9,7 +9,7 @@ mod thread;
 
 use std::ffi::c_void;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use crate::error::{Error, Result, fail};
 use crate::fault::caught;
@@ -171,14 +171,15 @@ static FORKS: AtomicU32 = AtomicU32::new(0);
 pub(crate) fn watch_forks() {
     #[cfg(unix)]
     {
-        static ONCE: std::sync::Once = std::sync::Once::new();
+        // Not a `Once`, which a child that is forked meanwhile would wait for.
+        static WATCHED: AtomicBool = AtomicBool::new(false);
         unsafe extern "C" fn in_child() {
             FORKS.fetch_add(1, Ordering::Relaxed);
         }
-        // SAFETY: the handler only adds to an atomic, which is allowed in a forked child.
-        ONCE.call_once(|| unsafe {
-            libc::pthread_atfork(None, None, Some(in_child));
-        });
+        if !WATCHED.swap(true, Ordering::Relaxed) {
+            // SAFETY: the handler only adds to an atomic, which is allowed in a forked child.
+            unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+        }
     }
 }
 

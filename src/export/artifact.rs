@@ -61,7 +61,7 @@ impl Job<'_> {
         file.sync_all().map_err(io)?;
         report.bytes_written = file.metadata().map_err(io)?.len();
         drop(file); // some systems rename only files that nobody has open
-        temporary.rename(path).map_err(io)?;
+        temporary.rename().map_err(io)?;
         Ok(report)
     }
 

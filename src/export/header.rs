@@ -3,11 +3,58 @@
 use super::source::signs;
 use super::store::{Part, Store};
 use super::{Job, Step, What, shape};
+use crate::container::packed::RESERVED;
 use crate::container::{Kind, Quoted, SafetensorsHeader, Value, gguf};
 use crate::error::{Error, Result, fail};
+use crate::limits::TENSORS_MAX;
 use crate::memory::reserve;
 use crate::model::Plan;
+use crate::save::unique;
 use crate::types::Type;
+
+/// What the key of a rotation's declaration begins with.
+const ROTATION: &str = "prism.hadamard.";
+
+/// Keys that say how a file is to be read, and are written as it is written or not at all; those with a dot at the end
+/// are beginnings of keys.
+pub(super) fn own_keys(kind: Kind) -> &'static [&'static str] {
+    match kind {
+        Kind::Gguf => &[
+            RESERVED,
+            "general.alignment",
+            "general.file_type",
+            "general.quantization_version",
+            "split.",
+            ROTATION,
+            // With it dimensions are taken the other way round.
+            "craftsman.bitnet.weight_encoding",
+        ],
+        Kind::Safetensors => &[RESERVED, ROTATION],
+        _ => &[RESERVED],
+    }
+}
+
+/// Refuses two tensors of one name before anything is written: what layers become may be named as what stays.
+pub(super) fn check_names(kind: Kind, steps: &[Step<'_>]) -> Result<()> {
+    let mut names = Vec::new();
+    let mut add = |name: String| reserve(&mut names, 1, "names of tensors").map(|()| names.push(name));
+    for step in steps {
+        match &step.what {
+            What::Round { plan, store: Some(store), .. } => {
+                for part in parts(store, plan)? {
+                    add(format!("{}.{}", step.name, part.suffix))?;
+                }
+            }
+            _ => add(step.name.clone())?,
+        }
+    }
+    if names.len() as u64 > TENSORS_MAX {
+        return Err(fail!(Unsupported, "{} tensors in one file", names.len()));
+    }
+    let what = if kind == Kind::Packed { "layers" } else { "tensors" };
+    unique(names.len(), |i| &names[i], &format!("{what} of the new file would have the name"))
+        .map_err(|e| e.within(format_args!("choose other types or layers")))
+}
 
 impl<'a> Job<'a> {
     pub(super) fn gguf_header(&self, steps: &mut [Step<'a>]) -> Result<(Vec<u8>, u64)> {
@@ -21,9 +68,10 @@ impl<'a> Job<'a> {
                 b"split.no",
                 b"split.count",
                 b"split.tensors.count",
+                b"craftsman.bitnet.weight_encoding",
             ];
             own.contains(&key)
-                || self.options.rotation.is_some() && key.starts_with(b"prism.hadamard.")
+                || self.options.rotation.is_some() && key.starts_with(ROTATION.as_bytes())
                 || self.options.texts.iter().any(|(text, _)| text.as_bytes() == key)
         };
         if directory.kind == Kind::Gguf {
@@ -210,11 +258,11 @@ fn declare_rotation(header: &mut gguf::Header, steps: &[Step<'_>], block: usize,
         ("weight_names", gguf::Entry::Strings(&names)),
     ];
     for (key, value) in entries {
-        header.entry(format!("prism.hadamard.{key}").as_bytes(), value)?;
+        header.entry(format!("{ROTATION}{key}").as_bytes(), value)?;
     }
     if seed != 0 {
-        header.entry(b"prism.hadamard.sign_widths", gguf::Entry::I32s(&widths))?;
-        header.entry(b"prism.hadamard.sign_values", gguf::Entry::I32s(&values))?;
+        header.entry(format!("{ROTATION}sign_widths").as_bytes(), gguf::Entry::I32s(&widths))?;
+        header.entry(format!("{ROTATION}sign_values").as_bytes(), gguf::Entry::I32s(&values))?;
     }
     Ok(())
 }

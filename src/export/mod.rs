@@ -29,6 +29,7 @@ use crate::exec::Executor;
 use crate::model::{self, Plan};
 use crate::quantize::{Calibration, Method, Moments, PANEL_ROWS};
 use crate::rotation::Rotation;
+use crate::save::check_texts;
 use crate::types::Type;
 use store::Store;
 
@@ -150,7 +151,9 @@ pub fn export(
     if options.kind == Kind::Artifact {
         return job.artifact(path, progress);
     }
+    check_texts(options.texts, header::own_keys(options.kind))?;
     let (steps, mut report) = job.steps()?;
+    header::check_names(options.kind, &steps)?;
     match options.kind {
         Kind::Packed => job.pack(path, steps, &mut report, progress)?,
         _ => job.stream(path, steps, &mut report, progress)?,

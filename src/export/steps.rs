@@ -20,8 +20,21 @@ impl<'a> Job<'a> {
         let mut report = Report::default();
         // Which layer takes each tensor; tensors of chosen layers but bias, norm and factor go with it.
         let mut owner = filled(directory.tensors.len(), u32::MAX, "tensors of layers")?;
+        // Packed files: the first layer whose weights are in each tensor.
+        let packed = options.kind == Kind::Packed;
+        let whose = if packed { directory.tensors.len() } else { 0 };
+        let mut whose = filled(whose, u32::MAX, "layers of tensors")?;
         let mut targets = filled(self.layers.list().len(), None, "targets of layers")?;
         for (number, layer) in self.layers.list().iter().enumerate() {
+            let weight = layer.index(Role::Weight).and_then(|index| whose.get_mut(index as usize));
+            if let Some(place) = weight
+                && *place == u32::MAX
+            {
+                *place = number as u32;
+            }
+            if layer.tensor(self.files, Role::Weight).is_some_and(|weight| product(shape(weight)) == 0) {
+                continue; // nothing to quantise: kept as any other tensor
+            }
             let name = text(self.layers.name(layer))?;
             let special = options.types.iter().find(|(pattern, _)| name.contains(pattern));
             let target = match special {
@@ -54,10 +67,11 @@ impl<'a> Job<'a> {
                 steps.push(step);
                 continue;
             }
-            if options.kind == Kind::Packed {
-                if let Some(layer) =
-                    self.layers.list().iter().find(|l| l.index(Role::Weight) == Some(index as u32))
-                {
+            if packed {
+                if product(shape(tensor)) == 0 {
+                    continue; // no layer that a packed file has
+                }
+                if let Some(layer) = self.layers.list().get(whose[index] as usize) {
                     let request = Request { all_slices: true, ..Request::default() };
                     let plan = self.layers.plan(self.files, layer, &request).map_err(within)?;
                     let ty = options.rest.filter(|_| is_float(plan.ty)).unwrap_or(plan.ty);

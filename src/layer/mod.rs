@@ -244,8 +244,8 @@ impl Linear {
         PlanInfo {
             kernel: self.kernel(rows),
             workspace,
-            bytes_read: (self.bytes() + self.bytes_mapped()) as u64 * blocks,
-            operations: 2 * m as u64 * self.in_features() as u64 * self.out_features() as u64,
+            bytes_read: ((self.bytes() + self.bytes_mapped()) as u64).saturating_mul(blocks),
+            operations: operations(m, self.in_features(), self.out_features()),
         }
     }
 
@@ -286,6 +286,11 @@ impl Linear {
     }
 }
 
+/// Additions and multiplications of a product; 2^64 - 1 where there are more.
+pub fn operations(m: usize, columns: usize, rows: usize) -> u64 {
+    (m as u64).saturating_mul(2).saturating_mul(columns as u64).saturating_mul(rows as u64)
+}
+
 /// What unsigned codes of x need of the weights.
 fn weight_sums(packed: &Packed, rule: Option<Rule>, shape: &Shape) -> Result<Option<WeightSums>> {
     match (rule, packed.layout()) {
@@ -293,5 +298,19 @@ fn weight_sums(packed: &Packed, rule: Option<Rule>, shape: &Shape) -> Result<Opt
             WeightSums::of(packed, coded, shape).map(Some)
         }
         _ => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::operations;
+
+    #[test]
+    fn more_operations_than_a_number_holds_are_the_largest() {
+        assert_eq!(operations(3, 5, 7), 210);
+        assert_eq!(operations(1 << 31, 1 << 16, 1 << 15), 1 << 63);
+        for rows in [1 << 16, 65537, 1 << 31] {
+            assert_eq!(operations(1 << 31, 1 << 16, rows), u64::MAX);
+        }
     }
 }

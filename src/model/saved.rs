@@ -8,8 +8,8 @@ use super::plan::{Plan, Recipe};
 use crate::container::packed::{Layer, Part};
 use crate::container::{Files, Quoted, Tensor};
 use crate::epilogue::Epilogue;
-use crate::error::{Result, fail};
-use crate::layer::{Activation, Settings};
+use crate::error::{Error, Result, Status, fail};
+use crate::layer::{Activation, Around, Settings};
 use crate::layout::Packed;
 use crate::memory::{ALIGNMENT, Block, Heap};
 use crate::norm;
@@ -40,7 +40,12 @@ where
 {
     let Some(layer) = files.directory.layer(tensor) else { return Ok(None) };
     let name = Quoted(files.directory.name(tensor));
-    read(files, layer, heap).map(Some).map_err(|e| e.within(format_args!("layer {name}")))
+    // What the file asks for is nobody's argument.
+    let of_file = |e: Error| match e.status() {
+        Status::InvalidArgument => e.with(Status::BadFile),
+        _ => e,
+    };
+    read(files, layer, heap).map(Some).map_err(|e| of_file(e).within(format_args!("layer {name}")))
 }
 
 fn read<T>(files: &Arc<T>, layer: &Layer, heap: &Heap) -> Result<Saved>
@@ -90,5 +95,7 @@ where
     if stray {
         return Err(fail!(BadFile, "vectors of a norm or a rotation, but no such thing"));
     }
+    // Alone, before a caller's options are added: what is wrong here is the file.
+    Around::new(&settings.options(), packed.layout(), packed.out_features(), packed.in_features())?;
     Ok(Saved { packed, settings, ty: line.ty })
 }

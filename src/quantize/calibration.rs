@@ -6,8 +6,8 @@
 //!                                     calibration.format  "1"
 //! ```
 
-use super::moments::Moments;
-use crate::container::{Access, Files, Kind, SafetensorsHeader, Temporary};
+use super::moments::{Moments, with_square};
+use crate::container::{Access, Files, SafetensorsHeader, Temporary};
 use crate::cpu::Isa;
 use crate::error::{Result, fail};
 use crate::limits::{FEATURES_MAX, NAME_MAX};
@@ -15,6 +15,7 @@ use crate::memory::{filled, reserve};
 use crate::types::Type;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
 
 /// The key that marks a file.
 const MARK: &str = "calibration.format";
@@ -28,7 +29,15 @@ pub struct Calibration {
     /// Most bytes of all sums.
     memory: usize,
     used: usize,
-    entries: Vec<(String, Moments)>,
+    /// Shared with the views that were taken; those that are changed then are copied first.
+    entries: Vec<(String, Arc<Moments>)>,
+}
+
+fn owned(name: &str) -> Result<String> {
+    let mut text = String::new();
+    text.try_reserve(name.len()).map_err(|_| fail!(OutOfMemory, "a name"))?;
+    text.push_str(name);
+    Ok(text)
 }
 
 impl Calibration {
@@ -44,7 +53,7 @@ impl Calibration {
     /// What is known of the input of the layer of that name, with or without `.weight` behind it.
     pub fn find(&self, name: &str) -> Option<&Moments> {
         let bare = name.strip_suffix(".weight").unwrap_or(name);
-        self.index(bare).ok().map(|i| &self.entries[i].1)
+        self.index(bare).ok().map(|i| &*self.entries[i].1)
     }
 
     /// The names, in order.
@@ -52,11 +61,26 @@ impl Calibration {
         self.entries.iter().map(|(name, _)| name.as_str())
     }
 
+    /// What is known now, whatever is added to this later.
+    pub fn view(&mut self, isa: Isa) -> Result<Calibration> {
+        self.settle(isa);
+        let mut view = Calibration::new(self.block, self.samples, self.memory);
+        reserve(&mut view.entries, self.entries.len(), "layers of calibration")?;
+        for (name, moments) in &self.entries {
+            view.entries.push((owned(name)?, moments.clone()));
+        }
+        Ok(view)
+    }
+
     /// The sums for a layer, made where there are none.
     fn entry(&mut self, name: &str, columns: usize) -> Result<&mut Moments> {
         let bare = name.strip_suffix(".weight").unwrap_or(name);
-        if bare.is_empty() || bare.len() as u64 > NAME_MAX || bare == "__metadata__" {
-            return Err(fail!(InvalidArgument, "calibration for a layer of the name `{bare}`"));
+        let reserved = bare == "__metadata__" || bare == MARK || bare.contains('\0');
+        if bare.is_empty() || bare.len() as u64 > NAME_MAX || reserved {
+            return Err(fail!(
+                InvalidArgument,
+                "calibration for a layer of the name `{bare}`, which its file cannot keep: give another"
+            ));
         }
         let at = match self.index(bare) {
             Ok(at) => at,
@@ -70,11 +94,9 @@ impl Calibration {
                         self.memory
                     ));
                 }
-                let mut text = String::new();
-                text.try_reserve(bare.len()).map_err(|_| fail!(OutOfMemory, "a name"))?;
-                text.push_str(bare);
+                let moments = Arc::new(Moments::new(columns, self.block)?);
                 reserve(&mut self.entries, 1, "layers of calibration")?;
-                self.entries.insert(at, (text, Moments::new(columns, self.block)?));
+                self.entries.insert(at, (owned(bare)?, moments));
                 self.used += bytes;
                 at
             }
@@ -84,11 +106,14 @@ impl Calibration {
             let found = moments.columns();
             return Err(fail!(InvalidArgument, "{bare}: {columns} columns, after rows of {found}"));
         }
-        Ok(moments)
+        if Arc::get_mut(moments).is_none() {
+            *moments = Arc::new(moments.copy()?);
+        }
+        Arc::get_mut(moments).ok_or_else(|| fail!(Internal, "sums of calibration that are shared"))
     }
 
     /// Adds rows of x, which `read` gives one after another into a buffer of `columns` values; none of
-    /// them where one is not finite.
+    /// them where one is not finite, or sums would not be.
     pub fn add(
         &mut self,
         isa: Isa,
@@ -98,11 +123,17 @@ impl Calibration {
         read: &dyn Fn(usize, &mut [f32]),
     ) -> Result<()> {
         let samples = self.samples;
+        let (mut counted, mut squares) = self.find(name).map_or((0, 0.0), |m| (m.count(), m.squares()));
         let mut row = filled(columns, 0.0f32, "a row of x")?;
         for r in 0..rows {
             read(r, &mut row);
             if let Some(k) = row.iter().position(|v| !v.is_finite()) {
                 return Err(fail!(InvalidArgument, "{name}: x[{r}][{k}] is {}", row[k]));
+            }
+            if counted < samples {
+                squares =
+                    with_square(squares, &row).map_err(|e| e.within(format_args!("{name}: row {r}")))?;
+                counted += 1;
             }
         }
         let moments = self.entry(name, columns)?;
@@ -118,19 +149,21 @@ impl Calibration {
 
     /// Adds up what waits: before sums are read.
     pub fn settle(&mut self, isa: Isa) {
-        self.entries.iter_mut().for_each(|(_, moments)| moments.settle(isa));
+        // Where sums are shared, nothing waits: they were settled for the view.
+        let own = self.entries.iter_mut().filter_map(|(_, moments)| Arc::get_mut(moments));
+        own.for_each(|moments| moments.settle(isa));
     }
 
     /// The layers with their sums; call [`Calibration::settle`] first.
     pub fn entries(&self) -> impl Iterator<Item = (&str, &Moments)> {
-        self.entries.iter().map(|(name, moments)| (name.as_str(), moments))
+        self.entries.iter().map(|(name, moments)| (name.as_str(), &**moments))
     }
 
-    /// Reads a file that was saved.
+    /// Reads a file that was saved. What lies beside it is about a model.
     pub fn open(path: &Path) -> Result<Calibration> {
-        let files = Files::open(path, Access::Map)?;
+        let files = Files::open_alone(path, Access::Map)?;
         let directory = &files.directory;
-        if directory.kind != Kind::Safetensors || directory.meta_text(MARK) != Some("1") {
+        if directory.meta_text(MARK) != Some("1") {
             return Err(fail!(BadFile, "{}: no file of calibration", path.display()));
         }
         let mut calibration = Calibration::new(1, u64::MAX, usize::MAX);
@@ -161,16 +194,13 @@ impl Calibration {
                 for (sum, bytes) in sums.iter_mut().zip(bytes.as_chunks().0) {
                     *sum = f32::from_le_bytes(*bytes);
                 }
-                let mut text = String::new();
-                text.try_reserve(name.len()).map_err(|_| fail!(OutOfMemory, "a name"))?;
-                text.push_str(name);
-                Ok((text, Moments::of(columns as usize, block as usize, count, &sums)?))
+                Ok((owned(name)?, Moments::of(columns as usize, block as usize, count, &sums)?))
             };
             let (name, moments) = read().map_err(within)?;
             calibration.block = calibration.block.max(moments.block());
             let at = calibration.index(&name).unwrap_or_else(|at| at);
             reserve(&mut calibration.entries, 1, "layers of calibration")?;
-            calibration.entries.insert(at, (name, moments));
+            calibration.entries.insert(at, (name, Arc::new(moments)));
         }
         Ok(calibration)
     }
@@ -203,6 +233,6 @@ impl Calibration {
         };
         write().map_err(io)?;
         drop(out); // some systems rename only files that nobody has open
-        temporary.rename(path).map_err(io)
+        temporary.rename().map_err(io)
     }
 }

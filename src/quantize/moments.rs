@@ -20,6 +20,9 @@ use crate::rotation::Rotation;
 pub const BLOCK: usize = 2048;
 /// Rows of x that are added up at a time.
 const ROWS: usize = 32;
+/// What the squares of rows may sum up to: sums of products, which are no larger, stay finite with the errors of
+/// their additions.
+const SQUARES_MAX: f64 = f32::MAX as f64 / 2.0;
 
 /// Sums of products of columns.
 #[derive(Clone, Debug)]
@@ -33,6 +36,8 @@ pub struct Moments {
     sums: Vec<f32>,
     /// Rows that wait to be added together.
     waiting: Vec<f32>,
+    /// Of each row the largest square, summed: no sum is larger.
+    squares: f64,
 }
 
 impl Moments {
@@ -43,7 +48,7 @@ impl Moments {
         let sums = filled(whole * block * block + rest * rest, 0.0, "sums of calibration")?;
         let mut waiting = Vec::new();
         reserve(&mut waiting, ROWS * columns, "rows of calibration")?;
-        Ok(Moments { columns, block, count: 0, sums, waiting })
+        Ok(Moments { columns, block, count: 0, sums, waiting, squares: 0.0 })
     }
 
     /// Sums that were kept elsewhere, as [`Moments::sums`] gives them.
@@ -57,6 +62,7 @@ impl Moments {
         }
         moments.sums.copy_from_slice(sums);
         moments.count = count;
+        moments.squares = sums.iter().fold(0.0f32, |m, v| m.max(v.abs())) as f64;
         Ok(moments)
     }
 
@@ -87,11 +93,12 @@ impl Moments {
         &self.sums
     }
 
-    /// Adds a row of x. Refused where a value is not finite.
+    /// Adds a row of x. Refused where a value is not finite, or sums would not be.
     pub fn add(&mut self, isa: Isa, x: &[f32]) -> Result<()> {
         if let Some(k) = x.iter().position(|v| !v.is_finite()) {
             return Err(fail!(InvalidArgument, "column {k} of x is {}", x[k]));
         }
+        self.squares = with_square(self.squares, x)?;
         // Room was reserved for ROWS rows.
         self.waiting.extend_from_slice(x);
         self.count += 1;
@@ -99,6 +106,11 @@ impl Moments {
             self.settle(isa);
         }
         Ok(())
+    }
+
+    /// The sum of rows' largest squares.
+    pub(super) fn squares(&self) -> f64 {
+        self.squares
     }
 
     /// Adds the rows that wait.
@@ -169,6 +181,19 @@ impl Moments {
         }
         Ok(moments)
     }
+}
+
+/// The sum of rows' largest squares with one row more; refused where sums of products may leave the range of f32.
+pub(super) fn with_square(squares: f64, x: &[f32]) -> Result<f64> {
+    let largest = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    let sum = squares + (largest as f64).powi(2);
+    if sum > SQUARES_MAX {
+        return Err(fail!(
+            InvalidArgument,
+            "with the value {largest:e} sums of products are beyond f32: scale x down, all rows alike"
+        ));
+    }
+    Ok(sum)
 }
 
 struct Add<'a> {

@@ -339,12 +339,32 @@ impl<'a> Rounding<'a> {
         if let How::Levels { levels, .. } = &mut self.how {
             *levels = Levels::new(scales)?;
         }
-        let How::Levels { levels, importance, .. } = &self.how else { return Ok(Vec::new()) };
-        // Normal equations: products of the bases' codes with one another and with the weights.
-        let sums = Mutex::new(filled(bases * (bases + 1), 0.0f64, "sums of scales")?);
-        let rows = self.out_features();
-        let columns = self.in_features();
-        executor.run(rows.div_ceil(PANEL_ROWS), &|_, piece| {
+        let mut system = self.system(executor, bases)?;
+        let mut refitted = filled(bases, 0.0f32, "scales")?;
+        solve(&mut system, bases, &mut refitted);
+        // A system without a solution (codes that are all 0) keeps what there was.
+        for (new, old) in refitted.iter_mut().zip(scales) {
+            if !new.is_finite() || *new <= 0.0 {
+                *new = *old;
+            }
+        }
+        Ok(refitted)
+    }
+
+    /// Normal equations under the levels: products of the bases' codes with one another and with the weights.
+    fn system(&self, executor: &Executor, bases: usize) -> Result<Vec<f64>> {
+        let How::Levels { levels, importance, .. } = &self.how else {
+            return Err(fail!(Internal, "scales of a tensor without levels"));
+        };
+        let (rows, columns) = (self.out_features(), self.in_features());
+        let pieces = rows.div_ceil(PANEL_ROWS);
+        // Each piece has sums of its own, which are added in order: the same for any number of threads.
+        let size = bases * (bases + 1);
+        let mut parts = filled(pieces * size, 0.0f64, "sums of scales")?;
+        let mut places = Vec::new();
+        reserve(&mut places, pieces, "sums of scales")?;
+        places.extend(parts.chunks_mut(size).map(Mutex::new));
+        executor.run(pieces, &|_, piece| {
             let first = piece * PANEL_ROWS;
             let count = PANEL_ROWS.min(rows - first);
             let mut room = self.room()?;
@@ -371,22 +391,16 @@ impl<'a> Rounding<'a> {
                     }
                 }
             }
-            let mut sums = sums.lock().unwrap_or_else(|e| e.into_inner());
-            sums.iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
-            drop(sums);
+            places[piece].lock().unwrap_or_else(|e| e.into_inner()).copy_from_slice(&own[..size]);
             self.give_back(room);
             Ok(())
         })?;
-        let mut system = sums.into_inner().unwrap_or_else(|e| e.into_inner());
-        let mut refitted = filled(bases, 0.0f32, "scales")?;
-        solve(&mut system, bases, &mut refitted);
-        // A system without a solution (codes that are all 0) keeps what there was.
-        for (new, old) in refitted.iter_mut().zip(scales) {
-            if !new.is_finite() || *new <= 0.0 {
-                *new = *old;
-            }
+        drop(places);
+        let mut sums = filled(size, 0.0f64, "sums of scales")?;
+        for part in parts.chunks(size) {
+            sums.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
         }
-        Ok(refitted)
+        Ok(sums)
     }
 }
 
@@ -511,5 +525,75 @@ impl Matrix for Rounded {
         let found = self.rows.get(index).ok_or_else(|| fail!(Internal, "row {index} of a rounded matrix"))?;
         row.clone_from(found);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::layout::Float;
+
+    const COLUMNS: usize = 96;
+    const ROWS: usize = 8 * PANEL_ROWS;
+
+    fn noise(k: usize) -> f32 {
+        ((k * 7919 + k / 7 * 104_729) % 100_003) as f32 / 50_001.0 - 1.0
+    }
+
+    /// Weights whose first panel is there last, where `late` says so.
+    struct Late {
+        late: AtomicBool,
+        others: AtomicUsize,
+    }
+
+    impl Matrix for Late {
+        fn layout(&self) -> Layout {
+            Layout::Dense(Float::F32)
+        }
+        fn out_features(&self) -> usize {
+            ROWS
+        }
+        fn in_features(&self) -> usize {
+            COLUMNS
+        }
+        fn read_row(&self, index: usize, row: &mut Row) -> Result<()> {
+            if index >= PANEL_ROWS {
+                self.others.fetch_add(1, Ordering::SeqCst);
+            } else if index == 0 && self.late.load(Ordering::SeqCst) {
+                // With one processor there is nobody else to read the others.
+                let begin = Instant::now();
+                let waits = || begin.elapsed() < Duration::from_secs(2);
+                while self.others.load(Ordering::SeqCst) < ROWS - PANEL_ROWS && waits() {
+                    std::thread::yield_now();
+                }
+            }
+            row.floats.iter_mut().enumerate().for_each(|(k, w)| *w = noise(index * COLUMNS + k));
+            Ok(())
+        }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "minutes there, and nothing but arithmetic")]
+    fn sums_of_scales_are_those_of_one_thread() {
+        let mut moments = Moments::new(COLUMNS, 1).unwrap();
+        let x: Vec<f32> = (0..COLUMNS).map(|k| noise(31 * k + 5)).collect();
+        moments.add(Isa::best(), &x).unwrap();
+        moments.settle(Isa::best());
+        let source = Late { late: AtomicBool::new(false), others: AtomicUsize::new(0) };
+        let method =
+            Method { search: true, bases: 2, moments: Some(&moments), ..Method::plain(Type::Ternary) };
+        let rounding = Rounding::new(Isa::best(), &Executor::Serial, &source, &method).unwrap();
+        let one = rounding.system(&Executor::Serial, 2).unwrap();
+        source.others.store(0, Ordering::SeqCst);
+        source.late.store(true, Ordering::SeqCst);
+        let two = rounding.system(&Executor::with_threads(2).unwrap(), 2).unwrap();
+        assert!(one.iter().all(|sum| *sum != 0.0));
+        assert_eq!(
+            one.iter().map(|s| s.to_bits()).collect::<Vec<_>>(),
+            two.iter().map(|s| s.to_bits()).collect::<Vec<_>>()
+        );
     }
 }

@@ -204,7 +204,7 @@ fn pack_int8(values: &[f32; BLOCK], codes: &mut [u8; BLOCK]) -> (u32, f32) {
 #[inline(always)]
 fn int8_scale(largest: u32) -> f32 {
     const MOST: f32 = (f32::MAX / 127.0).next_down();
-    (f32::from_bits(largest) / 127.0).max(EPSILON).min(MOST)
+    (f32::from_bits(largest) / 127.0).clamp(EPSILON, MOST) // a NaN stays one: the call will fail
 }
 
 /// `clamp(round(v / scale), -127, 127)`, halves away from zero.

@@ -15,7 +15,7 @@ mod avx2;
 mod block;
 mod statistics;
 
-use std::sync::{Mutex, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::cpu::Isa;
 use crate::error::{Result, fail};
@@ -88,11 +88,29 @@ impl Blocks {
     }
 }
 
-/// What a state holds, and where the next values are packed: a call that fails changes nothing.
+/// What a state holds. No call runs pieces while it has this: a host's thread that waits for its tasks may run
+/// another job of the program meanwhile, and that job may use the same state.
 struct Content {
-    now: Blocks,
-    next: Blocks,
+    /// The values. Whoever reads them shares them, and an update puts others in their place.
+    now: Arc<Blocks>,
+    /// Where the next values are packed, so that a call that fails changes nothing; none while a call has it.
+    spare: Option<Arc<Blocks>>,
     statistics: Statistics,
+}
+
+impl Content {
+    /// Keeps blocks that a call is done with, where there is room for them and nobody else reads them.
+    fn give_back(&mut self, mut blocks: Arc<Blocks>) {
+        if self.spare.is_none() && Arc::get_mut(&mut blocks).is_some() {
+            self.spare = Some(blocks);
+        }
+    }
+
+    /// Makes `next` the values.
+    fn replace(&mut self, next: Arc<Blocks>) {
+        let old = std::mem::replace(&mut self.now, next);
+        self.give_back(old);
+    }
 }
 
 /// Runs AVX2's compilation on AVX-512 too: a copy of its own gains nothing.
@@ -111,7 +129,10 @@ pub struct State {
     /// Whether errors are measured.
     measured: bool,
     isa: Isa,
-    content: RwLock<Content>,
+    content: Mutex<Content>,
+    /// Held by an update whose pieces run on the calling thread and our own: another one waits for it instead of
+    /// doing work that counts for nothing. With a host's threads it could wait for itself.
+    turn: Mutex<()>,
 }
 
 /// What a pack does with the values it is given.
@@ -134,8 +155,13 @@ impl State {
             return Err(fail!(InvalidArgument, "a state of shape {shape:?}: 1 to {STATE_MAX} values"));
         };
         let (now, next) = (Blocks::new(format, count)?, Blocks::new(format, count)?);
-        let content = RwLock::new(Content { now, next, statistics: Statistics::default() });
-        Ok(State { format, shape, count, measured, isa, content })
+        let (now, spare) = (Arc::new(now), Some(Arc::new(next)));
+        let content = Mutex::new(Content { now, spare, statistics: Statistics::default() });
+        Ok(State { format, shape, count, measured, isa, content, turn: Mutex::default() })
+    }
+
+    fn content(&self) -> MutexGuard<'_, Content> {
+        self.content.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// How values are stored.
@@ -176,8 +202,62 @@ impl State {
         {
             return Err(fail!(InvalidArgument, "the factor of the old state is {factor}"));
         }
-        let mut content = self.content.write().unwrap_or_else(|e| e.into_inner());
-        let Content { now, next, .. } = &mut *content;
+        let _turn = match executor {
+            Executor::Host(_) => None,
+            Executor::Serial | Executor::Pool(_) => Some(self.turn.lock().unwrap_or_else(|e| e.into_inner())),
+        };
+        let (mut now, mut next) = self.take()?;
+        loop {
+            let packed = match Arc::get_mut(&mut next) {
+                Some(next) => self.pack_from(&now, next, values, update, executor),
+                None => Err(fail!(Internal, "blocks of a state that are shared while they are packed")),
+            };
+            let mut content = self.content();
+            let sums = match packed {
+                Ok(sums) => sums,
+                Err(error) => {
+                    drop(now);
+                    content.give_back(next);
+                    return Err(error);
+                }
+            };
+            if update != Update::Replace && !Arc::ptr_eq(&now, &content.now) {
+                // Another update came first: this one is on top of it.
+                let old = std::mem::replace(&mut now, content.now.clone());
+                content.give_back(old);
+                continue;
+            }
+            if self.measured {
+                content.statistics.add(&sums, self.count, self.bytes());
+            }
+            drop(now); // so that nobody but other calls shares it any more
+            content.replace(next);
+            return Ok(());
+        }
+    }
+
+    /// The values, and blocks for others.
+    fn take(&self) -> Result<(Arc<Blocks>, Arc<Blocks>)> {
+        let (now, spare) = {
+            let mut content = self.content();
+            (content.now.clone(), content.spare.take())
+        };
+        match spare {
+            Some(spare) => Ok((now, spare)),
+            // Other calls have it, or read what would be it.
+            None => Ok((now, Arc::new(Blocks::new(self.format, self.count)?))),
+        }
+    }
+
+    /// Packs values, or their sum with the old ones, into other blocks.
+    fn pack_from(
+        &self,
+        now: &Blocks,
+        next: &mut Blocks,
+        values: &[f32],
+        update: Update,
+        executor: &Executor,
+    ) -> Result<Sums> {
         let mut pieces = Vec::new();
         crate::memory::reserve(&mut pieces, values.len().div_ceil(PIECE), "pieces of a state")?;
         let code_bytes = self.format.code_bytes(PIECE);
@@ -220,19 +300,20 @@ impl State {
                 }
             }
         }
-        if self.measured {
-            content.statistics.add(&sums, self.count, self.bytes());
-        }
-        let Content { now, next, .. } = &mut *content;
-        std::mem::swap(now, next);
-        Ok(())
+        Ok(sums)
     }
 
     /// Writes all values.
     pub fn unpack(&self, values: &mut [f32], executor: &Executor) -> Result<()> {
         self.check_count(values.len())?;
-        let content = self.content.read().unwrap_or_else(|e| e.into_inner());
-        let Blocks { codes, scales } = &content.now;
+        let now = self.content().now.clone();
+        let result = self.unpack_from(&now, values, executor);
+        self.content().give_back(now);
+        result
+    }
+
+    fn unpack_from(&self, now: &Blocks, values: &mut [f32], executor: &Executor) -> Result<()> {
+        let Blocks { codes, scales } = now;
         let mut pieces = Vec::new();
         crate::memory::reserve(&mut pieces, values.len().div_ceil(PIECE), "pieces of a state")?;
         let code_bytes = self.format.code_bytes(PIECE);
@@ -251,7 +332,7 @@ impl State {
     /// Copies codes and scales out, as a file would keep them.
     pub fn read(&self, codes: &mut [u8], scales: &mut [f32]) -> Result<()> {
         self.check_parts(codes.len(), scales.len())?;
-        let content = self.content.read().unwrap_or_else(|e| e.into_inner());
+        let content = self.content();
         codes.copy_from_slice(&content.now.codes);
         scales.copy_from_slice(&content.now.scales);
         Ok(())
@@ -269,15 +350,20 @@ impl State {
         {
             return Err(fail!(InvalidArgument, "byte {i} of the state holds the invalid ternary code 3"));
         }
-        let mut content = self.content.write().unwrap_or_else(|e| e.into_inner());
-        content.now.codes.copy_from_slice(codes);
-        content.now.scales.copy_from_slice(scales);
+        let (now, mut next) = self.take()?;
+        drop(now);
+        let Some(blocks) = Arc::get_mut(&mut next) else {
+            return Err(fail!(Internal, "blocks of a state that are shared while they are written"));
+        };
+        blocks.codes.copy_from_slice(codes);
+        blocks.scales.copy_from_slice(scales);
+        self.content().replace(next);
         Ok(())
     }
 
     /// What packing has lost so far; all zero where it is not measured.
     pub fn statistics(&self, reset: bool) -> Statistics {
-        let mut content = self.content.write().unwrap_or_else(|e| e.into_inner());
+        let mut content = self.content();
         match reset {
             true => std::mem::take(&mut content.statistics),
             false => content.statistics,

@@ -207,3 +207,106 @@ fn what_is_not_finite_is_refused() {
     assert_eq!(state.values(), [1.5; 64]);
     assert_eq!(state.info(0).calls, 1);
 }
+
+/// A host whose thread takes up other work of the program while it waits for its tasks: here, other calls on the
+/// state that the tasks belong to.
+mod stealing {
+    use std::cell::Cell;
+    use std::ffi::c_void;
+
+    use bitlinear::capi::context::bl_context_create;
+    use bitlinear::capi::types::{bl_context, bl_context_options};
+
+    use super::*;
+
+    const COUNT: usize = 1 << 17; // several pieces
+
+    thread_local! {
+        static STATE: Cell<*mut bl_state> = const { Cell::new(null_mut()) };
+        static STOLEN: Cell<u32> = const { Cell::new(0) };
+    }
+
+    type Task = unsafe extern "C" fn(*mut c_void, usize);
+
+    unsafe extern "C" fn parallel_for(_: *mut c_void, count: usize, run: Option<Task>, task: *mut c_void) {
+        let state = STATE.replace(null_mut()); // once: what is stolen does not steal
+        if !state.is_null() {
+            STOLEN.set(STOLEN.get() + 1);
+            let state = std::mem::ManuallyDrop::new(State(state));
+            assert_eq!(state.info(0).count, COUNT as i64);
+            state.values();
+            let (codes, scales) = state.parts();
+            // SAFETY: slices of those lengths.
+            call(|e| unsafe {
+                bl_state_write(state.0, codes.as_ptr(), codes.len(), scales.as_ptr(), scales.len(), e)
+            })
+            .unwrap();
+            state.passes(null());
+            state.update(1.0, &[2.0; COUNT]);
+        }
+        for i in 0..count {
+            // SAFETY: the task is alive until this returns.
+            unsafe { run.unwrap()(task, i) };
+        }
+    }
+
+    #[test]
+    fn any_call_may_be_made_inside_another_ones_parallel_for() {
+        let (done, is_done) = std::sync::mpsc::channel();
+        let work = move || {
+            let mut context: *mut bl_context = null_mut();
+            let options = bl_context_options {
+                threads: 2,
+                parallel_for: Some(parallel_for),
+                ..sized!(bl_context_options)
+            };
+            // SAFETY: valid pointers.
+            call(|e| unsafe { bl_context_create(&options, &mut context, e) }).unwrap();
+            let mut made = null_mut();
+            let options = bl_state_options {
+                format: StateFormatArg(bl_state_format::BL_STATE_INT8 as u32),
+                shape: [1, 1, 1, COUNT as i64],
+                flags: BL_STATE_MEASURED,
+                ..sized!(bl_state_options)
+            };
+            // SAFETY: valid pointers.
+            call(|e| unsafe { bl_state_create(context, &options, &mut made, e) }).unwrap();
+            let state = State(made);
+            let near = |want: f32| state.values().iter().all(|v| (v - want).abs() < 0.02 * want);
+
+            // The update that was stolen is done first, and the one around it on top of it.
+            STATE.set(state.0);
+            state.update(1.0, &[1.0; COUNT]);
+            assert!(near(3.0));
+            assert_eq!(state.info(0).calls, 2);
+            // What does not depend on the old values takes their place.
+            STATE.set(state.0);
+            state.update(0.0, &[5.0; COUNT]);
+            assert!(near(5.0));
+            // Values are those of one moment.
+            STATE.set(state.0);
+            assert!(near(5.0));
+            assert!(near(7.0));
+            // A failure changes nothing but what the stolen calls did.
+            STATE.set(state.0);
+            let mut values = vec![1.0; COUNT];
+            values[COUNT - 1] = f32::INFINITY;
+            // SAFETY: a slice of that length.
+            call(|e| unsafe { bl_state_update(state.0, 1.0, values.as_ptr(), COUNT as i64, e) })
+                .unwrap_err()
+                .says(bl_status::BL_ERROR_INVALID_ARGUMENT, "value 131071");
+            assert!(near(9.0));
+            assert_eq!((STOLEN.get(), state.info(0).calls), (4, 6));
+            drop(state);
+            // SAFETY: a handle.
+            unsafe { bl_free(context.cast()) };
+            done.send(()).unwrap();
+        };
+        let thread = std::thread::spawn(work);
+        let came_back = is_done.recv_timeout(std::time::Duration::from_secs(30));
+        if matches!(came_back, Err(std::sync::mpsc::RecvTimeoutError::Timeout)) {
+            panic!("a call on the state waits for the call that it is made in");
+        }
+        thread.join().unwrap();
+    }
+}

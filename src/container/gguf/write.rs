@@ -3,7 +3,7 @@
 use super::types::id_bytes;
 use super::{ALIGNMENT_DEFAULT, MAGIC};
 use crate::error::{Result, fail};
-use crate::limits::DIMS_MAX;
+use crate::limits::{DIMS_MAX, METADATA_MAX, TENSORS_MAX};
 use crate::memory::reserve;
 use crate::types::Type;
 
@@ -99,6 +99,12 @@ impl Header {
         if shape.len() > DIMS_MAX {
             return Err(fail!(Unsupported, "a tensor of {} dimensions", shape.len()));
         }
+        if shape.contains(&0) {
+            return Err(fail!(
+                Unsupported,
+                "GGUF files hold no empty tensors, and this one has the shape {shape:?}: write safetensors"
+            ));
+        }
         let bytes = id_bytes(ty, shape)?;
         let out = &mut self.tensors;
         string(out, name)?;
@@ -117,6 +123,10 @@ impl Header {
 
     /// The header with its padding: the data follows.
     pub fn finish(mut self) -> Result<Vec<u8>> {
+        if self.entries > METADATA_MAX || self.count > TENSORS_MAX {
+            let (entries, tensors) = (self.entries, self.count);
+            return Err(fail!(Unsupported, "{entries} metadata entries and {tensors} tensors in one file"));
+        }
         self.bytes[8..16].copy_from_slice(&self.count.to_le_bytes());
         self.bytes[ENTRIES_AT..ENTRIES_AT + 8].copy_from_slice(&self.entries.to_le_bytes());
         put(&mut self.bytes, &self.tensors)?;
