@@ -97,11 +97,17 @@ impl Tensor {
 
     /// Takes values in.
     pub fn add(&mut self, values: &[f32]) {
-        let positive = self.width == Width::Uint8;
-        for v in values {
-            let a = if positive { v.max(0.0) } else { v.abs() };
-            self.largest = if a > self.largest { a } else { self.largest };
-            self.mean.add(a);
+        match self.width {
+            Width::Uint8 => self.add_by(values, |v| v.max(0.0)),
+            _ => self.add_by(values, f32::abs),
+        }
+    }
+
+    fn add_by(&mut self, values: &[f32], of: impl Fn(f32) -> f32 + Copy) {
+        let largest = |most: f32, v: &f32| if of(*v) > most { of(*v) } else { most };
+        self.largest = values.iter().fold(self.largest, largest);
+        if self.span == Span::TwiceMean {
+            self.mean.add(values, of);
         }
     }
 

@@ -129,21 +129,28 @@ impl Mean {
     /// Values that are added in f32.
     pub const RUN: u64 = 4096;
 
-    /// Takes a magnitude in.
+    /// Takes what `of` says of values in.
     #[inline]
-    pub fn add(&mut self, magnitude: f32) {
-        self.run += magnitude;
-        self.exact += magnitude as f64;
-        self.count += 1;
-        if self.count.is_multiple_of(Self::RUN) {
-            self.runs += self.of_run();
-            (self.run, self.exact) = (0.0, 0.0);
+    pub fn add(&mut self, values: &[f32], of: impl Fn(f32) -> f32) {
+        let mut rest = values;
+        while !rest.is_empty() {
+            let room = Self::RUN - self.count % Self::RUN;
+            let (now, later) = rest.split_at(rest.len().min(room as usize));
+            for v in now {
+                self.run += of(*v);
+                self.exact += of(*v) as f64;
+            }
+            (self.count, rest) = (self.count + now.len() as u64, later);
+            if self.count.is_multiple_of(Self::RUN) {
+                self.runs += self.of_run();
+                (self.run, self.exact) = (0.0, 0.0);
+            }
         }
     }
 
     /// Takes the magnitudes of values in.
-    pub fn add_all(&mut self, values: &[f32]) {
-        values.iter().for_each(|v| self.add(v.abs()));
+    pub fn add_magnitudes(&mut self, values: &[f32]) {
+        self.add(values, f32::abs);
     }
 
     fn of_run(&self) -> f64 {
@@ -162,7 +169,7 @@ impl Mean {
     /// The mean magnitude of some values.
     pub fn of(values: &[f32]) -> f32 {
         let mut mean = Mean::default();
-        mean.add_all(values);
+        mean.add_magnitudes(values);
         mean.value()
     }
 }

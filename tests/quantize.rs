@@ -347,17 +347,7 @@ fn sizes_of_weights() {
             assert_eq!(exact(ty, factor), usual, "{} times {factor:e}", ty.name());
         }
     }
-    for ty in [
-        Type::Q4_0,
-        Type::Q4_1,
-        Type::Q8_0,
-        Type::Q2K,
-        Type::Q3K,
-        Type::Q4K,
-        Type::Q5K,
-        Type::Q6K,
-        Type::Int8,
-    ] {
+    for ty in SEARCHED.into_iter().chain([Type::Int8]) {
         let factor = if ty == Type::Int8 { 1e33 } else { 1e12 };
         let scaled: Vec<f32> = values.iter().map(|v| v * factor).collect();
         let source = Floats { values: &scaled, columns: COLUMNS };

@@ -49,8 +49,7 @@ pub unsafe extern "C" fn bl_convert(
             }
             let rows = features(rows, "rows")
                 .map_err(|_| fail!(InvalidArgument, "rows = {rows}: 0 to {FEATURES_MAX}"))?;
-            let shape = |e: Error| fail!(InvalidArgument, "{}", e.text());
-            codec.layout(columns).map_err(shape)?;
+            codec.layout(columns).map_err(|e| e.with(Status::InvalidArgument))?;
             let row_bytes = codec.row_bytes(columns);
             let stride = match usize::try_from(dst_stride) {
                 Ok(0) => row_bytes,

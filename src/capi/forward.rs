@@ -174,6 +174,20 @@ fn no_workspace(run: &bl_run_options) -> Result<()> {
     }
 }
 
+/// What the layers of a call read and compute, for a profile.
+#[derive(Default)]
+struct Total {
+    bytes: u64,
+    operations: u64,
+}
+
+impl Total {
+    fn add(&mut self, bytes: u64, operations: u64) {
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.operations = self.operations.saturating_add(operations);
+    }
+}
+
 /// Runs a call on a device and counts it, where the context counts.
 fn run_on_device(context: &Context, targets: &[HostTarget<'_>], m: usize, x: MatrixRef<'_>) -> Result<()> {
     let Some(profile) = &context.profile else {
@@ -184,14 +198,13 @@ fn run_on_device(context: &Context, targets: &[HostTarget<'_>], m: usize, x: Mat
     // A launch is of several layers where their kernel is the same: what they read is told with the call.
     let counted = |kernel, nanoseconds| profile.add_device_kernel(kernel, nanoseconds);
     DeviceLayer::forward(targets, m, x, &[], Some(&counted))?;
-    let (mut bytes, mut operations) = (0u64, 0u64);
+    let mut total = Total::default();
     for i in 0..targets.len() {
         let plan = plans(i)?;
-        bytes = bytes.saturating_add(plan.bytes_read);
-        operations = operations.saturating_add(plan.operations);
+        total.add(plan.bytes_read, plan.operations);
         profile.add_device_work(plan.kernel, plan.bytes_read, plan.operations);
     }
-    profile.add_call(begin.elapsed().as_nanos() as u64, bytes, operations);
+    profile.add_call(begin.elapsed().as_nanos() as u64, total.bytes, total.operations);
     Ok(())
 }
 
@@ -207,15 +220,14 @@ impl Context {
         let begin = Instant::now();
         work()?;
         let nanoseconds = begin.elapsed().as_nanos() as u64;
-        let (mut bytes, mut operations) = (0u64, 0u64);
+        let mut total = Total::default();
         for target in targets {
             let plan = target.layer.plan(m)?;
-            bytes = bytes.saturating_add(plan.bytes_read);
-            operations = operations.saturating_add(plan.operations);
+            total.add(plan.bytes_read, plan.operations);
             profile.add_device_kernel(plan.kernel, 0);
             profile.add_device_work(plan.kernel, plan.bytes_read, plan.operations);
         }
-        profile.add_call(nanoseconds, bytes, operations);
+        profile.add_call(nanoseconds, total.bytes, total.operations);
         Ok(())
     }
 }
@@ -242,14 +254,13 @@ fn run_counted(
     let result = run(workspace);
     context.usage.workspace.fetch_sub(bytes, Ordering::Relaxed);
     if let Some((profile, stages, begin)) = &counted {
-        let (mut bytes, mut operations) = (0u64, 0u64);
+        let mut total = Total::default();
         for (i, plan) in plans().enumerate() {
             profile.add_kernel(plan.kernel, stages.of_product(i), plan.bytes_read, plan.operations);
             if let Some(rule) = targets[i].layer.rule() {
                 profile.add_scales(rule.fixed_scale.is_some());
             }
-            bytes = bytes.saturating_add(plan.bytes_read);
-            operations = operations.saturating_add(plan.operations);
+            total.add(plan.bytes_read, plan.operations);
         }
         for stage in Stage::ALL {
             let (nanoseconds, numbers) = stages.of(stage);
@@ -257,7 +268,7 @@ fn run_counted(
                 profile.add_stage(stage, nanoseconds, numbers * 4);
             }
         }
-        profile.add_call(begin.elapsed().as_nanos() as u64, bytes, operations);
+        profile.add_call(begin.elapsed().as_nanos() as u64, total.bytes, total.operations);
     }
     result
 }

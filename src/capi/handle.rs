@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
 use crate::error::{Result, fail};
-use crate::reserve;
+use crate::{exec, reserve};
 
 struct Shell {
     tag: AtomicU32,
@@ -99,10 +99,8 @@ fn watch_forks() {
         unsafe extern "C" fn after() {
             RESTING.give();
         }
-        if !WATCHED.load(Ordering::Relaxed) && !WATCHED.swap(true, Ordering::Relaxed) {
-            // SAFETY: the handlers do no more than an atomic and, in the parent, a yield.
-            unsafe { libc::pthread_atfork(Some(before), Some(after), Some(after)) };
-        }
+        // SAFETY: the handlers do no more than an atomic and, in the parent, a yield.
+        unsafe { exec::at_fork(&WATCHED, Some(before), Some(after), Some(after)) };
     }
 }
 

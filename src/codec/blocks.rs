@@ -2,7 +2,7 @@
 
 use super::Codec;
 use super::stored::check_len;
-use crate::error::{Result, fail};
+use crate::error::{Error, Result, fail};
 use crate::float16::{f16_to_f32, f32_to_f16};
 use crate::layout::{Coded, Layout, Row, SUPER_BLOCK, Values};
 use crate::nearest;
@@ -99,11 +99,17 @@ pub(super) fn half_at(bytes: &[u8], at: usize) -> f32 {
     f16_to_f32(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
 }
 
+/// The failure of weights whose scale f16 cannot hold.
+#[cold]
+pub(crate) fn beyond_f16(scale: f32) -> Error {
+    fail!(InvalidArgument, "a scale of {scale} is beyond f16: the weights are too large")
+}
+
 /// Writes `value` as f16 (to nearest even) at byte `at`; refused where that would be an infinity.
 pub(super) fn put_half(bytes: &mut [u8], at: usize, value: f32) -> Result<()> {
     let half = f32_to_f16(value);
     if half & 0x7c00 == 0x7c00 {
-        return Err(fail!(InvalidArgument, "a scale of {value} is beyond f16: the weights are too large"));
+        return Err(beyond_f16(value));
     }
     bytes[at..at + 2].copy_from_slice(&half.to_le_bytes());
     Ok(())

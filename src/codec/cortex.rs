@@ -19,6 +19,7 @@ use super::check_index;
 use super::stored::{Floats, check_bytes, check_len, check_multiple, check_shape};
 use crate::error::{Result, fail};
 use crate::layout::{Coded, Layout, Matrix, Offset, Row, Scales, Values};
+use crate::math::Mean;
 use crate::nearest;
 use crate::types::Type;
 
@@ -153,7 +154,7 @@ pub fn encode_ternary(
     check_finite(weights)?;
     let size = match rule {
         TernaryScale::Max => abs_max(weights),
-        TernaryScale::Mean => weights.iter().fold(0.0, |a, w| a + w.abs()) / weights.len() as f32,
+        TernaryScale::Mean => Mean::of(weights),
     };
     let scale = size + 1e-6;
     for (w, byte) in weights.as_chunks::<4>().0.iter().zip(bytes) {

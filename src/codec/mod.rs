@@ -34,6 +34,7 @@ pub mod transposed;
 
 pub use crate::layout::Matrix; // what codecs make
 pub use bitnet_hf::BitnetHf;
+pub(crate) use blocks::beyond_f16;
 pub use ggml_tables as tables;
 pub use int4_rows::CompressedTensors;
 pub use stored::Floats;

@@ -151,24 +151,17 @@ pub(super) fn looks_like_json(bytes: &[u8]) -> bool {
     text.starts_with(b"{") && !safetensors::is(bytes)
 }
 
+const EXPECTED: &str = "a GGUF file, safetensors file or burn_dragon artifact expected";
+
 /// The directory of a file of unknown kind.
 #[cold]
 pub(super) fn unknown(bytes: &[u8]) -> crate::error::Error {
     if bytes.is_empty() {
-        return fail!(
-            BadFile,
-            "a GGUF file, safetensors file or burn_dragon artifact expected, found an empty file"
-        );
+        return fail!(BadFile, "{EXPECTED}, found an empty file");
     }
     if looks_like_json(bytes) {
-        return fail!(
-            Unsupported,
-            "a GGUF file, safetensors file or burn_dragon artifact expected, found JSON"
-        );
+        return fail!(Unsupported, "{EXPECTED}, found JSON");
     }
     let found = Quoted(&bytes[..bytes.len().min(9)]);
-    fail!(
-        BadFile,
-        "a GGUF file, safetensors file or burn_dragon artifact expected, found one that begins {found}"
-    )
+    fail!(BadFile, "{EXPECTED}, found one that begins {found}")
 }

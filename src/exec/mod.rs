@@ -171,15 +171,30 @@ static FORKS: AtomicU32 = AtomicU32::new(0);
 pub(crate) fn watch_forks() {
     #[cfg(unix)]
     {
-        // Not a `Once`, which a child that is forked meanwhile would wait for.
         static WATCHED: AtomicBool = AtomicBool::new(false);
         unsafe extern "C" fn in_child() {
             FORKS.fetch_add(1, Ordering::Relaxed);
         }
-        if !WATCHED.swap(true, Ordering::Relaxed) {
-            // SAFETY: the handler only adds to an atomic, which is allowed in a forked child.
-            unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
-        }
+        // SAFETY: the handler only adds to an atomic.
+        unsafe { at_fork(&WATCHED, None, None, Some(in_child)) };
+    }
+}
+
+/// What fork() calls, in the parent before it and after it, and in the child; handed over once for each `watched`.
+///
+/// # Safety
+/// The handlers do only what is allowed in a child of a process with threads.
+#[cfg(unix)]
+pub(crate) unsafe fn at_fork(
+    watched: &AtomicBool,
+    before: Option<unsafe extern "C" fn()>,
+    in_parent: Option<unsafe extern "C" fn()>,
+    in_child: Option<unsafe extern "C" fn()>,
+) {
+    // Not a `Once`, which a child that is forked meanwhile would wait for.
+    if !watched.load(Ordering::Relaxed) && !watched.swap(true, Ordering::Relaxed) {
+        // SAFETY: the caller's contract; the library stays loaded (build.rs: nodelete).
+        unsafe { libc::pthread_atfork(before, in_parent, in_child) };
     }
 }
 

@@ -165,15 +165,15 @@ static FEW_TABLES: &[&[&[Kernel]]] = &[
     x86_64::avx512vnni::FEW_KERNELS,
 ];
 
-/// Whether a kernel of [`FEW_TABLES`] was written for layouts of that key.
+/// Whether a kernel of [`FEW_TABLES`] was written for such layouts.
 #[cfg(target_arch = "x86_64")]
-fn few_take(key: LayoutKey) -> bool {
-    x86_64::avx512vnni::few::takes(key)
+fn few_take(coded: &Coded) -> bool {
+    x86_64::avx512vnni::few::takes(coded)
 }
 
 /// There are none.
 #[cfg(not(target_arch = "x86_64"))]
-fn few_take(_: LayoutKey) -> bool {
+fn few_take(_: &Coded) -> bool {
     false
 }
 
@@ -188,14 +188,14 @@ pub fn all() -> impl Iterator<Item = &'static Kernel> {
 /// less to take apart, or more than a register at a time. Where it is not, any number is, but for groups whose ends cost less
 /// with three rows and four panels, and for super-blocks (a Zen 4; docs/performance/kernels.md).
 fn few_rows(coded: &Coded) -> usize {
-    let beside = crate::cpu::decodes_beside_products();
     match (coded.bits, coded.scales) {
-        (_, Scales::Row) | (1 | 2, Scales::Group { .. }) if beside => usize::MAX,
-        (_, Scales::Group { offset: Offset::Minimum, .. }) | (4, Scales::TwoLevel { .. }) if beside => {
-            usize::MAX
-        }
-        (_, Scales::Group { .. }) if beside => 64,
-        (2 | 3 | 5, Scales::TwoLevel { .. }) if beside => 32,
+        (bits, scales) if crate::cpu::decodes_beside_products() => match (bits, scales) {
+            (_, Scales::Row) | (_, Scales::Group { offset: Offset::Minimum, .. }) => usize::MAX,
+            (1 | 2, Scales::Group { .. }) | (4, Scales::TwoLevel { .. }) => usize::MAX,
+            (_, Scales::Group { .. }) => 64,
+            (6, Scales::TwoLevel { .. }) => 16,
+            (_, Scales::TwoLevel { .. }) => 32,
+        },
         (1 | 2, Scales::Row | Scales::Group { .. }) | (4, Scales::TwoLevel { .. }) => 32,
         _ => 16,
     }
@@ -252,7 +252,10 @@ pub fn select(layout: &Layout, in_features: usize, activation: Kind, isa: Isa) -
     };
     let gemm = first(true);
     let few = || FEW_TABLES.iter().copied().flatten().copied().flatten().find(fits);
-    let few = if few_take(key) { few().filter(|few| few.isa >= gemm.isa) } else { None };
+    let few = match layout {
+        Layout::Coded(coded) if few_take(coded) => few().filter(|few| few.isa >= gemm.isa),
+        _ => None,
+    };
     let few_rows = match (few, layout) {
         (Some(_), Layout::Coded(coded)) => few_rows(coded),
         _ => 0,

@@ -2,7 +2,7 @@
 
 use super::Rule;
 use crate::codec::{self, Codec};
-use crate::error::{Result, fail};
+use crate::error::{Result, Status};
 use crate::layout::{Layout, Row};
 use crate::memory::filled;
 use crate::types::Type;
@@ -17,7 +17,7 @@ impl Exact {
     pub(super) fn new(target: Type, columns: usize) -> Result<Exact> {
         let codec = codec::find(target)?;
         // Rows that the format cannot hold are no fault of a file's.
-        let layout = codec.layout(columns).map_err(|e| fail!(InvalidArgument, "{}", e.text()))?;
+        let layout = codec.layout(columns).map_err(|e| e.with(Status::InvalidArgument))?;
         let bytes = codec.row_bytes(columns);
         // A format that cannot be written says so before any weights are read.
         let (zeros, mut room) =

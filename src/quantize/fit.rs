@@ -7,10 +7,12 @@
 use half::{bf16, f16};
 
 use super::search::{Groups, LANES, Lane, Range, TwoLevel};
+use crate::codec::beyond_f16;
 use crate::cpu::Isa;
 use crate::error::{Result, fail};
 use crate::layout::{Coded, Layout, Offset, Row, SUPER_BLOCK, ScaleType, Scales, Values};
 use crate::memory::filled;
+use crate::nearest;
 
 /// Largest magnitude of a weight whose scale is searched: sums of products of more may be beyond f32.
 const LARGEST: f32 = 1e30;
@@ -118,7 +120,7 @@ impl Fit {
         importance: &[f32],
         rows: &mut [Row],
     ) -> Result<()> {
-        let largest = x.iter().flatten().fold(0.0f32, |most, x| most.max(x.abs()));
+        let largest = f32::from_bits(nearest::largest_bits(x.as_flattened()));
         if largest > LARGEST {
             return Err(fail!(
                 InvalidArgument,
@@ -149,10 +151,7 @@ impl Fit {
                 && let Some(value) =
                     [scale[lane], minimum[lane]].into_iter().find(|s| f16::from_f32(*s).is_infinite())
             {
-                return Err(fail!(
-                    InvalidArgument,
-                    "a scale of {value} is beyond f16: the weights are too large"
-                ));
+                return Err(beyond_f16(value));
             }
             row.scales[g] = self.stored(scale[lane]);
             if self.has_minimum() {
@@ -191,8 +190,8 @@ impl Fit {
             let (x, importance) = (&values[..len], &spread[..len]);
             let found = Groups { isa: self.isa, x, importance, range: self.range }.two_level(format);
             for (n, row) in rows.iter_mut().enumerate() {
-                if found.beyond[n] {
-                    return Err(fail!(InvalidArgument, "a scale is beyond f16: the weights are too large"));
+                if let Some(value) = found.beyond[n] {
+                    return Err(beyond_f16(value));
                 }
                 let b = first / SUPER_BLOCK;
                 row.scales[b] = found.scale[n];

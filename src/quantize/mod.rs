@@ -172,7 +172,7 @@ fn flat_mean(source: &dyn Matrix, target: Type) -> Result<f32> {
     for index in 0..source.out_features() {
         source.read_row(index, &mut row)?;
         check_finite(index, &row.floats, target)?;
-        mean.add_all(&row.floats);
+        mean.add_magnitudes(&row.floats);
     }
     Ok(mean.value())
 }

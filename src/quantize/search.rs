@@ -240,8 +240,8 @@ pub(super) struct Super {
     pub(super) scales: Lane,
     /// `mn` of each sub-block.
     pub(super) minima: Lane,
-    /// Whether a super-block wants a scale beyond f16.
-    pub(super) beyond: [bool; 2],
+    /// A scale beyond f16, where a super-block wants one.
+    pub(super) beyond: [Option<f32>; 2],
 }
 
 /// f32 rounded to f16; what is beyond it becomes its largest.
@@ -279,14 +279,14 @@ impl Groups<'_> {
             false => (self.symmetric(), [0.0; LANES]),
         };
         let lanes = |b: usize| b * width..(b + 1) * width;
-        let (mut d, mut dmin, mut beyond) = ([0.0f32; LANES], [0.0f32; LANES], [false; 2]);
+        let (mut d, mut dmin, mut beyond) = ([0.0f32; LANES], [0.0f32; LANES], [None; 2]);
         for b in 0..LANES / width {
             let largest = |values: &Lane| {
                 values[lanes(b)].iter().fold(0.0f32, |a, v| if v.abs() > a.abs() { *v } else { a })
             };
             let reach = if limits.low < 0.0 { limits.low } else { limits.high };
             let (scale, minimum) = (largest(&scale) / reach, -largest(&minimum) / most.max(1.0));
-            beyond[b] = f16::from_f32(scale).is_infinite() || f16::from_f32(minimum).is_infinite();
+            beyond[b] = [scale, minimum].into_iter().find(|s| f16::from_f32(*s).is_infinite());
             d[lanes(b)].fill(half(scale));
             dmin[lanes(b)].fill(if most > 0.0 { half(minimum) } else { 0.0 });
         }

@@ -216,9 +216,11 @@ impl FlatBlocks {
         for index in 0..rows {
             source.read_row(index, &mut row)?;
             check_finite(index, &row.floats, Type::TernaryBlock)?;
-            for w in &row.floats {
-                mean.add(w.abs());
-                held += 1;
+            let mut rest = &row.floats[..];
+            while !rest.is_empty() {
+                let (now, later) = rest.split_at(rest.len().min(block - held));
+                mean.add_magnitudes(now);
+                (held, rest) = (held + now.len(), later);
                 if held == block {
                     scales[next] = mean.value() + 1e-8;
                     (mean, held, next) = (Mean::default(), 0, next + 1);

@@ -18,13 +18,13 @@ use super::vector::*;
 use crate::activation::{Activations, Codes};
 use crate::cpu::follows_reads;
 use crate::error::Result;
+use crate::kernel::Job;
 use crate::kernel::narrow::gemm::split;
 use crate::kernel::narrow::{for_rows, unit_lines, unit_quads, unrolled};
 use crate::kernel::x86_64::zero_point;
-use crate::kernel::{Job, LayoutKey, Scheme};
 use crate::layout::packed::{LINE, Tile};
 use crate::layout::{
-    Coded, Layout, Offset, PANEL, Packed, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE, TILE_PANELS,
+    Coded, Layout, Offset, PANEL, Packed, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE, TILE_PANELS, Values,
 };
 
 /// Most rows of a panel of x. Panels have an even number (`kernel::panel_rows`): a row more is computed
@@ -32,7 +32,7 @@ use crate::layout::{
 pub(super) const ROWS: usize = 8;
 /// Lines of the largest unit, for one panel.
 const MOST_LINES: usize = 5;
-/// Columns of a row that a pair of panels takes before the next one does: x stays in the first cache.
+/// Columns of a row that a bundle takes before the next one does: x stays in the first cache.
 const SPAN: usize = 512;
 /// How far ahead of the reader a cache line is asked for, into the first cache and into the second.
 const NEAR: usize = 8192;
@@ -49,14 +49,25 @@ const fn in_order(bits: u8, panels: usize) -> bool {
     bits == 8 && panels == TILE_PANELS
 }
 
-/// Whether layouts of that key are worth the code: those of files that people run.
-pub(in crate::kernel) fn takes(key: LayoutKey) -> bool {
-    match key {
-        LayoutKey::Coded { bits, table: false, scheme: Scheme::TwoLevel | Scheme::TwoLevelMinimum } => {
-            matches!(bits, 2..=6)
-        }
-        LayoutKey::Coded { bits, table: false, .. } => matches!(bits, 1 | 2 | 4 | 8),
-        _ => false,
+/// Whether layouts like that are worth the code: those of files that people run. Signs have neither minima nor zero points, and
+/// scales that are powers of two belong to codes of a table.
+pub(in crate::kernel) fn takes(coded: &Coded) -> bool {
+    let scheme = match coded.scales {
+        Scales::TwoLevel { .. } => matches!(coded.bits, 2..=6),
+        Scales::Row | Scales::Group { offset: Offset::None, .. } => matches!(coded.bits, 1 | 2 | 4 | 8),
+        Scales::Group { .. } => matches!(coded.bits, 2 | 4 | 8),
+    };
+    scheme && !matches!(coded.values, Values::Table(_)) && coded.scale_type != ScaleType::E8m0
+}
+
+/// `vector::scales` of the types that are taken: each use has code for each type.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn taken_scales(ty: ScaleType, bytes: &[u8], lane: usize) -> __m512 {
+    match ty {
+        ScaleType::F32 => scales(ScaleType::F32, bytes, lane),
+        ScaleType::Bf16 => scales(ScaleType::Bf16, bytes, lane),
+        _ => scales(ScaleType::F16, bytes, lane), // `run` refuses what is not taken
     }
 }
 
@@ -82,6 +93,7 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
     let (Activations::Integer(x), Layout::Coded(coded)) = (job.x, job.packed.layout()) else {
         return Ok(());
     };
+    assert!(takes(coded)); // the kernel was chosen for that (`kernel::select`)
     let mr = x.mr;
     if mr == 1 {
         return super::gemv::run(job); // another layer of the call takes its rows one by one
@@ -218,7 +230,9 @@ impl Work<'_, '_> {
     fn width<const BITS: u8, const MR: usize, const NP: usize>(&mut self) {
         match self.coded.scales {
             Scales::Row => self.row::<BITS, MR, NP>(),
-            Scales::Group { offset: Offset::Minimum, .. } => self.group::<BITS, MR, NP, true>(false),
+            Scales::Group { offset: Offset::Minimum, .. } if BITS > 1 => {
+                self.group::<BITS, MR, NP, true>(false);
+            }
             Scales::Group { offset, .. } => self.group::<BITS, MR, NP, false>(offset == Offset::Zero),
             Scales::TwoLevel { .. } => self.two_levels::<BITS, MR, NP>(),
         }
@@ -344,8 +358,8 @@ impl Work<'_, '_> {
         add_units!(self, group.bytes, group.codes, bundle, dot);
         let out = &mut self.out[bundle[0] * PANEL..][..(MR - 1) * TILE + NP * PANEL];
         unrolled!(NP, P => {
-            let s_w = scales(ty, group.head, bundle[P] * PANEL);
-            let minimum = if MINIMUM { scales(ty, rest, bundle[P] * PANEL) } else { s_w };
+            let s_w = taken_scales(ty, group.head, bundle[P] * PANEL);
+            let minimum = if MINIMUM { taken_scales(ty, rest, bundle[P] * PANEL) } else { s_w };
             unrolled!(MR, I => {
                 let place = I * TILE + P * PANEL;
                 let s = _mm512_mul_ps(s_w, _mm512_set1_ps(group.scales[I]));
@@ -489,9 +503,9 @@ impl Work<'_, '_> {
         let s_x = &self.x.scales[b * MR..][..MR];
         let out = &mut self.out[bundle[0] * PANEL..][..(MR - 1) * TILE + NP * PANEL];
         unrolled!(NP, P => {
-            let d = scales(ty, head, bundle[P] * PANEL);
+            let d = taken_scales(ty, head, bundle[P] * PANEL);
             let dmin = match block.totals {
-                Some(_) => scales(ty, &head[lanes * ty.bytes()..], bundle[P] * PANEL),
+                Some(_) => taken_scales(ty, &head[lanes * ty.bytes()..], bundle[P] * PANEL),
                 None => d,
             };
             unrolled!(MR, I => {
