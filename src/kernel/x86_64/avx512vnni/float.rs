@@ -1,13 +1,13 @@
 //! Float activations: weights are dequantised into a block of floats, then one fma for each product.
 //!
 //! ```text
-//! block   [column][NP panels][16] f32    a k-block of dequantised weights, in L1; f32 of a whole tile lie so already
+//! block   [column][NP panels][16] f32    a k-block of dequantised weights, in L1; plain floats of a whole tile lie so already
 //! ```
 //! Each output is one chain of fma, k ascending, as the contract wants it: lanes are rows of W, so the
 //! order of the sum is the same in every instruction set. 6 rows of x x 4 panels are 24 sums, more than enough to hide the
-//! latency, for 4 loads and 6 broadcasts; meanwhile what the next block is made from is asked for. Plain floats that meet
-//! up to 6 rows are multiplied where they lie, all four panels of a tile at once, and read as one stream; f32 up to 12 rows,
-//! two panels at a time.
+//! latency, for 4 loads and 6 broadcasts; meanwhile what the next block is made from is asked for. Plain floats of a whole
+//! tile are multiplied where they lie, unless they have 16 bits, more than 6 rows meet them, and the CPU converts at the cost
+//! of products (`cpu::decodes_beside_products`).
 
 // A register tile is indexed by row and panel; iterators would hide which.
 #![allow(clippy::needless_range_loop)]
@@ -18,6 +18,7 @@ use std::ops::Range;
 use super::gemm::decode;
 use super::vector::*;
 use crate::activation::{Activations, Floats};
+use crate::cpu::decodes_beside_products;
 use crate::error::Result;
 use crate::kernel::Job;
 use crate::kernel::narrow::gemm::{Ahead, split};
@@ -31,11 +32,12 @@ use crate::layout::{
 /// Most rows of a panel of x, and of the part of it that meets a block.
 pub(super) const ROWS: usize = 12;
 const PART: usize = 6;
-/// Panels of W that one panel of x of more than `PART` rows meets where they lie.
-const PAIR: usize = 2;
 /// Columns of a k-block: a tile is 32 KiB of floats. A multiple of every unit.
 const BLOCK: usize = 128;
-/// Columns that one panel of x meets before the next pair of panels of W does.
+/// Bytes of a column of a panel of f32, and of f16 or bf16.
+const WIDE: usize = 4 * PANEL;
+const HALF: usize = 2 * PANEL;
+/// Columns that one panel of x meets before the next panel of W does.
 const SPAN: usize = 128;
 /// How far ahead of the reader a cache line is asked for.
 const AHEAD: usize = 8192;
@@ -57,22 +59,19 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
     let Activations::Float(x) = job.x else { return Ok(()) };
     let (tile, geometry) = (job.packed.tile(job.tile), *job.packed.geometry());
     let in_features = geometry.in_features;
-    // More than `PART` rows of x want to find what is narrower than f32 converted.
-    let most = match job.packed.layout() {
-        Layout::Dense(Float::F32) if tile.panels == TILE_PANELS => ROWS,
-        _ => PART,
-    };
     if let Layout::Dense(float) = job.packed.layout()
-        && (job.rows <= x.mr && x.mr <= most || x.mr == 1)
+        && (job.rows <= x.mr && x.mr <= PART || x.mr == 1)
     {
         direct(*float, tile, &x, in_features, job.out);
         return Ok(());
     }
     let (codes, floats) = split(job.scratch, code_bytes(job.packed));
     let mut work = Work { x, in_features, rows: job.rows, out: job.out };
-    // The floats of a whole tile are a block as they are.
+    // A whole tile of plain floats is blocks as it is, where they need not be found converted.
     let whole = match job.packed.layout() {
-        Layout::Dense(Float::F32) if tile.panels == TILE_PANELS => as_floats(tile.bytes),
+        Layout::Dense(float) if tile.panels == TILE_PANELS => {
+            (*float == Float::F32 || decodes_beside_products()).then_some(*float)
+        }
         _ => None,
     };
     let mut first = 0;
@@ -83,8 +82,13 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
             // What the next block is made from: the first panel of a tile asks for all of them.
             let (begin, end) = [at, at + len].map(|k| tile.bytes.len() * k / in_features).into();
             let next = (tile.bytes, end, if first == 0 { end - begin } else { 0 });
-            if let Some(whole) = whole {
-                work.block::<TILE_PANELS>(&whole[at * TILE..][..len * TILE], at, first, next);
+            if let Some(float) = whole {
+                let block = (&tile.bytes[begin..end], at);
+                match float {
+                    Float::F32 => work.block::<TILE_PANELS, WIDE>(ScaleType::F32, block, first, next),
+                    Float::F16 => work.block::<TILE_PANELS, HALF>(ScaleType::F16, block, first, next),
+                    Float::Bf16 => work.block::<TILE_PANELS, HALF>(ScaleType::Bf16, block, first, next),
+                }
                 continue;
             }
             let block = &mut floats[..len * np * PANEL];
@@ -96,9 +100,10 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
                     }
                 }
             }
+            let block = (as_bytes(block), at);
             match np {
-                TILE_PANELS => work.block::<TILE_PANELS>(block, at, first, next),
-                _ => work.block::<1>(block, at, first, next),
+                TILE_PANELS => work.block::<TILE_PANELS, WIDE>(ScaleType::F32, block, first, next),
+                _ => work.block::<1, WIDE>(ScaleType::F32, block, first, next),
             }
         }
         first += np;
@@ -115,18 +120,18 @@ struct Work<'a, 'o> {
 }
 
 impl Work<'_, '_> {
-    /// A block, whose first column is `at` and whose first panel `first`, times the batch. `next`: bytes, from where on and
-    /// how many to ask for meanwhile.
-    #[inline(never)] // one copy for all layouts
+    /// A block of floats of a type, `SIZE` bytes for a column of a panel, whose first column is `at` and whose first panel
+    /// `first`, times the batch. `next`: bytes, from where on and how many to ask for meanwhile.
+    #[inline(never)] // one copy for all layouts of a width
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn block<const NP: usize>(
+    fn block<const NP: usize, const SIZE: usize>(
         &mut self,
-        block: &[f32],
-        at: usize,
+        ty: ScaleType,
+        (block, at): (&[u8], usize),
         first: usize,
         (bytes, from, count): (&[u8], usize, usize),
     ) {
-        let (mr, columns) = (self.x.mr, block.len() / (NP * PANEL));
+        let (mr, columns) = (self.x.mr, block.len() / (NP * SIZE));
         // Parts of a panel of x, as even as can be.
         let rows = mr.div_ceil(mr.div_ceil(PART));
         let step = count.div_ceil(self.rows.div_ceil(rows) * columns);
@@ -142,7 +147,7 @@ impl Work<'_, '_> {
                 macro_rules! rows {
                     ($($n:literal)*) => {
                         match rows.min(mr - row) {
-                            $($n => multiply::<$n, NP>(&part, at > 0, block, out, ahead),)*
+                            $($n => multiply::<$n, NP, SIZE>(ty, &part, at > 0, block, out, ahead),)*
                             _ => unreachable!("a part has at most so many rows"),
                         }
                     };
@@ -186,10 +191,11 @@ fn columns(ty: ScaleType, tile: Tile<'_>, first: usize, np: usize, at: usize, bl
 /// `out += block . x`, where `go_on`; else from 0 on.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn multiply<const R: usize, const NP: usize>(
+fn multiply<const R: usize, const NP: usize, const SIZE: usize>(
+    ty: ScaleType,
     part: &Part<'_>,
     go_on: bool,
-    block: &[f32],
+    block: &[u8],
     out: &mut [f32],
     mut ahead: Ahead<'_>,
 ) {
@@ -198,13 +204,15 @@ fn multiply<const R: usize, const NP: usize>(
     if go_on {
         unrolled!(R, I => unrolled!(NP, P => acc[I][P] = floats(out, I * TILE + P * PANEL)));
     }
-    let weights = block.as_chunks::<PANEL>().0.as_chunks::<NP>().0;
-    for (w, x) in weights.iter().zip(part.x.chunks_exact(part.mr)) {
+    let columns = block.as_chunks::<SIZE>().0.as_chunks::<NP>().0;
+    for (column, x) in columns.iter().zip(part.x.chunks_exact(part.mr)) {
         let x = &x[part.first..][..R];
+        // With two parts a column of f32 must ask for two lines.
         prefetch_far(ahead.bytes, ahead.at);
+        prefetch_far(ahead.bytes, ahead.at + ahead.step / 2);
         ahead.at += ahead.step;
         let mut weights = [_mm512_setzero_ps(); NP];
-        unrolled!(NP, P => weights[P] = floats(&w[P], 0));
+        unrolled!(NP, P => weights[P] = scales(ty, &column[P], 0));
         unrolled!(R, I => {
             let x = _mm512_set1_ps(x[I]);
             unrolled!(NP, P => acc[I][P] = _mm512_fmadd_ps(x, weights[P], acc[I][P]));
@@ -220,9 +228,9 @@ fn direct(float: Float, tile: Tile<'_>, x: &Floats<'_>, columns: usize, out: &mu
     let mr = x.mr;
     for (x, out) in x.values.chunks_exact(columns * mr).zip(out.chunks_exact_mut(TILE * mr)) {
         match float {
-            Float::F32 => direct_rows::<{ 4 * PANEL }>(ScaleType::F32, tile, (x, mr), columns, out),
-            Float::F16 => direct_rows::<{ 2 * PANEL }>(ScaleType::F16, tile, (x, mr), columns, out),
-            Float::Bf16 => direct_rows::<{ 2 * PANEL }>(ScaleType::Bf16, tile, (x, mr), columns, out),
+            Float::F32 => direct_rows::<WIDE>(ScaleType::F32, tile, (x, mr), columns, out),
+            Float::F16 => direct_rows::<HALF>(ScaleType::F16, tile, (x, mr), columns, out),
+            Float::Bf16 => direct_rows::<HALF>(ScaleType::Bf16, tile, (x, mr), columns, out),
         }
     }
 }
@@ -247,16 +255,12 @@ fn direct_rows<const SIZE: usize>(
     }
     const ALL: usize = TILE_PANELS;
     const ONE: usize = 1;
-    if mr <= PART && tile.panels == ALL {
+    if tile.panels == ALL {
         return rows!(ALL, [1 2 3 4 5 6], 0..columns, 0);
     }
     for at in (0..columns).step_by(SPAN) {
         let span = at..columns.min(at + SPAN);
-        if SIZE == 4 * PANEL && mr > PART {
-            (0..tile.panels).step_by(PAIR).for_each(|p| rows!(PAIR, [7 8 9 10 11 12], span.clone(), p));
-        } else {
-            (0..tile.panels).for_each(|p| rows!(ONE, [1 2 3 4 5 6], span.clone(), p));
-        }
+        (0..tile.panels).for_each(|p| rows!(ONE, [1 2 3 4 5 6], span.clone(), p));
     }
 }
 

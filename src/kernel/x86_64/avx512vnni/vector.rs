@@ -40,11 +40,11 @@ pub(super) fn floats(values: &[f32], at: usize) -> __m512 {
     unsafe { _mm512_loadu_ps(place.as_ptr()) }
 }
 
-/// Bytes of floats as such, where they are aligned.
-pub(super) fn as_floats(bytes: &[u8]) -> Option<&[f32]> {
-    // SAFETY: any bytes are valid floats; `align_to` itself keeps to the aligned middle.
-    let (before, floats, after) = unsafe { bytes.align_to::<f32>() };
-    (before.is_empty() && after.is_empty()).then_some(floats)
+/// The bytes of floats.
+#[inline]
+pub(super) fn as_bytes(floats: &[f32]) -> &[u8] {
+    // SAFETY: floats have no padding, and bytes no alignment: all of them are in the middle.
+    unsafe { floats.align_to::<u8>().1 }
 }
 
 /// Stores 16 floats.
