@@ -10,10 +10,10 @@ macro_rules! gemv {
         use super::vector::*;
         use crate::activation::{Activations, Codes};
         use crate::error::Result;
-        use crate::kernel::Job;
-        use crate::kernel::narrow::{for_width_full, run as run_of, unit_lines, unit_quads, unrolled, wide, zero_point};
+        use crate::kernel::{Job, scalar};
+        use crate::kernel::narrow::{for_width_full, formats_have, run as run_of, unit_lines, unit_quads, unrolled, wide, zero_point};
         use crate::layout::packed::{LINE, Tile};
-        use crate::layout::{Coded, Layout, Offset, PANEL, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE};
+        use crate::layout::{Coded, Layout, Offset, PANEL, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE, Values};
         use crate::limits::INT32_COLUMNS;
 
         /// How far ahead of the reader a cache line is asked for.
@@ -29,6 +29,9 @@ macro_rules! gemv {
             let (Activations::Integer(x), Layout::Coded(coded)) = (&job.x, job.packed.layout()) else {
                 return Ok(());
             };
+            if !formats_have(coded) {
+                return scalar::run(job);
+            }
             let tile = job.packed.tile(job.tile);
             for (i, out) in job.out.chunks_exact_mut(TILE).take(job.rows).enumerate() {
                 let x = x.panel(i);
@@ -37,11 +40,18 @@ macro_rules! gemv {
                     Scales::Group { offset, .. } => {
                         for_width_full!(coded, x, group(coded, offset, tile, &x, out))
                     }
-                    Scales::TwoLevel { len: 16, minimum } => {
-                        for_width_full!(coded, x, two_level_16(coded, minimum, tile, &x, out))
-                    }
-                    Scales::TwoLevel { minimum, .. } => {
-                        for_width_full!(coded, x, two_level_32(coded, minimum, tile, &x, out))
+                    Scales::TwoLevel { len, minimum } => {
+                        let (table, full) = (matches!(coded.values, Values::Table(_)), OTHER_WAY && x.bias != 0);
+                        match (coded.bits, table, len) {
+                            (2, _, 16) => two_level::<2, false, false, 4>(coded, minimum, tile, &x, out),
+                            (2, ..) => two_level::<2, false, false, 8>(coded, minimum, tile, &x, out),
+                            (3, ..) => two_level::<3, false, false, 4>(coded, minimum, tile, &x, out),
+                            (4, false, _) => two_level::<4, false, false, 8>(coded, minimum, tile, &x, out),
+                            (4, true, _) if full => two_level::<4, true, true, 8>(coded, minimum, tile, &x, out),
+                            (4, true, _) => two_level::<4, true, false, 8>(coded, minimum, tile, &x, out),
+                            (5, ..) => two_level::<5, false, false, 8>(coded, minimum, tile, &x, out),
+                            _ => two_level::<6, false, false, 4>(coded, minimum, tile, &x, out),
+                        }
                     }
                 }
             }
@@ -278,32 +288,8 @@ macro_rules! gemv {
             }
         }
 
-        #[inline(never)]
-        #[target_feature(enable = $features)]
-        fn two_level_16<const BITS: u8, const TABLE: bool, const FULL: bool>(
-            coded: &Coded,
-            minimum: bool,
-            tile: Tile<'_>,
-            x: &Codes<'_>,
-            out: &mut [f32],
-        ) {
-            two_level::<BITS, TABLE, FULL, 4>(coded, minimum, tile, x, out)
-        }
-
-        #[inline(never)]
-        #[target_feature(enable = $features)]
-        fn two_level_32<const BITS: u8, const TABLE: bool, const FULL: bool>(
-            coded: &Coded,
-            minimum: bool,
-            tile: Tile<'_>,
-            x: &Codes<'_>,
-            out: &mut [f32],
-        ) {
-            two_level::<BITS, TABLE, FULL, 8>(coded, minimum, tile, x, out)
-        }
-
         /// `GQ`: quads of a group, 4 or 8.
-        #[inline]
+        #[inline(never)]
         #[target_feature(enable = $features)]
         fn two_level<const BITS: u8, const TABLE: bool, const FULL: bool, const GQ: usize>(
             coded: &Coded,

@@ -25,8 +25,9 @@ pub(super) use float::float;
 pub(super) use gemm::{gemm, multiply, multiply_groups};
 pub(super) use gemv::gemv;
 
+use crate::kernel::scalar;
 use crate::layout::packed::{planes, unit_columns};
-use crate::layout::{Coded, QUAD, Values};
+use crate::layout::{Coded, Layout, Packed, QUAD, Scales, Values};
 
 /// Quads of a unit of codes of that many bits.
 pub(super) const fn unit_quads(bits: u8) -> usize {
@@ -86,6 +87,26 @@ pub(super) fn zero_point(coded: &Coded) -> i32 {
         Values::Offset(zero) => zero as i32,
         Values::Sign => 1,
         Values::Table(_) => 0,
+    }
+}
+
+/// Whether a format has such weights. Super-blocks of codes that none has are not worth copies of the kernels for one row:
+/// the scalar kernel computes them.
+pub(super) fn formats_have(coded: &Coded) -> bool {
+    let Scales::TwoLevel { len, .. } = coded.scales else { return true };
+    match coded.values {
+        // K-quants, IQ1_S (2 bits, 32), IQ4_XS (a table).
+        Values::Offset(_) => matches!((coded.bits, len), (2 | 3 | 6, 16) | (2 | 4 | 5, 32)),
+        Values::Table(_) => len == 32,
+        Values::Sign => false,
+    }
+}
+
+/// What a kernel for one row needs: where it leaves the work to the scalar kernel, what that does.
+pub(super) fn gemv_scratch(packed: &Packed, rows: usize) -> usize {
+    match packed.layout() {
+        Layout::Coded(coded) if !formats_have(coded) => scalar::scratch(packed, rows),
+        _ => 0,
     }
 }
 

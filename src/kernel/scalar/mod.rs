@@ -43,12 +43,12 @@ fn code_count(packed: &Packed) -> usize {
     }
 }
 
-fn scratch(packed: &Packed, _rows: usize) -> usize {
+pub(super) fn scratch(packed: &Packed, _rows: usize) -> usize {
     let values = 2 * code_count(packed).next_multiple_of(2);
     4 * packed.in_features() + values + Row::scratch(packed.layout(), packed.in_features())
 }
 
-fn run(job: &mut Job<'_>) -> Result<()> {
+pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
     let packed = job.packed;
     let first = job.tile * TILE;
     let lanes = (packed.out_features() - first).min(packed.tile(job.tile).panels * PANEL);

@@ -4,7 +4,7 @@
 use super::q as vector;
 use crate::activation::Kind;
 use crate::cpu::Isa;
-use crate::kernel::narrow::{self, coded_kernels};
+use crate::kernel::narrow::{self, coded_kernels, gemv_scratch};
 use crate::kernel::{Kernel, LayoutKey, Scheme};
 
 mod gemm {
@@ -62,7 +62,7 @@ pub(super) mod step {
 }
 
 static GEMV: [[Kernel; 6]; 8] =
-    coded_kernels!(DotProd, "_i8_dotprod_1x64\0", Integer, (1, 1), |_, _| 0, gemv::run);
+    coded_kernels!(DotProd, "_i8_dotprod_1x64\0", Integer, (1, 1), gemv_scratch, gemv::run);
 static GEMM: [[Kernel; 6]; 8] = coded_kernels!(
     DotProd,
     "_i8_dotprod_mx16\0",

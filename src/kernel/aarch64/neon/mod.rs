@@ -3,7 +3,7 @@
 use super::q as vector;
 use crate::activation::Kind;
 use crate::cpu::Isa;
-use crate::kernel::narrow::{self, coded_kernels, dense_kernels};
+use crate::kernel::narrow::{self, coded_kernels, dense_kernels, gemv_scratch};
 use crate::kernel::{Kernel, LayoutKey, Scheme};
 use crate::layout::Float;
 
@@ -61,7 +61,8 @@ mod step {
     }
 }
 
-static GEMV: [[Kernel; 6]; 8] = coded_kernels!(Neon, "_i8_neon_1x64\0", Integer, (1, 1), |_, _| 0, gemv::run);
+static GEMV: [[Kernel; 6]; 8] =
+    coded_kernels!(Neon, "_i8_neon_1x64\0", Integer, (1, 1), gemv_scratch, gemv::run);
 static GEMM: [[Kernel; 6]; 8] = coded_kernels!(
     Neon,
     "_i8_neon_mx16\0",

@@ -3,7 +3,7 @@
 use super::ymm as vector;
 use crate::activation::{self, Kind, RowCodes, Rule, Shape};
 use crate::cpu::Isa;
-use crate::kernel::narrow::{self, coded_kernels, dense_kernels};
+use crate::kernel::narrow::{self, coded_kernels, dense_kernels, gemv_scratch};
 use crate::kernel::{Kernel, LayoutKey, Portable, Scheme};
 use crate::layout::Float;
 
@@ -83,7 +83,7 @@ pub(super) mod step {
 }
 
 static GEMV: [[Kernel; 6]; 8] = {
-    let mut kernels = coded_kernels!(Avx2, "_i8_avx2_1x64\0", Integer, (1, 1), |_, _| 0, gemv::run);
+    let mut kernels = coded_kernels!(Avx2, "_i8_avx2_1x64\0", Integer, (1, 1), gemv_scratch, gemv::run);
     assert!(is_bytes(&kernels[7][0].layout));
     kernels[7][0].run = bytes::run_row;
     kernels

@@ -20,7 +20,7 @@ use crate::cpu::follows_reads;
 use crate::error::Result;
 use crate::kernel::Job;
 use crate::kernel::narrow::gemm::split;
-use crate::kernel::narrow::{for_rows, unit_lines, unit_quads, unrolled};
+use crate::kernel::narrow::{for_rows, gemv_scratch, unit_lines, unit_quads, unrolled};
 use crate::kernel::x86_64::zero_point;
 use crate::layout::packed::{LINE, Tile};
 use crate::layout::{
@@ -80,12 +80,13 @@ fn short_of(coded: &Coded, bias: i32) -> Option<Short> {
 }
 
 /// Room for what the sums of groups begin with.
-pub(super) fn scratch(packed: &Packed, _rows: usize) -> usize {
+pub(super) fn scratch(packed: &Packed, rows: usize) -> usize {
     let groups = match packed.layout() {
         Layout::Coded(Coded { scales: Scales::TwoLevel { len, .. }, .. }) => SUPER_BLOCK / len,
         _ => 1,
     };
-    packed.geometry().records * groups * ROWS * 4 + 64
+    // `gemv::run` may come to do the work.
+    (packed.geometry().records * groups * ROWS * 4 + 64).max(gemv_scratch(packed, rows))
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]

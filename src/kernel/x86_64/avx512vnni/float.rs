@@ -15,6 +15,7 @@
 use core::arch::x86_64::*;
 use std::ops::Range;
 
+use super::float_few;
 use super::gemm::decode;
 use super::vector::*;
 use crate::activation::{Activations, Floats};
@@ -46,7 +47,7 @@ const AHEAD: usize = 8192;
 fn code_bytes(packed: &Packed) -> usize {
     match packed.layout() {
         Layout::Dense(_) => 0,
-        Layout::Coded(_) => (BLOCK + 2 * 32) * PANEL,
+        Layout::Coded(_) => float_few::SCRATCH.max((BLOCK + 2 * 32) * PANEL),
     }
 }
 
@@ -66,6 +67,15 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
         return Ok(());
     }
     let (codes, floats) = split(job.scratch, code_bytes(job.packed));
+    if let Layout::Coded(coded) = job.packed.layout()
+        && (tile.panels == TILE_PANELS
+            && job.rows <= x.mr
+            && x.mr <= float_few::ROWS
+            && float_few::takes(coded))
+    {
+        float_few::run(coded, job.packed, tile, &x, codes, job.out);
+        return Ok(());
+    }
     let mut work = Work { x, in_features, rows: job.rows, out: job.out };
     // A whole tile of plain floats is blocks as it is, where they need not be found converted.
     let whole = match job.packed.layout() {

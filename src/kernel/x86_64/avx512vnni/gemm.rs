@@ -21,7 +21,7 @@ use crate::activation::{Activations, Codes};
 use crate::error::Result;
 use crate::kernel::Job;
 use crate::kernel::narrow::gemm::{Ahead, split};
-use crate::kernel::narrow::{Units, for_rows, for_width, unit_lines, unit_quads, unrolled};
+use crate::kernel::narrow::{Units, for_rows, for_width, gemv_scratch, unit_lines, unit_quads, unrolled};
 use crate::kernel::x86_64::zero_point;
 use crate::layout::packed::{LINE, Tile};
 use crate::layout::{Coded, Layout, PANEL, Packed, QUAD, ScaleType, Scales, TILE, TILE_PANELS, Values};
@@ -31,11 +31,12 @@ pub(super) const ROWS: usize = 6;
 /// Columns of a k-block where weights have one scale: 32 KiB of bytes.
 const BLOCK: usize = 512;
 
-pub(super) fn scratch(packed: &Packed, _rows: usize) -> usize {
-    match packed.layout() {
+pub(super) fn scratch(packed: &Packed, rows: usize) -> usize {
+    let own = match packed.layout() {
         Layout::Coded(Coded { scales: Scales::Row, .. }) => BLOCK.min(packed.geometry().padded()) * TILE + 64,
         _ => records::scratch(packed),
-    }
+    };
+    own.max(gemv_scratch(packed, rows)) // `gemv::run` may come to do the work
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]

@@ -16,7 +16,7 @@ use crate::activation::{Activations, Codes};
 use crate::cpu::follows_reads;
 use crate::error::Result;
 use crate::kernel::Job;
-use crate::kernel::narrow::{for_width, unit_lines, unit_quads, unrolled};
+use crate::kernel::narrow::{for_width, formats_have, unit_lines, unit_quads, unrolled};
 use crate::kernel::x86_64::zero_point;
 use crate::layout::packed::{LINE, Tile};
 use crate::layout::{
@@ -72,10 +72,8 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
         return Ok(());
     };
     let tile = job.packed.tile(job.tile);
-    // The last, partial tile of a matrix is not worth a second copy of every function here, and neither are super-blocks
-    // of codes that no format has.
-    let rare = matches!(coded.scales, Scales::TwoLevel { len, .. } if !has_super_blocks(coded, len));
-    if tile.panels < NP || rare {
+    // The last, partial tile of a matrix is not worth a second copy of every function here.
+    if tile.panels < NP || !formats_have(coded) {
         return super::super::avx2::gemv::run(job);
     }
     // Several rows come where no kernel takes them together (several bases, very long rows).
@@ -102,15 +100,6 @@ pub(super) fn run(job: &mut Job<'_>) -> Result<()> {
 /// needed for all of them.
 const fn ordered(bits: u8) -> bool {
     !matches!(bits, 3 | 5 | 6)
-}
-
-/// Whether a format has super-blocks of such codes in groups of `len`: K-quants, IQ1_S (2 bits, 32), IQ4_XS (a table).
-fn has_super_blocks(coded: &Coded, len: usize) -> bool {
-    match coded.values {
-        Values::Offset(_) => matches!((coded.bits, len), (2 | 3 | 6, 16) | (2 | 4 | 5, 32)),
-        Values::Table(_) => len == 32,
-        Values::Sign => false,
-    }
 }
 
 /// The scales of a tile, one for each row. Looks at their type once; a macro, as functions like this are not inlined.

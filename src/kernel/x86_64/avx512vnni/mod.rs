@@ -2,6 +2,7 @@
 
 pub(in crate::kernel) mod few;
 mod float;
+mod float_few;
 mod fold;
 mod gemm;
 mod gemv;
@@ -10,12 +11,12 @@ mod vector;
 
 use crate::activation::{self, Kind, RowCodes, Rule, Shape};
 use crate::cpu::Isa;
-use crate::kernel::narrow::{coded_kernels, dense_kernels};
+use crate::kernel::narrow::{coded_kernels, dense_kernels, gemv_scratch};
 use crate::kernel::{Kernel, LayoutKey, Portable, Scheme};
 use crate::layout::Float;
 
 static GEMV: [[Kernel; 6]; 8] =
-    coded_kernels!(Avx512Vnni, "_i8_avx512vnni_1x64\0", Integer, (1, 1), |_, _| 0, gemv::run);
+    coded_kernels!(Avx512Vnni, "_i8_avx512vnni_1x64\0", Integer, (1, 1), gemv_scratch, gemv::run);
 static GEMM: [[Kernel; 6]; 8] = coded_kernels!(
     Avx512Vnni,
     "_i8_avx512vnni_mx64\0",
