@@ -4,12 +4,13 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use bitlinear::cpu::Isa;
+use bitlinear::error::{Error, Status};
 use bitlinear::exec::Executor;
-use bitlinear::layer::{Linear, Options};
+use bitlinear::layer::{self, Linear, Options};
 use bitlinear::matrix::{MatrixMut, MatrixRef};
 use bitlinear::memory::{Buffer, Heap, filled};
 use bitlinear::model::{Layers, Request};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::{Answer, Common, Failure, Threads, show};
@@ -25,11 +26,36 @@ pub(crate) struct Arguments {
     /// Rows of x in a call.
     #[arg(long, value_delimiter = ',', default_value = "1,32")]
     rows: Vec<usize>,
+    /// What x is multiplied as: `auto`, as a layer's weights suggest, mostly int8.
+    #[arg(long, value_enum, default_value_t = Activation::Auto)]
+    activation: Activation,
     /// Milliseconds for each measurement.
     #[arg(long, default_value_t = 100)]
     time: u64,
     #[command(flatten)]
     threads: Threads,
+}
+
+/// Activations that need nothing but the layer.
+#[derive(Clone, Copy, ValueEnum)]
+enum Activation {
+    Auto,
+    F32,
+    Int8Row,
+    Int8Group,
+    Int4,
+}
+
+impl From<Activation> for layer::Activation {
+    fn from(activation: Activation) -> layer::Activation {
+        match activation {
+            Activation::Auto => layer::Activation::Auto,
+            Activation::F32 => layer::Activation::F32,
+            Activation::Int8Row => layer::Activation::Int8Row,
+            Activation::Int8Group => layer::Activation::Int8Group,
+            Activation::Int4 => layer::Activation::Int4,
+        }
+    }
 }
 
 const COLUMNS: &str = "\
@@ -77,12 +103,15 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
     let mut rows = Vec::new();
     let mut seen = Vec::new();
     for layer in layers.list().iter().filter(|l| show::name(layers.name(l)).contains(&a.only)) {
-        // A layer of a type that is not read does not keep the others from being measured.
+        // A layer that cannot be measured does not keep the others from it.
+        let left_out = |e: Error| {
+            let name = show::shown(&show::name(layers.name(layer)));
+            show::note(format_args!("{name}: left out: {}", e.text()));
+        };
         let plan = match layers.plan(&files, layer, &Request::default()) {
             Ok(plan) => plan,
             Err(e) => {
-                let name = show::shown(&show::name(layers.name(layer)));
-                show::note(format_args!("{name}: left out: {}", e.text()));
+                left_out(e);
                 continue;
             }
         };
@@ -92,8 +121,16 @@ pub(crate) fn run(a: &Arguments, common: &Common) -> Answer {
             continue;
         }
         seen.push(same);
-        let options = Options::default();
-        let linear = Linear::new(&*plan.matrix()?, &options, isa, &heap)?;
+        let options = Options { activation: a.activation.into(), ..Options::default() };
+        let linear = match Linear::new(&*plan.matrix()?, &options, isa, &heap) {
+            Ok(linear) => linear,
+            // Floats, for instance, meet no integers.
+            Err(e) if e.status() == Status::Unsupported => {
+                left_out(e);
+                continue;
+            }
+            Err(e) => return Err(e.into()),
+        };
         for &m in &a.rows {
             let mut x = floats(m, plan.in_features, "x")?;
             x.iter_mut()

@@ -66,6 +66,17 @@ fn a_model_is_looked_at_quantised_compared_and_verified() {
     let speeds = json(&["bench", GOLDEN, "--only", "blk.0.q4_0", "--rows", "1,4", "--time", "1"]);
     assert_eq!(speeds["layers"].as_array().unwrap().len(), 2);
     assert!(speeds["layers"][0]["kernel"].as_str().unwrap().contains("w4g_i8_"), "{speeds}");
+    let speed = ["bench", GOLDEN, "--only", "blk.0.", "--rows", "1", "--time", "1", "--activation"];
+    let floats = json(&[&speed[..], &["f32"]].concat());
+    let kernels = |speeds: &Value| -> Vec<String> {
+        let layers = speeds["layers"].as_array().unwrap().iter();
+        layers.map(|l| l["kernel"].as_str().unwrap().to_string()).collect()
+    };
+    assert!(kernels(&floats).iter().all(|k| k.contains("_f32_")), "{floats}");
+    // Plain floats meet no integers, and are named.
+    let integers = json(&[&speed[..], &["int8-row"]].concat());
+    assert!(kernels(&integers).iter().all(|k| k.contains("_i8_")), "{integers}");
+    bad(&[&speed[..], &["int7"]].concat(), 2, "auto, f32, int8-row, int8-group, int4");
     assert_eq!(all["metadata"]["general.architecture"], "llama");
 }
 
