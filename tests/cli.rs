@@ -74,8 +74,12 @@ fn a_model_is_looked_at_quantised_compared_and_verified() {
     };
     assert!(kernels(&floats).iter().all(|k| k.contains("_f32_")), "{floats}");
     // Plain floats meet no integers, and are named.
-    let integers = json(&[&speed[..], &["int8-row"]].concat());
+    let integers = tool(&[&speed[..], &["int8-row", "--json"]].concat());
+    let told = String::from_utf8_lossy(&integers.stderr);
+    assert!(told.contains("blk.0.f32: left out: ") && !told.contains("blk.0.q4_0"), "{told}");
+    let integers: Value = serde_json::from_slice(&integers.stdout).unwrap();
     assert!(kernels(&integers).iter().all(|k| k.contains("_i8_")), "{integers}");
+    assert!(kernels(&integers).len() < kernels(&floats).len(), "{integers}");
     bad(&[&speed[..], &["int7"]].concat(), 2, "auto, f32, int8-row, int8-group, int4");
     assert_eq!(all["metadata"]["general.architecture"], "llama");
 }

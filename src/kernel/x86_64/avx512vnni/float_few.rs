@@ -32,7 +32,7 @@ const BLOCK: usize = 128;
 pub(super) const SCRATCH: usize = BLOCK * TILE;
 /// Panels of a tile.
 const NP: usize = TILE_PANELS;
-/// How far ahead of the reader a cache line is asked for.
+/// How far ahead of the reader packed codes are asked for.
 const AHEAD: usize = 8192;
 
 /// Whether weights are one code each: sums of several are made in a block of floats.
@@ -75,6 +75,8 @@ struct Lines<'a> {
     /// `[line][4 panels][64 bytes]`.
     bytes: &'a [u8],
     bits: u8,
+    /// How far ahead of the reader a cache line is asked for: decoded ones are in the first cache.
+    ahead: usize,
 }
 
 impl Lines<'_> {
@@ -141,10 +143,10 @@ impl Work<'_> {
                 let (head, units) = bytes.split_at(head);
                 let len = geometry.record_len(r);
                 if self.direct {
-                    let lines = Lines { bytes: units, bits: self.coded.bits };
+                    let lines = Lines { bytes: units, bits: self.coded.bits, ahead: AHEAD };
                     self.groups(head, (r, 0), len, lines, out);
                 } else if !parts {
-                    let lines = Lines { bytes: codes, bits: 8 }.from((r - first) * padded);
+                    let lines = Lines { bytes: codes, bits: 8, ahead: 0 }.from((r - first) * padded);
                     self.groups(head, (r, 0), len, lines, out);
                 } else {
                     let parts = units.chunks(BLOCK / geometry.unit * unit);
@@ -152,7 +154,7 @@ impl Work<'_> {
                         let units =
                             Units { bytes, record: bytes.len(), head: 0, unit, at: 0, stride: NP * LINE };
                         decode::<NP>(self.coded, &units, codes);
-                        let lines = Lines { bytes: codes, bits: 8 };
+                        let lines = Lines { bytes: codes, bits: 8, ahead: 0 };
                         self.groups(head, (r, at), BLOCK.min(len - at), lines, out);
                     }
                 }
@@ -243,12 +245,12 @@ fn multiply<const R: usize, const PLUS: bool>(lines: Lines<'_>, x: &[f32], group
     let Group { scale, plus, zero } = *group;
     let mask = _mm512_set1_epi32(lines.mask());
     let magic = _mm512_castps_si512(_mm512_set1_ps((1 << 23) as f32));
-    let turns = lines.turns();
+    let (turns, ahead) = (lines.turns(), lines.ahead);
     let all = lines.bytes.as_chunks::<LINE>().0.as_chunks::<NP>().0;
     for (x, codes) in x.as_chunks::<R>().0.chunks(turns.len()).zip(all) {
         let mut lines = [_mm512_setzero_si512(); NP];
         unrolled!([0 1 2 3], P => {
-            prefetch(&codes[P], AHEAD);
+            prefetch(&codes[P], ahead);
             lines[P] = line(&codes[P], 0);
         });
         for (x, &turn) in x.iter().zip(turns) {
