@@ -29,7 +29,7 @@ fn kernels(criterion: &mut Criterion) {
                 let matrix = synthetic(layout, OUT, IN, 1);
                 let options = Options { activation, ..Options::default() };
                 let linear = Linear::new(&matrix, &options, isa, &heap).expect("a layer");
-                for m in [1, 2, 8, 64] {
+                for m in [1, 2, 3, 4, 8, 64] {
                     let plan = linear.plan(m, &Executor::Serial);
                     // A layout without a kernel of this instruction set runs on another one's, which has its turn.
                     if plan.kernel.isa != isa {

@@ -235,6 +235,12 @@ pub(super) fn add(a: Float, b: Float) -> Float {
 
 #[inline]
 #[target_feature(enable = "neon")]
+pub(super) fn sub(a: Float, b: Float) -> Float {
+    vsubq_f32(a, b)
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
 pub(super) fn mul(a: Float, b: Float) -> Float {
     vmulq_f32(a, b)
 }
@@ -321,6 +327,30 @@ pub(super) fn column(v: Bytes, c: usize) -> Int {
         _ => v,
     };
     vshrq_n_s32::<24>(top)
+}
+
+/// Where `pick` finds byte `c` of every row's four.
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) fn byte_of_rows(c: i32) -> Bytes {
+    // The other bytes are 0.
+    let first = |row: u64| (4 * row) | 0xffff_ff00;
+    let rows =
+        vcombine_u64(vcreate_u64(first(0) | (first(1) << 32)), vcreate_u64(first(2) | (first(3) << 32)));
+    vreinterpretq_s8_s32(vaddq_s32(vreinterpretq_s32_u64(rows), vdupq_n_s32(c)))
+}
+
+/// A byte of every row's four.
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) fn pick(v: Bytes, place: Bytes) -> Int {
+    vreinterpretq_s32_s8(vqtbl1q_s8(v, vreinterpretq_u8_s8(place)))
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) fn xor(a: Int, b: Int) -> Int {
+    veorq_s32(a, b)
 }
 
 crate::kernel::narrow::decode!("neon");

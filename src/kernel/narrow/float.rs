@@ -21,7 +21,7 @@ macro_rules! float {
         use crate::kernel::Job;
         use crate::kernel::narrow::float::{BLOCK, DIRECT, Mode, ROWS, block_columns, code_bytes, direct_block};
         use crate::kernel::narrow::gemm::{Ahead, split};
-        use crate::kernel::narrow::{Units, for_rows, unit_lines, unrolled, zero_point};
+        use crate::kernel::narrow::{Units, float_few, for_rows, unit_lines, unrolled, zero_point};
         use crate::layout::packed::{Geometry, LINE, Tile, unit_columns};
         use crate::layout::{
             self, Coded, Layout, Offset, PANEL, QUAD, SUPER_BLOCK, ScaleType, Scales, TILE, TILE_PANELS,
@@ -39,6 +39,15 @@ macro_rules! float {
                 return Ok(());
             }
             let (codes, floats) = split(job.scratch, code_bytes(job.packed));
+            if let Layout::Coded(coded) = job.packed.layout()
+                && tile.panels == TILE_PANELS
+                && job.rows <= x.mr
+                && x.mr <= float_few::ROWS
+                && float_few::takes(coded)
+            {
+                super::float_few::run(coded, job.packed, tile, &x, (codes, floats), job.out);
+                return Ok(());
+            }
             let size = block_columns(job.packed) * PANEL;
             let panels = job.rows.div_ceil(x.mr);
             let mut decode = |p, at, len, block: &mut [f32]| match job.packed.layout() {
@@ -440,6 +449,7 @@ macro_rules! float {
 
 pub(in crate::kernel) use float;
 
+use super::float_few;
 use crate::layout::{Layout, PANEL, Packed, TILE_PANELS};
 
 /// Most rows of a panel of x.
@@ -472,7 +482,9 @@ pub(in crate::kernel) fn block_columns(packed: &Packed) -> usize {
 /// Bytes of the decoded codes of a k-block: a group may begin and end inside a unit of 32 columns.
 pub(in crate::kernel) fn code_bytes(packed: &Packed) -> usize {
     match packed.layout() {
-        Layout::Coded(_) => (block_columns(packed) + 2 * 32).next_multiple_of(4) * PANEL,
+        Layout::Coded(_) => {
+            ((block_columns(packed) + 2 * 32).next_multiple_of(4) * PANEL).max(float_few::CODE_BYTES)
+        }
         Layout::Dense(_) => 0,
     }
 }
@@ -480,5 +492,5 @@ pub(in crate::kernel) fn code_bytes(packed: &Packed) -> usize {
 /// Bytes of scratch.
 pub(in crate::kernel) fn scratch(packed: &Packed, _rows: usize) -> usize {
     let panels = packed.out_features().div_ceil(PANEL).min(TILE_PANELS);
-    code_bytes(packed) + block_columns(packed) * PANEL * panels * 4 + 64
+    code_bytes(packed) + (block_columns(packed) * PANEL * panels * 4).max(float_few::SCALE_BYTES) + 64
 }

@@ -17,11 +17,13 @@
 
 mod decode;
 pub(super) mod float;
+pub(super) mod float_few;
 pub(super) mod gemm;
 mod gemv;
 
 pub(super) use decode::decode;
 pub(super) use float::float;
+pub(super) use float_few::float_few;
 pub(super) use gemm::{gemm, multiply, multiply_groups};
 pub(super) use gemv::gemv;
 

@@ -220,6 +220,12 @@ pub(super) fn add(a: Float, b: Float) -> Float {
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn sub(a: Float, b: Float) -> Float {
+    _mm256_sub_ps(a, b)
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn mul(a: Float, b: Float) -> Float {
     _mm256_mul_ps(a, b)
 }
@@ -306,6 +312,30 @@ pub(super) fn column(v: Bytes, c: usize) -> Int {
         _ => v,
     };
     _mm256_srai_epi32::<24>(top)
+}
+
+/// Where `pick` finds byte `c` of every row's four.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn byte_of_rows(c: i32) -> Bytes {
+    // The other bytes are 0.
+    let first = |row: i32| (4 * row) | !0xff;
+    let rows =
+        _mm256_setr_epi32(first(0), first(1), first(2), first(3), first(0), first(1), first(2), first(3));
+    _mm256_add_epi32(rows, _mm256_set1_epi32(c))
+}
+
+/// A byte of every row's four.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn pick(v: Bytes, place: Bytes) -> Int {
+    _mm256_shuffle_epi8(v, place)
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn xor(a: Int, b: Int) -> Int {
+    _mm256_xor_si256(a, b)
 }
 
 crate::kernel::narrow::decode!("avx2,fma,f16c");

@@ -10,6 +10,9 @@ use crate::layout::Float;
 mod float {
     crate::kernel::narrow::float!("neon");
 }
+mod float_few {
+    crate::kernel::narrow::float_few!("neon", 16);
+}
 mod gemm {
     crate::kernel::narrow::gemm!("neon");
 }

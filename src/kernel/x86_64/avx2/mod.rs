@@ -11,6 +11,9 @@ mod bytes;
 mod float {
     crate::kernel::narrow::float!("avx2,fma,f16c");
 }
+mod float_few {
+    crate::kernel::narrow::float_few!("avx2,fma,f16c", 8);
+}
 mod gemm {
     crate::kernel::narrow::gemm!("avx2,fma,f16c");
 }
