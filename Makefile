@@ -88,10 +88,11 @@ bench: build tool
 	  --model "$$("$$PYTHON" examples/models/fetch.py | tail -n 1)"
 	$(PEERS) report --from $(FIGURES) --to docs/performance
 
-# Without peers, and without what they need: every layout against the limits on one thread, what threads and joint
-# calls gain; every kernel by criterion.
+# Without peers, and without what they need: every layout against the limits on one thread, one row against a reader of
+# memory, what threads and joint calls gain; every kernel by criterion.
 bench-own:
 	$(CARGO) bench --bench roofline
+	$(CARGO) bench --bench one_row
 	$(CARGO) bench --bench threads
 	$(CARGO) bench --bench shapes
 	cd benches/kernels && $(CARGO) bench

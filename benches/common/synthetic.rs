@@ -80,6 +80,7 @@ pub fn cases() -> Vec<Case> {
         case("ternary", row(2, 1), 2.0),
         case("q2_0", groups(2, 1, 64, Offset::None), 2.25),
         case("pq2_0", groups(2, 1, 128, Offset::None), 2.125),
+        case("tq2_0", groups(2, 1, 256, Offset::None), 2.0625),
         case("sign", Layout::rows(1, Values::Sign), 1.0),
         case("q1_0", q1_0, 1.125),
         case("q4_0", groups(4, 8, 32, Offset::None), 4.5),

@@ -46,6 +46,8 @@ impl Fetch {
             return Fetch::Near;
         }
         match (coded.bits, coded.scales) {
+            // Longer groups have few heads: the stream hardly stops. (Rows of 2 bits: `once`.)
+            (2, Scales::Group { len: 128.., .. }) => Fetch::InOrder,
             (2, _) | (3 | 5, Scales::TwoLevel { .. }) => Fetch::Far,
             _ => Fetch::InOrder,
         }
@@ -63,6 +65,16 @@ impl Fetch {
                 Fetch::InOrder => (),
             }
         }
+    }
+}
+
+/// Asks for what comes 10 KiB after these bytes, into the first cache and no other: a stream of nothing but codes of 2 bits
+/// comes 1.15 times as fast so on a Zen 4. (Not a kind of [`Fetch`], which each kind makes slower for the others.)
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn once(bytes: &[u8]) {
+    for line in bytes.as_chunks::<LINE>().0 {
+        prefetch_once(line, 10 << 10);
     }
 }
 
@@ -203,7 +215,7 @@ fn row<const BITS: u8, const TABLE: bool>(coded: &Coded, tile: Tile<'_>, x: &Cod
     let (bases, table, zero) = (coded.bases as usize, table(coded), zero_point(coded));
     let lanes = NP * PANEL;
     let (head, units) = tile.bytes.split_at(lanes * 4 * bases);
-    let fetch = Fetch::of(coded);
+    let (fetch, take_once) = (Fetch::of(coded), BITS == 2 && follows_reads());
     let base_bytes = unit_lines(BITS) * NP * LINE;
     let columns = unit_quads(BITS) * QUAD;
     let chunk_units = INT32_COLUMNS / columns;
@@ -219,8 +231,13 @@ fn row<const BITS: u8, const TABLE: bool>(coded: &Coded, tile: Tile<'_>, x: &Cod
         {
             let mut places = Places::new();
             for (u, q) in units.chunks_exact(base_bytes * bases).zip(codes.chunks_exact(columns)) {
-                fetch.coming(&u[base * base_bytes..][..base_bytes], ordered(BITS));
-                add_unit!(places, &u[base * base_bytes..][..base_bytes], q, table);
+                let unit = &u[base * base_bytes..][..base_bytes];
+                if take_once {
+                    once(unit)
+                } else {
+                    fetch.coming(unit, ordered(BITS))
+                }
+                add_unit!(places, unit, q, table);
             }
             sums = begin(x, base * x.shape.groups + c, -zero * x.sums[c]);
             places.add_to::<BITS, TABLE>(&mut sums);

@@ -98,6 +98,13 @@ pub(super) fn prefetch_far(bytes: &[u8], at: usize) {
     _mm_prefetch::<_MM_HINT_T1>(bytes.as_ptr().wrapping_add(at).cast())
 }
 
+/// The same, into the first cache and no other.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) fn prefetch_once(bytes: &[u8], at: usize) {
+    _mm_prefetch::<_MM_HINT_NTA>(bytes.as_ptr().wrapping_add(at).cast())
+}
+
 /// 16 scales of a panel as f32; `lane` is the panel's first row.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
