@@ -40,7 +40,7 @@ struct Weights {
 
   /// The weight of row `row` of a strip and column `k`.
   BL_MEMBER float weight(const unsigned char* strip, uint32_t row, uint32_t k) const {
-    if (layer.bits == 0) return bl_load(layer.values, strip, k * 16 + row);
+    if (layer.bits == 0) return bl_load(layer.values, strip + (uint64_t)k * (layer.values == BL_FLOAT_F32 ? 64 : 32), row);
     const uint32_t record = k / p.record, in_record = k - record * p.record;
     const uint32_t column = record * p.record_padded + in_record;
     const unsigned char* head = strip + layer.heads + (uint64_t)record * layer.head_bytes;

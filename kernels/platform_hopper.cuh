@@ -58,10 +58,14 @@ BL_DEVICE void bl_barrier_some(int number, int threads) {
 BL_DEVICE void bl_wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 BL_DEVICE void bl_wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 /// Waits for all committed groups but the last `left`: until then neither c nor a may be touched, nor B be written.
-template <int left, int n> BL_DEVICE void bl_wgmma_wait(int (&c)[n]) {
+/// `a` are the fragments of all products that have ended by then. To the compiler they are dead once a product is issued, and
+/// without a use after the wait it gives their registers to whatever is computed meanwhile, while the product still reads them.
+template <int left, int n, int steps> BL_DEVICE void bl_wgmma_wait(int (&c)[n], uint32_t (&a)[steps][4]) {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(left) : "memory");
 #pragma unroll
     for (int i = 0; i < n; i++) asm volatile("" : "+r"(c[i])::"memory"); // no use of c moves above the wait
+#pragma unroll
+    for (int i = 0; i < 4 * steps; i++) asm volatile("" : "+r"(a[i / 4][i % 4])::"memory");
 }
 
 BL_DEVICE void bl_wgmma_issue(int (&c)[32], const uint32_t (&a)[4], uint64_t tile) {

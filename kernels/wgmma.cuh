@@ -95,7 +95,7 @@ template <int bits, bool table, int COLUMNS> BL_DEVICE void wgmma_row(const Prod
       copy(i - 1 + p.stages);
     }
     if (i + 1 < count) decode(i + 1, next);
-    bl_wgmma_wait<0>(c);
+    bl_wgmma_wait<0>(c, a);
     __syncwarp();
     if (lane == 0) bl_barrier_arrive(empty + i % p.stages);
   }

@@ -85,14 +85,24 @@ impl Context {
 
     /// What it has on a device; from the first time on the device stays ready for it.
     pub fn lanes(&self, device: u32) -> Result<Arc<Lanes>> {
-        let mut devices = self.devices.lock().unwrap_or_else(|e| e.into_inner());
-        // A device that was lost comes back once nobody holds what was on it.
-        devices.retain(|lanes| !lanes.device.is_lost());
-        if let Some(lanes) = devices.iter().find(|lanes| lanes.device.index() == device) {
-            return Ok(lanes.clone());
+        let there = |devices: &mut Vec<Arc<Lanes>>| {
+            // A device that was lost comes back once nobody holds what was on it.
+            devices.retain(|lanes| !lanes.device.is_lost());
+            devices.iter().find(|lanes| lanes.device.index() == device).cloned()
+        };
+        let devices = || self.devices.lock().unwrap_or_else(|e| e.into_inner());
+        let found = there(&mut devices());
+        if let Some(lanes) = found {
+            return Ok(lanes);
+        }
+        // Not under the lock: the driver may take a second, and the child of a fork() meanwhile would wait for ever in
+        // `device_bytes`.
+        let lanes = Arc::new(Lanes::new(device)?);
+        let mut devices = devices();
+        if let Some(lanes) = there(&mut devices) {
+            return Ok(lanes); // another thread was first
         }
         reserve(&mut devices, 1, "devices")?;
-        let lanes = Arc::new(Lanes::new(device)?);
         devices.push(lanes.clone());
         Ok(lanes)
     }

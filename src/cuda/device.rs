@@ -150,7 +150,10 @@ impl Device {
     fn lost(&self, result: u32, call: &str) -> Error {
         let name = self.driver.name_of(result);
         let index = self.index;
-        fail!(DeviceLost, "device {index} is lost: {name} ({result}) in {call}; free all that is on it")
+        fail!(
+            DeviceLost,
+            "device {index} is lost: {name} ({result}) in {call}; free all that is on it, and contexts that had a layer there"
+        )
     }
 
     /// Whether an earlier failure made it unusable.

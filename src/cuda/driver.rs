@@ -28,9 +28,9 @@ mod code {
     pub(super) const STUB_LIBRARY: u32 = 34;
     pub(super) const NO_DEVICE: u32 = 100;
     /// After these nothing works in the context any more: an uncorrectable memory error, a kernel that
-    /// went wrong, a context that is gone.
-    pub(super) const STICKY: [u32; 14] =
-        [214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 720, 721];
+    /// went wrong, a context or a server that is gone.
+    pub(super) const STICKY: [u32; 15] =
+        [214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810];
 }
 
 /// `cuDeviceGetAttribute`: what is asked for.

@@ -51,7 +51,8 @@ BL_KERNEL(bl_probe_copy, 256, 1, const ProbeParams p) {
 }
 
 #if BL_HOPPER
-/// A tile by bulk copies and a barrier, and four products of a warpgroup: 128 threads, 64 x 128 by 128 x 64.
+/// A tile by bulk copies and a barrier, and twice four products of a warpgroup: 128 threads, 64 x 128 by 128 x 64. The
+/// second four are with the fragments of steps 1, 0, 3, 2, other bits, made while the first run: these must not lose theirs to it.
 /// in: 4 x 128 x 4 words of A fragments, then the 64 rows of 128 bytes of B's image; out: 32 words a thread.
 BL_KERNEL(bl_probe_wgmma, 128, 1, const ProbeParams p) {
     BL_SHARED(raw);
@@ -81,7 +82,17 @@ BL_KERNEL(bl_probe_wgmma, 128, 1, const ProbeParams p) {
 #pragma unroll
     for (int step = 0; step < 4; step++) bl_wgmma(c, a[step], shared, step);
     bl_wgmma_commit();
-    bl_wgmma_wait<0>(c);
+    uint32_t swapped[4][4];
+#pragma unroll
+    for (int step = 0; step < 4; step++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) swapped[step][i] = ~p.in[((step ^ 1) * 128 + t) * 4 + i] & 0x7f7f7f7fu;
+    bl_wgmma_wait<0>(c, a);
+    bl_wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < 4; step++) bl_wgmma(c, swapped[step], shared, step);
+    bl_wgmma_commit();
+    bl_wgmma_wait<0>(c, swapped);
 #pragma unroll
     for (int i = 0; i < 32; i++) p.out[32 * t + i] = (uint32_t)c[i];
 }

@@ -143,7 +143,7 @@ static void instructions() {
     set("order", nullptr);
 }
 
-/// A tile of a warpgroup: bulk copies, a barrier in memory, four products.
+/// A tile of a warpgroup: bulk copies, a barrier in memory, twice four products.
 static void warpgroups() {
     set("cc", "90");
     {
@@ -161,8 +161,9 @@ static void warpgroups() {
                 int sum = 1000 * t + i;
                 for (int k = 0; k < 128; k++) {
                     const int step = k / 32, half = k / 16 % 2, from = 32 * warp + 4 * (row % 8) + k / 4 % 4;
-                    const uint32_t word = in[(step * 128 + from) * 4 + 2 * half + row / 8];
-                    sum += s8(word, k % 4) * b[128 * column + ((k / 16) ^ (column % 8)) * 16 + k % 16];
+                    auto word = [&](int step) { return in[(step * 128 + from) * 4 + 2 * half + row / 8]; };
+                    const int a = s8(word(step), k % 4) + s8(~word(step ^ 1) & 0x7f7f7f7fu, k % 4);
+                    sum += a * b[128 * column + ((k / 16) ^ (column % 8)) * 16 + k % 16];
                 }
                 expected[32 * t + i] = sum;
             }

@@ -111,6 +111,8 @@ struct PendingProduct {
     bool first;          ///< no earlier one waits for the same registers: `before` holds what was in them
     int before[128];
     int16_t a[2][32];    ///< rows g and g + 8
+    const uint32_t* fragment; ///< where the lane's own part of A is
+    uint32_t words[4];   ///< what was in it
     const unsigned char* tile;
     int step;
     int group;

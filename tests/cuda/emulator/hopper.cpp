@@ -85,6 +85,8 @@ void wgmma_issue(int* c, int count, const uint32_t (&a)[4], const void* tile, in
     Meeting& m = meet(0xffffffffu, "bl_wgmma", line, {emu_pair(a[0], a[1]), emu_pair(a[2], a[3]), 0, 0});
     PendingProduct& p = self->products.emplace_back();
     p.c = c;
+    p.fragment = a;
+    memcpy(p.words, a, sizeof p.words);
     p.count = count;
     p.tile = (const unsigned char*)tile;
     p.step = step;
@@ -126,10 +128,18 @@ static void multiply(PendingProduct& p, int t) {
         }
 }
 
-void wgmma_wait(int left) {
+void wgmma_wait(int left, const uint32_t* a, int count, Line line) {
     auto& list = fiber->products;
     size_t done = 0;
-    while (done < list.size() && list[done].group < fiber->product_group - left) multiply(list[done++], fiber->lane % 4);
+    while (done < list.size() && list[done].group < fiber->product_group - left) {
+        PendingProduct& p = list[done++];
+        // A card reads the registers of A while it multiplies. A fragment that the wait is not told of has lost them by then.
+        if (p.fragment < a || p.fragment + 4 > a + count)
+            fault("bl_wgmma_wait at %s:%u is not given the fragments of a product that it waits for", line.file_name(), line.line());
+        if (memcmp(p.fragment, p.words, sizeof p.words))
+            fault("bl_wgmma_wait at %s:%u: fragments were written before the wait for their product", line.file_name(), line.line());
+        multiply(p, fiber->lane % 4);
+    }
     list.erase(list.begin(), list.begin() + (long)done);
     // What goes on still needs its registers' old values: the first of those left has them now.
     for (size_t i = 0; i < list.size(); i++) {

@@ -12,7 +12,7 @@ void copy_bulk(void* to, const void* from, unsigned bytes, uint64_t* word);
 void wgmma_fence();
 void wgmma_issue(int* c, int count, const uint32_t (&a)[4], const void* tile, int step, Line line);
 void wgmma_commit();
-void wgmma_wait(int left);
+void wgmma_wait(int left, const uint32_t* a, int count, Line line);
 
 } // namespace emu
 
@@ -32,7 +32,10 @@ BL_DEVICE void bl_barrier_some(int number, int threads, ::emu::Line line = EMU_L
 }
 BL_DEVICE void bl_wgmma_fence() { ::emu::wgmma_fence(); }
 BL_DEVICE void bl_wgmma_commit() { ::emu::wgmma_commit(); }
-template <int left, int n> BL_DEVICE void bl_wgmma_wait(int (&)[n]) { ::emu::wgmma_wait(left); }
+template <int left, int n, int steps>
+BL_DEVICE void bl_wgmma_wait(int (&)[n], uint32_t (&a)[steps][4], ::emu::Line line = EMU_LINE) {
+    ::emu::wgmma_wait(left, a[0], 4 * steps, line);
+}
 template <int n>
 BL_DEVICE void bl_wgmma(int (&c)[n], const uint32_t (&a)[4], const void* tile, int step, ::emu::Line line = EMU_LINE) {
     static_assert(n == 32 || n == 64 || n == 128, "64, 128 or 256 columns");

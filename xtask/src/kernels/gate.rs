@@ -1,5 +1,5 @@
 //! What compiled kernels must be: PTX that the assemblers of old drivers' time take, code without spills, with the
-//! instructions that it was written for.
+//! instructions that it was written for, that leaves the registers of products alone while they run.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -70,14 +70,14 @@ pub fn gate(tools: &Path, compiled: &[Compiled]) -> Result<(), String> {
         println!("  {kernel:32} {count}");
     }
 
-    // Machine code that is shipped, and what drivers will make of the PTX for Turing, which has no own.
+    // Machine code that is shipped, and what drivers will make of PTX: that for Turing, which has no own, and that of wgmma.
     let mut binaries: Vec<(String, PathBuf)> = Vec::new();
     for c in compiled.iter().filter(|c| c.target.binary) {
         let path = work.join(format!("{}.sm_{}.cubin", c.module, c.target.name()));
         std::fs::write(&path, &c.bytes).map_err(|e| format!("{}: {e}", path.display()))?;
         binaries.push((format!("{} for sm_{}", c.module, c.target.name()), path));
     }
-    for (c, assembler, sm) in jobs.iter().filter(|(_, _, sm)| *sm == "sm_75") {
+    for (c, assembler, sm) in jobs.iter().filter(|(_, _, sm)| ["sm_75", "sm_90a"].contains(sm)) {
         binaries.push((format!("{} for {sm}", c.module), assembled(&work, c, assembler, sm)));
     }
     for ((what, _), result) in binaries.iter().zip(parallel(&binaries, |(_, path)| disassemble(tools, path)))
@@ -200,5 +200,54 @@ fn faults(kernel: &str, code: &str) -> Vec<String> {
             wrong.push(format!("lacks {choice}"));
         }
     }
+    let mut pending = Pending::default();
+    wrong.extend(code.lines().filter_map(|line| pending.fault(line)).take(1));
     wrong
+}
+
+/// Registers of `wgmma` products that run: they read A and write their sums until a wait, so that nothing else may write A or
+/// use a sum. The compiler sees to the sums. It does not know of A, whose registers are free to it once a product is
+/// issued (`bl_wgmma_wait` in kernels/platform_hopper.cuh holds them), and the emulated GPU has no registers.
+#[derive(Default)]
+struct Pending {
+    a: Vec<u32>,
+    sums: std::ops::Range<u32>,
+}
+
+impl Pending {
+    /// Takes the next line; what is wrong with it. `/*1b50*/ IGMMA.64x256x32.S8.S8 R24, R152, gdesc[UR4], R24 ;` multiplies
+    /// R152 .. R155 and adds to R24 .. R151 until `WARPGROUP.DEPBAR.LE gsb0, 0x0`.
+    fn fault(&mut self, line: &str) -> Option<String> {
+        let text = line.split("*/").nth(1)?.split(';').next()?.trim();
+        let text = if text.starts_with('@') { text.split_once(' ')?.1.trim() } else { text };
+        let (operation, operands) = text.split_once(' ')?;
+        let register = |operand: &str| operand.trim().strip_prefix('R').and_then(leading);
+        if operation.starts_with("IGMMA") {
+            let mut registers = operands.split(',').map_while(register);
+            let columns = operation.split('x').nth(1).and_then(leading);
+            let (Some(sums), Some(a), Some(columns)) = (registers.next(), registers.next(), columns) else {
+                return Some(format!("has a product that is not understood: {text}"));
+            };
+            self.a.extend(a..a + 4);
+            self.sums = sums..sums + columns / 2;
+            return None;
+        }
+        if operation.starts_with("WARPGROUP.DEPBAR") {
+            *self = Pending::default();
+            return None;
+        }
+        // Predicates may stand before the register that is written.
+        let written = operands.split(',').find(|o| !o.trim().starts_with(['P', 'U'])).and_then(register);
+        let width = match operation {
+            o if o.contains(".128") => 4,
+            o if o.contains(".64") || o.contains(".WIDE") => 2,
+            _ => 1,
+        };
+        let overwrites = written.is_some_and(|w| (w..w + width).any(|r| self.a.contains(&r)));
+        let mut names = operands.split(|c: char| !c.is_ascii_alphanumeric()).filter_map(register);
+        if overwrites || names.any(|r| self.sums.contains(&r)) {
+            return Some(format!("touches registers of products that run: {text}"));
+        }
+        None
+    }
 }
