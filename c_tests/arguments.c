@@ -129,7 +129,7 @@ static void models(void) {
   EXPECT(bl_model_meta(model, NULL, about.metadata, &meta, &error), BL_ERROR_NOT_FOUND, "metadata");
   EXPECT(bl_model_layer(model, NULL, about.layers, &listed, &error), BL_ERROR_NOT_FOUND, "layer");
   EXPECT(bl_model_layer(model, "nothing", 0, &listed, &error), BL_ERROR_NOT_FOUND, "`nothing`");
-  EXPECT(bl_model_tensor(model, "", 0, &tensor, &error), BL_ERROR_NOT_FOUND, "``");
+  EXPECT(bl_model_tensor(model, "", 0, &tensor, &error), BL_ERROR_NOT_FOUND, "\"\"");
   EXPECT(bl_model_tensor(model, "blk.0", 0, &tensor, &error), BL_ERROR_NOT_FOUND, "`blk.0`");
   EXPECT(bl_model_meta(model, "nothing", 0, &meta, &error), BL_ERROR_NOT_FOUND, "`nothing`");
   EXPECT(bl_model_meta_item(model, "nothing", 0, &meta, &error), BL_ERROR_NOT_FOUND, "`nothing`");
@@ -161,7 +161,7 @@ static void layers(void) {
   CHECK(listed.name == NULL && listed.in_features == 0);
   EXPECT(bl_model_layer(model, NULL, -1, &listed, &error), BL_ERROR_NOT_FOUND, "layer -1");
   EXPECT(bl_model_layer(model, NULL, INT64_MIN, &listed, &error), BL_ERROR_NOT_FOUND, "layer");
-  EXPECT(bl_model_layer(model, "", 0, &listed, &error), BL_ERROR_NOT_FOUND, "``");
+  EXPECT(bl_model_layer(model, "", 0, &listed, &error), BL_ERROR_NOT_FOUND, "\"\"");
   EXPECT(bl_model_layer(model, "blk.0.bias", 0, &listed, &error), BL_ERROR_NOT_FOUND, "`blk.0.bias`");
 }
 
@@ -183,7 +183,7 @@ static void opening(void) {
   bl_model *other;
   STRUCT(bl_layer_options, options);
   uint32_t bit;
-  EXPECT(bl_layer_open(model, "", NULL, &made, &error), BL_ERROR_NOT_FOUND, "``");
+  EXPECT(bl_layer_open(model, "", NULL, &made, &error), BL_ERROR_NOT_FOUND, "\"\"");
   EXPECT(bl_layer_open(model, "no\xffsuch", NULL, &made, &error), BL_ERROR_NOT_FOUND, "such");
   other = open_model("cortex.safetensors");
   EXPECT(bl_layer_open(other, "a.weight_packed", NULL, &made, &error), BL_ERROR_UNSUPPORTED,
@@ -375,6 +375,9 @@ static void running_many(void) {
   options.workspace_size = 1;
   EXPECT(bl_forward_many(layers, 2, 1, x, BL_TYPE_F32, 0, ys, BL_TYPE_F32, NULL, &options, &error),
          BL_ERROR_BUFFER_TOO_SMALL, "workspace");
+  options.workspace_size = SIZE_MAX;
+  EXPECT(bl_forward_many(layers, 2, 1, x, BL_TYPE_F32, 0, ys, BL_TYPE_F32, NULL, &options, &error),
+         BL_ERROR_INVALID_ARGUMENT, "workspace_size");
 
   other = open_layer(model, "blk.0.f32.weight", BL_ACTIVATION_AUTO, NULL); /* floats beside int8: fine */
   layers[1] = other;

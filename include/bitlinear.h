@@ -24,13 +24,13 @@
  *            It reads and writes no byte outside the matrices it is given.
  * Threads.   Any thread may make any call. Calls that take a handle as `const` may run at the same
  *            time on one handle. bl_free, and calls that say so, must be the only call on theirs.
- * Strings.   UTF-8, NUL-terminated.
+ * Strings.   UTF-8, NUL-terminated. Names and texts of a file are the file's own bytes.
  * Structs.   Where a struct begins with `struct_size`: zero it, set struct_size = sizeof it, then
  *            the fields you need; zero means the default. Shapes have none, so that zero is an error:
  *            those of bl_heads_options, bl_state_options and bl_heads_run.input_heads. Later versions
  *            only add fields at its end: older programs go on working. bl_error and the items of arrays
- *            (bl_named_layer, bl_named_text, bl_profile_entry, bl_saved_tensor, bl_quantize_target)
- *            have none and are frozen.
+ *            (bl_named_layer, bl_named_text, bl_profile_entry, bl_saved_tensor, bl_quantize_target,
+ *            bl_quantize_progress) have none and are frozen.
  * Matrices.  Always three arguments: address, bl_type, row stride in bytes (0: rows touch); the
  *            elements of a row are adjacent and need no alignment. The shape comes before them. A
  *            stride that is negative or shorter than a row is refused, for a single row too.
@@ -443,7 +443,7 @@ typedef struct {
 /** What a context holds. */
 typedef struct {
   uint32_t struct_size;
-  /** Models, layers and states of the context. */
+  /** Models, layers, states and projections of the context. */
   uint32_t handles;
   /**
    * Bytes of packed weights: what layers use of the chunks that bl_alloc_fn gives, not the chunks.
@@ -588,8 +588,8 @@ typedef struct {
 } bl_meta_info;
 
 /**
- * How a layer is made: y = epilogue(rotation(norm(x)) W^T + bias). Options that say nothing about a format
- * are refused with it, but for flags; a value out of its range is BL_ERROR_INVALID_ARGUMENT. The float
+ * How a layer is made: y = epilogue(rotation(norm(x)) W^T + bias). An option that has no meaning for a
+ * format is refused with it, flags excepted; a value out of its range is BL_ERROR_INVALID_ARGUMENT. The float
  * arrays need no alignment.
  */
 typedef struct {
@@ -1718,7 +1718,8 @@ typedef struct {
   int64_t dy_count;
   /**
    * With BL_HEADS_RELU: the y that the forward call gave. NULL: it is computed again, from the same
-   * codes, and is the same to the bit.
+   * codes, and is the same to the bit. A decoder tail with BL_HEADS_RELU has no gradient here: it is
+   * BL_ERROR_INVALID_ARGUMENT.
    */
   const float *y;
   int64_t y_count;

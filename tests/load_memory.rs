@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::ptr::{null, null_mut};
 
 use bitlinear::capi::context::{bl_context_create, bl_free};
+use bitlinear::capi::enums::*;
 use bitlinear::capi::layer::{bl_layer_describe, bl_layer_open};
 use bitlinear::capi::model::bl_load;
 use bitlinear::capi::types::*;

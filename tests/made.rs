@@ -10,6 +10,7 @@ use std::ptr::{null, null_mut};
 
 use bitlinear::capi::context::{bl_context_create, bl_free};
 use bitlinear::capi::convert::bl_convert;
+use bitlinear::capi::enums::*;
 use bitlinear::capi::forward::bl_forward;
 use bitlinear::capi::layer::{
     bl_layer_create, bl_layer_describe, bl_layer_open, bl_layer_read, bl_layer_update,
@@ -17,6 +18,7 @@ use bitlinear::capi::layer::{
 use bitlinear::capi::model::{bl_load, bl_model_meta};
 use bitlinear::capi::profile::bl_memory;
 use bitlinear::capi::save::bl_save;
+use bitlinear::capi::train::bl_layer_calibrate;
 use bitlinear::capi::types::*;
 use bitlinear::types::{TYPES, Type};
 use bl_status::*;
@@ -624,6 +626,36 @@ fn shards_add_up() {
     made(&options).says(BL_ERROR_UNSUPPORTED, &["norm"]);
 }
 
+/// A scale that bl_layer_calibrate found goes with its activation: with another one x has its own again.
+#[test]
+fn a_saved_scale_is_for_its_activation() {
+    let (weights, x) = (bytes_of(&random(64 * 8, 5)), random(64, 6));
+    let loud: Vec<f32> = x.iter().map(|v| v * 8.0).collect(); // outside of what the scale reaches
+    let with = |activation: bl_activation| bl_layer_options {
+        activation: ActivationArg(activation as u32),
+        ..options()
+    };
+    let made = |activation| {
+        let options = bl_layer_options { r#type: TypeArg(BL_TYPE_INT8 as u32), ..with(activation) };
+        create([8, 64], &weights, BL_TYPE_F32, &options).unwrap()
+    };
+    let (layer, f32) = (made(bl_activation::BL_ACTIVATION_INT8_ROW), TypeArg(BL_TYPE_F32 as u32));
+    // SAFETY: valid pointers; nobody else uses the layer.
+    call(|error| unsafe { bl_layer_calibrate(layer.0, 1, x.as_ptr().cast(), f32, 0, error) }).unwrap();
+    let file = path("scale");
+    save(&file, &[(c"a", &layer)], &[]).unwrap();
+    let model = Model::load(null(), &file, 0).unwrap();
+    let same = model.open(c"a", &with(bl_activation::BL_ACTIVATION_INT8_ROW)).unwrap();
+    assert_eq!(same.forward(1, &loud), layer.forward(1, &loud));
+    for activation in [bl_activation::BL_ACTIVATION_INT4, bl_activation::BL_ACTIVATION_F32] {
+        let opened = model.open(c"a", &with(activation)).unwrap();
+        assert_eq!(opened.forward(1, &loud), made(activation).forward(1, &loud));
+    }
+    let own = bl_layer_options { activation_scale: 0.5, ..with(bl_activation::BL_ACTIVATION_INT4) };
+    model.open(c"a", &own).unwrap();
+    std::fs::remove_file(file.to_str().unwrap()).unwrap();
+}
+
 #[test]
 fn saved_layers_are_opened_in_place() {
     // Of a context of its own: other tests use the default one, whose memory is counted too.
@@ -683,7 +715,7 @@ fn saved_layers_are_opened_in_place() {
     assert_eq!((second.info().first_row, second.info().bytes_mapped), (65, 0));
     let half: Vec<f32> = layer.forward(1, &x[..k]).split_off(65);
     assert_eq!(bits(&second.forward(1, &x[..k])), bits(&half));
-    model.open(c"c", &options()).unwrap_err().says(BL_ERROR_NOT_FOUND, &["`c`"]);
+    model.open(c"c", &options()).unwrap_err().says(BL_ERROR_NOT_FOUND, &["\"c\""]);
     model.open(c"a.weight", &to(BL_TYPE_INT8)).unwrap_err().says(BL_ERROR_UNSUPPORTED, &["q4_1", "int8"]);
     again.update(&w, BL_TYPE_F32).unwrap_err().says(BL_ERROR_INVALID_ARGUMENT, &["bl_layer_create"]);
     // Damage is found on request.

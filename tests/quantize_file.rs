@@ -418,7 +418,7 @@ fn calibration_is_kept_and_used() {
 #[test]
 fn other_readers_read_what_is_written() {
     let Some(python) = std::env::var_os("BITLINEAR_TEST_PYTHON") else {
-        let needed = std::env::var_os("BITLINEAR_REQUIRE_TOOLS").is_some();
+        let needed = std::env::var_os("BITLINEAR_REQUIRE_TOOLS").is_some_and(|v| v == "1");
         assert!(!needed, "BITLINEAR_TEST_PYTHON has to name a Python with gguf and safetensors");
         println!("not run: BITLINEAR_TEST_PYTHON names a Python with gguf and safetensors");
         return;
@@ -471,9 +471,10 @@ fn the_c_interface_does_all_of_it() {
     use bitlinear::capi::calibration::*;
     use bitlinear::capi::compare::*;
     use bitlinear::capi::context::bl_free;
+    use bitlinear::capi::enums::{TypeArg, bl_status};
     use bitlinear::capi::model::bl_load;
     use bitlinear::capi::quantize::*;
-    use bitlinear::capi::types::{TypeArg, bl_error, bl_status};
+    use bitlinear::capi::types::bl_error;
     use std::ffi::CString;
     use std::ptr::{null, null_mut};
 
@@ -646,9 +647,10 @@ fn calibration_that_could_not_be_read_back_is_refused() {
 fn calibration_may_be_used_while_it_quantises() {
     use bitlinear::capi::calibration::*;
     use bitlinear::capi::context::bl_free;
+    use bitlinear::capi::enums::{TypeArg, bl_status};
     use bitlinear::capi::model::bl_load;
     use bitlinear::capi::quantize::*;
-    use bitlinear::capi::types::{TypeArg, bl_error, bl_status};
+    use bitlinear::capi::types::bl_error;
     use std::ffi::{CString, c_void};
     use std::ptr::{null, null_mut};
 
@@ -842,5 +844,33 @@ fn packed_files_keep_the_other_layers() {
         let tensor = files.directory.tensor(format!("layer.{i}")).unwrap();
         let saved = bitlinear::model::saved(&files, tensor, &bitlinear::memory::Heap::default());
         assert_eq!(read(&saved.unwrap().unwrap().packed), values(i), "{i}");
+    }
+}
+
+/// A packed file that says its layers rotate x holds weights that were rotated, also where they keep their type.
+#[test]
+fn packed_files_hold_what_their_rotation_wants() {
+    let source = open(&golden(GOLDEN));
+    for (layer, ty) in [("blk.0.f32", Type::F32), ("blk.0.q8_0", Type::Q8_0)] {
+        let path = scratch(&format!("rotated-{}", ty.name()));
+        let (patterns, rotation) = ([layer], Some((64, 3)));
+        let packed = options(Kind::Packed, to(ty));
+        run(&source, &path, &Options { patterns: &patterns, rotation, requantize: true, ..packed }).unwrap();
+        let files = std::sync::Arc::new(Kept(open(&path)));
+        let tensor = files.directory.tensor(layer).unwrap();
+        let saved = bitlinear::model::saved(&files, tensor, &bitlinear::memory::Heap::default());
+        let saved = saved.unwrap().unwrap();
+        let columns = saved.packed.in_features();
+        let spec = bitlinear::rotation::Spec {
+            block: saved.settings.rotation.expect("a rotation"),
+            signs: saved.settings.rotation_signs.as_deref(),
+        };
+        let rotation = bitlinear::rotation::Rotation::new(&spec, columns).unwrap();
+        let mut back = read(&saved.packed);
+        back.chunks_mut(columns).for_each(|row| rotation.invert(Isa::best(), row));
+        let wanted = weights(&source, layer);
+        let power: f32 = wanted.iter().map(|w| w * w).sum();
+        let error: f32 = wanted.iter().zip(&back).map(|(w, b)| (w - b) * (w - b)).sum();
+        assert!(saved.ty == ty && error < 1e-4 * power, "{layer}: {error} of {power}");
     }
 }

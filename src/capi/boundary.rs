@@ -3,7 +3,8 @@
 
 use std::ffi::c_char;
 
-use super::types::{bl_error, bl_status};
+use super::enums::bl_status;
+use super::types::bl_error;
 use crate::error::{Error, Result, Status};
 use crate::fault;
 use crate::fpmode::FpMode;

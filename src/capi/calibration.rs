@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use super::boundary::guard;
 use super::context::{self, Context, out_handle};
+use super::enums::*;
 use super::handle::{self, Kind};
 use super::layer::{float_type, row_stride};
 use super::model::{path_of, string};

@@ -6,9 +6,10 @@ use std::ffi::c_void;
 
 use super::boundary::guard;
 use super::context;
+use super::enums::*;
 use super::heads::span;
 use super::layer::{addressable, float_type, row_stride};
-use super::low_bit::{LowBitArg, args, floats, floats_mut};
+use super::low_bit::{LowBitArg, floats, floats_mut};
 use super::options::{self, Sized32};
 use super::types::*;
 use crate::codec::burn_dragon;

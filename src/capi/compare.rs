@@ -5,6 +5,7 @@
 use std::ffi::c_char;
 
 use super::boundary::guard;
+use super::enums::*;
 use super::handle;
 use super::model::{Model, string};
 use super::options::{self, Sized32};

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use super::boundary::guard;
 use super::calibration::Gathered;
+use super::enums::*;
 use super::handle::{self, Kind};
 use super::heads::Heads;
 use super::layer::Layer;
@@ -141,10 +142,17 @@ pub unsafe fn of(context: *const bl_context) -> Result<Arc<Context>> {
     // The environment is read once, at the first use of the default context. What is wrong with it is
     // said at every use.
     static DEFAULT: OnceLock<Option<Arc<Context>>> = OnceLock::new();
-    let made = DEFAULT.get_or_init(|| {
-        let isa = Isa::from_environment().ok()?;
-        Some(Arc::new(Context::serial(isa)))
-    });
+    let made = match DEFAULT.get() {
+        Some(made) => made,
+        None => {
+            let made = Isa::from_environment().ok().map(|isa| Arc::new(Context::serial(isa)));
+            // It stays: a part of the reserve that it took would bar this thread from making handles (`handle::make`).
+            if crate::reserve::in_use() {
+                return Err(fail!(OutOfMemory, "the default context: the library's reserve had to help out"));
+            }
+            DEFAULT.get_or_init(|| made)
+        }
+    };
     match made {
         Some(context) => Ok(context.clone()),
         None => Err(Isa::from_environment().err().unwrap_or_else(|| {

@@ -4,6 +4,7 @@ use std::ffi::c_void;
 
 use super::boundary::guard;
 use super::context;
+use super::enums::*;
 use super::types::*;
 use super::weights::{Weights, features, mistake};
 use crate::codec;

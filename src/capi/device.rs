@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::boundary::guard;
 use super::context::{Context, out_handle};
+use super::enums::*;
 use super::forward::Several;
 use super::handle;
 use super::layer::{Body, Layer};

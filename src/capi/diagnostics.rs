@@ -3,6 +3,7 @@
 use std::ffi::{CStr, c_char};
 
 use super::boundary::guard;
+use super::enums::*;
 use super::options;
 use super::types::*;
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::boundary::guard;
 use super::context::Context;
 use super::device::{alike, device_layer};
+use super::enums::*;
 use super::handle;
 use super::layer::{Body, Layer, addressable, float_type, row_stride};
 use super::options;
@@ -159,7 +160,10 @@ unsafe fn workspace<'a>(run: &bl_run_options) -> Result<Option<&'a mut [u8]>> {
             Err(fail!(InvalidArgument, "workspace is NULL, workspace_size is not 0"))
         }
         true => Ok(None),
-        // SAFETY: the caller's contract.
+        false if run.workspace_size > isize::MAX as usize => {
+            Err(fail!(InvalidArgument, "workspace_size is {}: no memory is that long", run.workspace_size))
+        }
+        // SAFETY: the caller's contract, and not longer than a slice may be.
         false => Ok(Some(unsafe {
             std::slice::from_raw_parts_mut(run.workspace.cast::<u8>(), run.workspace_size)
         })),

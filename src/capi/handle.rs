@@ -220,8 +220,10 @@ pub unsafe fn free(handle: *mut c_void, release: impl FnOnce(u32, *const ())) {
     }
     // SAFETY: shells are never freed.
     let shell = unsafe { &*handle.cast::<Shell>() };
-    let tag = shell.tag.swap(FREE, Ordering::AcqRel);
-    if tag == FREE {
+    let tag = shell.tag.load(Ordering::Acquire);
+    // An address that never was a handle's is left alone where what lies there tells. One of two calls at a time frees.
+    let is_handle = tag >> 16 == TAGS;
+    if !is_handle || shell.tag.compare_exchange(tag, FREE, Ordering::AcqRel, Ordering::Relaxed).is_err() {
         return;
     }
     release(tag, shell.body.swap(std::ptr::null_mut(), Ordering::Relaxed));

@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::boundary::guard;
 use super::codes::{RangeArg, read_format};
 use super::context::{self, Context, out_handle};
+use super::enums::*;
 use super::handle::{self, Kind as HandleKind};
-use super::low_bit::{LowBitArg, args, floats, floats_mut};
+use super::low_bit::{LowBitArg, floats, floats_mut};
 use super::options::{self, Sized32};
 use super::types::*;
 use crate::activation::Span;
@@ -107,7 +108,8 @@ pub struct bl_heads_gradients {
     pub dy: *const f32,
     pub dy_count: i64,
     /// With BL_HEADS_RELU: the y that the forward call gave. NULL: it is computed again, from the same
-    /// codes, and is the same to the bit.
+    /// codes, and is the same to the bit. A decoder tail with BL_HEADS_RELU has no gradient here: it is
+    /// BL_ERROR_INVALID_ARGUMENT.
     pub y: *const f32,
     pub y_count: i64,
     /// Written: the gradient of x. NULL: not wanted.

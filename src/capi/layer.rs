@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::boundary::guard;
 use super::context::{self, Context, out_handle};
 use super::device::onto;
+use super::enums::*;
 use super::handle::{self, Kind};
 use super::layer_options::{part, request, scale_bytes};
 use super::model::{Model, string};
@@ -304,11 +305,11 @@ unsafe fn open_saved(model: &Model, name: &CStr, options: &bl_layer_options) -> 
     let settings = unsafe { saved.settings.with(options, rows, columns) }.map_err(within)?;
     let target = request.ty.filter(|ty| *ty != saved.ty);
     let recipe = Recipe { target, group: request.group_size, part: part(options)?, device: options.device };
+    if recipe.group != 0 && target.is_none() {
+        return Err(fail!(InvalidArgument, "group_size has no meaning for weights that are not rounded"));
+    }
     if recipe.part != Part::Whole || target.is_some() || recipe.device != 0 {
         return Layer::pack(context, &saved.packed, saved.ty, &recipe, &settings, &|_| {}).map_err(within);
-    }
-    if recipe.group != 0 {
-        return Err(fail!(InvalidArgument, "group_size says nothing about weights that are not rounded"));
     }
     let linear = Linear::of(saved.packed, &settings.options(), context.isa).map_err(within)?;
     Ok(Layer::new(context.clone(), Body::Cpu(linear), saved.ty))
@@ -354,6 +355,9 @@ fn with_matrix<T>(
             }
             let rounded = quantize::round(matrix, target, recipe.group)?;
             work(&Shard::new(&*rounded, recipe.part)?, target)
+        }
+        _ if recipe.group != 0 && weights::float_of(ty).is_some() => {
+            Err(fail!(InvalidArgument, "group_size has no meaning for weights of {}", ty.name()))
         }
         _ => work(&Shard::new(matrix, recipe.part)?, ty),
     }

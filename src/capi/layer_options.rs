@@ -2,6 +2,7 @@
 //! product.
 //! cbindgen:ignore
 
+use super::enums::*;
 use super::types::*;
 use crate::codec::Floats;
 use crate::codec::bitnet_hf::WeightScale;
@@ -153,7 +154,11 @@ impl Settings {
         if epilogue != Epilogue::None && self.epilogue != Epilogue::None {
             return Err(fail!(InvalidArgument, "an epilogue is set, but the file has one"));
         }
-        if raw.activation_scale != 0.0 && self.activation_scale.is_some() {
+        let given = activation(raw.activation)?;
+        // A scale that was found for codes of another activation is none for these.
+        let found_scale =
+            self.activation_scale.filter(|_| matches!(given, Activation::Auto) || given == self.activation);
+        if raw.activation_scale != 0.0 && found_scale.is_some() {
             return Err(fail!(InvalidArgument, "activation_scale is set, but the file has one"));
         }
         let norm = match raw.norm.0 {
@@ -169,7 +174,7 @@ impl Settings {
         // SAFETY: the caller's contract.
         unsafe {
             Ok(Settings {
-                activation: match activation(raw.activation)? {
+                activation: match given {
                     Activation::Auto => self.activation,
                     activation => activation,
                 },
@@ -187,7 +192,7 @@ impl Settings {
                     .or(self.rotation_signs),
                 epilogue: if self.epilogue == Epilogue::None { epilogue } else { self.epilogue },
                 activation_scale: match raw.activation_scale {
-                    0.0 => self.activation_scale,
+                    0.0 => found_scale,
                     scale => Some(scale),
                 },
             })

@@ -4,6 +4,7 @@
 
 use std::ffi::c_char;
 
+use super::enums::args;
 use crate::error::{Result, fail};
 use crate::plan::LowBit;
 
@@ -28,17 +29,6 @@ pub enum bl_low_bit {
     /// Weights: the same as BL_LOW_BIT_TERNARY158.
     BL_LOW_BIT_PACKED2 = 7,
 }
-
-/// Declares the types of enum arguments and fields as C passes them: any bits, checked on entry.
-macro_rules! args {
-    ($($name:ident)*) => {$(
-        /// An enum of C, of any bits.
-        #[repr(transparent)]
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-        pub struct $name(pub u32);
-    )*};
-}
-pub(crate) use args;
 
 args! { LowBitArg }
 

@@ -15,6 +15,7 @@ pub mod context;
 pub mod convert;
 pub mod device;
 pub mod diagnostics;
+pub mod enums;
 pub mod forward;
 pub mod handle;
 pub mod heads;

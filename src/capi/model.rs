@@ -7,10 +7,11 @@ use std::sync::{Arc, OnceLock};
 
 use super::boundary::{guard, status_of};
 use super::context::{self, Context, out_handle};
+use super::enums::*;
 use super::handle::{self, Kind};
 use super::options;
 use super::types::*;
-use crate::container::{Access, Array, Files, Item, Meta, Source, Str, Tensor, Value, packed};
+use crate::container::{Access, Array, Files, Item, Meta, Quoted, Source, Str, Tensor, Value, packed};
 use crate::error::{Result, fail};
 use crate::model::{Layers, Request, Role};
 
@@ -72,7 +73,7 @@ impl Model {
         self.files
             .directory
             .tensor(name.to_bytes())
-            .ok_or_else(|| fail!(NotFound, "no tensor is named `{}`", name.to_string_lossy()))
+            .ok_or_else(|| fail!(NotFound, "no tensor is named {}", Quoted(name.to_bytes())))
     }
 
     /// Its layers, listed at the first use.
@@ -81,6 +82,10 @@ impl Model {
             return Ok(layers);
         }
         let layers = Layers::of(&self.files)?;
+        // They stay: a part of the reserve that they took would bar this thread from making handles (`handle::make`).
+        if crate::reserve::in_use() {
+            return Err(fail!(OutOfMemory, "the list of layers: the library's reserve had to help out"));
+        }
         Ok(self.layers.get_or_init(|| layers))
     }
 
@@ -315,7 +320,7 @@ pub unsafe extern "C" fn bl_model_layer(
                 let name = CStr::from_ptr(name);
                 layers
                     .find(name.to_bytes(), None)?
-                    .ok_or_else(|| fail!(NotFound, "no layer is named `{}`", name.to_string_lossy()))?
+                    .ok_or_else(|| fail!(NotFound, "no layer is named {}", Quoted(name.to_bytes())))?
             };
             let tensor = |role| {
                 let tensor = layer.tensor(&model.files, role);
@@ -406,14 +411,14 @@ pub unsafe extern "C" fn bl_model_meta_item(
             let model: &Model = handle::get(model)?;
             let key = string(key, "the key")?;
             let Value::Array(array) = &find_meta(model, key)?.value else {
-                return Err(fail!(InvalidArgument, "`{}` is no array", key.to_string_lossy()));
+                return Err(fail!(InvalidArgument, "{} is no array", Quoted(key.to_bytes())));
             };
             let value =
                 u64::try_from(item).ok().and_then(|i| model.files.item(array, i)).ok_or_else(|| {
-                    let key = key.to_string_lossy();
+                    let key = Quoted(key.to_bytes());
                     match array.item {
-                        Item::Array => fail!(Unsupported, "`{key}` is an array of arrays"),
-                        _ => fail!(NotFound, "item {item} of {} of `{key}`", array.count),
+                        Item::Array => fail!(Unsupported, "{key} is an array of arrays"),
+                        _ => fail!(NotFound, "item {item} of {} of {key}", array.count),
                     }
                 })?;
             out.fill(&meta_info(model, std::ptr::null(), &value));
@@ -427,7 +432,7 @@ fn find_meta<'a>(model: &'a Model, key: &CStr) -> Result<&'a Meta> {
         .files
         .directory
         .meta(key.to_bytes())
-        .ok_or_else(|| fail!(NotFound, "no metadata key is `{}`", key.to_string_lossy()))
+        .ok_or_else(|| fail!(NotFound, "no metadata key is {}", Quoted(key.to_bytes())))
 }
 
 fn item_kind(array: &Array) -> bl_meta_kind {

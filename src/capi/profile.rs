@@ -6,6 +6,7 @@ use std::sync::{Mutex, OnceLock};
 
 use super::boundary::guard;
 use super::context::{self, Context};
+use super::enums::*;
 use super::options;
 use super::types::*;
 use crate::cpu::{self, Isa};
@@ -223,12 +224,7 @@ pub unsafe extern "C" fn bl_profile(
                 return Err(fail!(InvalidArgument, "entries is NULL, capacity is not 0"));
             }
             if entries.is_null() {
-                if reset != 0 {
-                    used.iter().for_each(|(name, counters)| {
-                        counters.entry(name, true);
-                    });
-                }
-                return Ok(());
+                return Ok(()); // no copy, so that nothing is zeroed: two calls with the same `reset` lose nothing
             }
             if capacity < n {
                 return Err(fail!(BufferTooSmall, "room for {capacity} entries, {n} needed"));
@@ -271,11 +267,11 @@ pub unsafe extern "C" fn bl_device_describe(
                 memory_free,
                 compute_units: exec::available() as u32,
                 arch: 0,
-                name: static_text(&NAME, cpu::name),
+                name: static_text(&NAME, cpu::name)?,
                 features: static_text(&FEATURES, || {
                     let detected = Isa::ALL.iter().filter(|isa| isa.detected()).map(|isa| isa.name());
                     detected.collect::<Vec<_>>().join(" ")
-                }),
+                })?,
             });
             Ok(())
         })
@@ -307,8 +303,16 @@ fn gpu(index: u32) -> Result<bl_device_info> {
 static NAME: OnceLock<CString> = OnceLock::new();
 static FEATURES: OnceLock<CString> = OnceLock::new();
 
-fn static_text(place: &'static OnceLock<CString>, text: impl FnOnce() -> String) -> *const c_char {
-    place.get_or_init(|| CString::new(text()).unwrap_or_default()).as_ptr()
+fn static_text(place: &'static OnceLock<CString>, text: impl FnOnce() -> String) -> Result<*const c_char> {
+    if let Some(text) = place.get() {
+        return Ok(text.as_ptr());
+    }
+    let text = CString::new(text()).unwrap_or_default();
+    // It stays: a part of the reserve that it took would bar this thread from making handles (`handle::make`).
+    if crate::reserve::in_use() {
+        return Err(fail!(OutOfMemory, "the texts of the CPU: the library's reserve had to help out"));
+    }
+    Ok(place.get_or_init(|| text).as_ptr())
 }
 
 #[cfg(test)]

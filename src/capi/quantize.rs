@@ -6,6 +6,7 @@ use std::ffi::{c_char, c_void};
 
 use super::boundary::guard;
 use super::calibration::{Gathered, bl_calibration};
+use super::enums::*;
 use super::handle;
 use super::model::{Model, path_of, string};
 use super::options::{self, Sized32};

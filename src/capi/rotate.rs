@@ -4,6 +4,7 @@ use std::ffi::c_void;
 
 use super::boundary::guard;
 use super::context;
+use super::enums::*;
 use super::layer::{float_type, row_stride};
 use super::types::*;
 use crate::error::fail;

@@ -6,7 +6,8 @@ use std::ffi::{CStr, c_char};
 
 use super::boundary::guard;
 use super::context;
-use super::low_bit::{LowBitArg, args};
+use super::enums::*;
+use super::low_bit::LowBitArg;
 use super::options::{self, Sized32};
 use super::types::*;
 use crate::error::{Result, fail};

@@ -3,10 +3,12 @@
 use std::ffi::c_char;
 
 use super::boundary::guard;
+use super::enums::*;
 use super::handle;
 use super::layer::{Body, Layer};
 use super::model::{path_of, string};
 use super::types::*;
+use crate::container::Quoted;
 use crate::error::{Result, fail};
 use crate::limits::TENSORS_MAX;
 use crate::memory::reserve;
@@ -86,5 +88,5 @@ pub unsafe fn items<'a, T>(items: *const T, count: usize, what: &str) -> Result<
 pub unsafe fn text<'a>(text: *const c_char, what: &str) -> Result<&'a str> {
     // SAFETY: the caller's contract.
     let text = unsafe { string(text, what) }?;
-    text.to_str().map_err(|_| fail!(InvalidArgument, "{what} is no UTF-8: {}", text.to_string_lossy()))
+    text.to_str().map_err(|_| fail!(InvalidArgument, "{what} is no UTF-8: {}", Quoted(text.to_bytes())))
 }

@@ -7,8 +7,9 @@ use std::sync::atomic::Ordering;
 
 use super::boundary::guard;
 use super::context::{self, Context, out_handle};
+use super::enums::*;
 use super::handle::{self, Kind};
-use super::low_bit::{args, floats, floats_mut};
+use super::low_bit::{floats, floats_mut};
 use super::options::{self, Sized32};
 use super::types::*;
 use crate::error::{Result, fail};

@@ -4,6 +4,7 @@
 
 use super::boundary::guard;
 use super::context;
+use super::enums::*;
 use super::types::*;
 use crate::error::{Result, fail};
 

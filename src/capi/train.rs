@@ -6,6 +6,7 @@ use std::ffi::c_void;
 
 use super::boundary::guard;
 use super::codes::{CodeRows, bl_codes};
+use super::enums::*;
 use super::handle;
 use super::layer::{Layer, addressable, float_type, row_stride};
 use super::low_bit::floats_mut;

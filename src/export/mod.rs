@@ -119,10 +119,11 @@ enum What<'a> {
     Copy { tensor: &'a Tensor, at: u64 },
     /// Floats of another precision.
     Convert { tensor: &'a Tensor, ty: Type, at: u64 },
-    /// A layer.
+    /// A layer. `kept`: in its own type, as it is.
     Round {
         plan: Plan<'a>,
         target: Target,
+        kept: bool,
         rotation: Option<Rotation>,
         store: Option<Store>,
         at: Vec<(u64, u64)>,

@@ -38,9 +38,9 @@ impl<'a> Job<'a> {
             if !progress(&now) {
                 return Err(fail!(Cancelled, "stopped before {}", Quoted(step.name.as_bytes())));
             }
-            let What::Round { plan, target, rotation, .. } = step.what else { continue };
+            let What::Round { plan, target, kept, rotation, .. } = step.what else { continue };
             let linear = self
-                .linear(&step.name, &plan, &target, rotation, &heap, largest)
+                .linear(&step.name, &plan, &target, kept, rotation, &heap, largest)
                 .map_err(|e| e.within(format_args!("{}", Quoted(step.name.as_bytes()))))?;
             if let Some((tensor, ..)) = plan.rows {
                 self.read(tensor, tensor.bytes as usize);
@@ -65,6 +65,7 @@ impl<'a> Job<'a> {
         name: &str,
         plan: &Plan<'_>,
         target: &Target,
+        kept: bool,
         rotation: Option<Rotation>,
         heap: &Heap,
         largest: u64,
@@ -94,7 +95,7 @@ impl<'a> Job<'a> {
             epilogue: Default::default(),
             activation_scale: None,
         };
-        if target.ty == plan.ty {
+        if kept {
             return Linear::new(&*matrix, &options, self.isa, heap);
         }
         let moments = self.moments(name, rotation.as_ref())?;

@@ -77,7 +77,9 @@ impl<'a> Job<'a> {
                     let ty = options.rest.filter(|_| is_float(plan.ty)).unwrap_or(plan.ty);
                     let target = Target { ty, group: 0, bases: 0, rule: Default::default() };
                     let weights = plan.out_features as u64 * plan.in_features as u64;
-                    let what = What::Round { plan, target, rotation: None, store: None, at: Vec::new() };
+                    let kept = ty == plan.ty;
+                    let what =
+                        What::Round { plan, target, kept, rotation: None, store: None, at: Vec::new() };
                     steps.push(Step { name: text(self.layers.name(layer))?, weights, what });
                     report.kept += 1;
                 }
@@ -154,7 +156,8 @@ impl<'a> Job<'a> {
                 Some(Store::new(options.kind, target.ty, &layout, plan.out_features, plan.in_features)?)
             }
         };
-        Ok(Step { name, weights, what: What::Round { plan, target, rotation, store, at: Vec::new() } })
+        let what = What::Round { plan, target, kept: false, rotation, store, at: Vec::new() };
+        Ok(Step { name, weights, what })
     }
 }
 

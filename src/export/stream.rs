@@ -83,7 +83,7 @@ impl<'a> Job<'a> {
                 let store = Store::Rows(crate::codec::find(*ty)?);
                 self.write_rows(&rounding, &store, *at, None, out)
             }
-            What::Round { plan, target, rotation, store: Some(store), at } => {
+            What::Round { plan, target, rotation, store: Some(store), at, .. } => {
                 let matrix = plan.matrix()?;
                 let plain = Plain::new(&*matrix, rotation.as_ref(), self.isa);
                 let moments = self.moments(&step.name, rotation.as_ref())?;

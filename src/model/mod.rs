@@ -261,10 +261,7 @@ impl Layers {
         }
         match self.find(name, request.ty)? {
             Some(layer) => self.plan(files, layer, request),
-            None => {
-                let name = String::from_utf8_lossy(name);
-                Err(fail!(NotFound, "no layer or tensor is named `{name}`"))
-            }
+            None => Err(fail!(NotFound, "no layer or tensor is named {}", Quoted(name))),
         }
     }
 

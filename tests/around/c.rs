@@ -5,6 +5,7 @@ use std::ffi::{CStr, CString, c_void};
 use std::ptr::{null, null_mut};
 
 use bitlinear::capi::context::*;
+use bitlinear::capi::enums::*;
 use bitlinear::capi::forward::*;
 use bitlinear::capi::layer::*;
 use bitlinear::capi::model::*;

@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use bitlinear::capi::enums::*;
 use bitlinear::capi::types::*;
 
 use crate::shipped::*;

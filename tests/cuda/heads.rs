@@ -1,9 +1,9 @@
 //! Projections of heads whose forward calls run on the device: the bits of the CPU, prefixes and all.
 
 use bitlinear::capi::codes::{RangeArg, bl_range};
+use bitlinear::capi::enums::bl_status;
 use bitlinear::capi::heads::*;
 use bitlinear::capi::low_bit::{LowBitArg, bl_low_bit};
-use bitlinear::capi::types::bl_status;
 
 use crate::shipped::*;
 use crate::{attempt, emulated};

@@ -1,6 +1,7 @@
 //! Layers on the device give the bits of the CPU: every stored format, m and shape, everything that stands
 //! around a product, several layers at a time, and the way back.
 
+use bitlinear::capi::enums::*;
 use bitlinear::capi::types::*;
 
 use crate::emulated;

@@ -3,6 +3,7 @@
 use std::ffi::{CStr, CString, c_void};
 use std::sync::OnceLock;
 
+use bitlinear::capi::enums::*;
 use bitlinear::capi::types::*;
 
 use crate::native;

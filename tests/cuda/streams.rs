@@ -4,6 +4,7 @@
 use std::ffi::c_void;
 use std::ptr::null;
 
+use bitlinear::capi::enums::*;
 use bitlinear::capi::types::*;
 
 use crate::emulated::{self, Memory};

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::ptr::{null, null_mut};
 
 use bitlinear::capi::context::bl_free;
+pub(crate) use bitlinear::capi::enums::*;
 use bitlinear::capi::forward::{bl_forward, bl_forward_many};
 use bitlinear::capi::layer::{bl_layer_describe, bl_layer_open, bl_layer_read};
 use bitlinear::capi::model::{bl_load, bl_load_memory, bl_model_describe, bl_model_layer};

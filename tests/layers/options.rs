@@ -126,7 +126,7 @@ fn what_is_missing_or_senseless_is_said() {
         ("q.weight_packed", options(), unsupported, "part of layer \"q\""),
         ("q.weight_packed", of_type(bl_type::BL_TYPE_TERNARY), invalid, "scales"),
         ("q.weight_packed", scaled(bl_type::BL_TYPE_TERNARY2, &one), invalid, "out_features"),
-        ("nothing", options(), bl_status::BL_ERROR_NOT_FOUND, "no layer or tensor is named `nothing`"),
+        ("nothing", options(), bl_status::BL_ERROR_NOT_FOUND, "no layer or tensor is named \"nothing\""),
     ] {
         let failure = model.refused(name, &options);
         assert_eq!(failure.0, status, "{name}: {failure:?}");

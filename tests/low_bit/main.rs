@@ -14,6 +14,7 @@ mod train;
 use std::ffi::CStr;
 
 use bitlinear::capi::context::bl_free;
+pub(crate) use bitlinear::capi::enums::*;
 pub(crate) use bitlinear::capi::types::*;
 use serde_json::Value;
 

@@ -33,7 +33,8 @@ fn root() -> PathBuf {
 }
 
 /// Files of src/capi whose names are kept.
-const STABLE: [&str; 11] = [
+const STABLE: [&str; 12] = [
+    "enums",
     "types",
     "diagnostics",
     "context",
