@@ -1,4 +1,4 @@
-# make build | tool | demo | test | bench | bench-own | install | clean        (README.md says what each does)
+# make build | tool | demo | test | bench | bench-own | install | clean        (build: the library and the examples)
 CARGO  ?= cargo
 PYTHON ?= python3
 CC     ?= cc
@@ -17,7 +17,9 @@ override INCLUDEDIR := $(value INCLUDEDIR)
 export PROMPT LENGTH PYTHON PREFIX DESTDIR LIBDIR INCLUDEDIR
 
 # Where cargo puts what it builds, and what is built here beside it.
-TARGET   := $(or $(CARGO_TARGET_DIR),target)
+TARGET   := $(or $(CARGO_TARGET_DIR),$(CARGO_BUILD_TARGET_DIR),target)
+# For every cargo that is called from here, whatever a configuration file says.
+export CARGO_TARGET_DIR := $(abspath $(TARGET))
 RELEASE  := $(TARGET)/release
 EXAMPLES := $(TARGET)/examples
 LIB      := $(RELEASE)/libbitlinear.so
@@ -35,6 +37,8 @@ build: library examples
 library:
 	$(CARGO) rustc --quiet --release --lib --features reserve --crate-type cdylib,staticlib
 	@ln -sf libbitlinear.so $(RELEASE)/libbitlinear.so.0
+# Not before cargo has ended, with -j too; examples are linked anew where it wrote the file.
+$(LIB): library ;
 
 examples: library $(EXAMPLES)/digits $(EXAMPLES)/gpu_layer $(EXAMPLES)/one_layer $(EXAMPLES)/llm $(EXAMPLES)/embed
 

@@ -10,18 +10,19 @@ cd "$(dirname "$0")/.."
 CARGO=${CARGO:-cargo}
 target=aarch64-unknown-linux-gnu
 every=${BITLINEAR_ARM64_EVERY:-9}
+. tests/not_run.sh
 
 sh tests/tools.sh aarch64-linux-gnu-gcc qemu-aarch64-static || true
 for tool in aarch64-linux-gnu-gcc qemu-aarch64-static; do
   if ! command -v "$tool" >/dev/null 2>&1; then
-    echo "arm64: NOT RUN: no $tool here"
-    exit 0
+    not_run arm64 "no $tool here"
+    exit
   fi
 done
 if ! [ -d "$(rustc --print sysroot)/lib/rustlib/$target/lib" ] &&
   ! { command -v rustup >/dev/null 2>&1 && rustup target add "$target"; }; then
-  echo "arm64: NOT RUN: this Rust has no $target"
-  exit 0
+  not_run arm64 "this Rust has no $target"
+  exit
 fi
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 qemu="qemu-aarch64-static -L /usr/aarch64-linux-gnu"
@@ -59,7 +60,7 @@ done
 
 model=${BITLINEAR_TEST_GGUF:-$(${PYTHON:-python3} examples/models/fetch.py | tail -n 1)} || model=
 if [ -z "$model" ]; then
-  echo "arm64: NOT RUN: the demo model, which could not be fetched"
+  not_run arm64 "the demo model, which could not be fetched"
 else
   $CARGO rustc --quiet --profile sweep --target $target --lib --crate-type cdylib
   ln -sf libbitlinear.so "$folder/$target/sweep/libbitlinear.so.0"

@@ -7,11 +7,11 @@ set -eu
 cd "$(dirname "$0")/.."
 CARGO=${CARGO:-cargo}
 . tests/environment.sh
+. tests/not_run.sh
 
 sh tests/tools.sh g++ || true
 if ! g++ -std=c++20 -E -x c++ - </dev/null >/dev/null 2>&1; then
-  echo "cuda: NOT RUN: the emulated GPU wants g++ 12 or newer, and there is none here"
-  [ -z "${BITLINEAR_REQUIRE_TOOLS:-}" ]
+  not_run cuda "the emulated GPU wants g++ 12 or newer, and there is none here"
   exit
 fi
 
@@ -63,13 +63,13 @@ elif command -v python3 >/dev/null 2>&1; then
   say "a few planted faults (all: tests/cuda/mutate.py)"
   python3 tests/cuda/mutate.py --few --every 5
 else
-  echo "cuda: NOT RUN: planted faults; there is no python3"
+  not_run cuda "planted faults; there is no python3"
 fi
 
 if [ "${BITLINEAR_CUDA_CHECK:-1}" = 0 ]; then
   echo "cuda: NOT RUN: compiling the kernels again; BITLINEAR_CUDA_CHECK=0"
 elif ! sh tools/get-nvrtc.sh; then
-  echo "cuda: NOT RUN: compiling the kernels again; the compiler could not be fetched (see above)"
+  not_run cuda "compiling the kernels again; the compiler could not be fetched (see above)"
 else
   $CARGO xtask kernels --check
   say "kernels/prebuilt"

@@ -8,17 +8,18 @@
 # compiler is told to take it: only these programs are built so.
 set -eu
 cd "$(dirname "$0")/../fuzz"
+. ../tests/not_run.sh
 seconds=${BITLINEAR_FUZZ_SECONDS:-60}
 host=$(rustc -vV | sed -n 's/^host: //p')
 case $host in
   x86_64-unknown-linux-gnu | aarch64-unknown-linux-gnu) ;;
-  *) echo "fuzz: NOT RUN: no AddressSanitizer for $host"; exit 0 ;;
+  *) not_run fuzz "no AddressSanitizer for $host"; exit ;;
 esac
 
 sh ../tests/tools.sh g++ || true
 if ! command -v c++ >/dev/null 2>&1; then
-  echo "fuzz: NOT RUN: libFuzzer wants a C++ compiler, and there is none here"
-  exit 0
+  not_run fuzz "libFuzzer wants a C++ compiler, and there is none here"
+  exit
 fi
 
 export RUSTC_BOOTSTRAP=1

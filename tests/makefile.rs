@@ -59,11 +59,11 @@ fn folders_to_install_into_are_not_read_by_a_shell() {
 fn what_is_built_lies_where_cargo_builds() {
     let folder = fresh("make-target");
     // Stands for cargo: puts what would be built where it was told to.
-    let cargo = "#!/bin/sh\nmkdir -p \"$CARGO_TARGET_DIR/release\" && : >\"$CARGO_TARGET_DIR/release/libbitlinear.so\"\n";
+    let cargo = "#!/bin/sh\nsleep 1\nmkdir -p \"$CARGO_TARGET_DIR/release\" && : >\"$CARGO_TARGET_DIR/release/libbitlinear.so\"\n";
     let cargo = format!("CARGO={}", script(folder.join("cargo"), cargo).display());
     let cc = "#!/bin/sh\nwhile [ $# -gt 1 ]; do [ \"$1\" = -o ] && : >\"$2\"; shift; done\n";
     let cc = format!("CC={}", script(folder.join("cc"), cc).display());
-    good(&mut make(&folder, &["build", &cargo, &cc]));
+    good(&mut make(&folder, &["-j3", "build", &cargo, &cc]));
     assert!(folder.join("release/libbitlinear.so.0").exists());
     for name in ["digits", "gpu_layer", "one_layer", "llm", "embed"] {
         assert!(folder.join("examples").join(name).exists(), "{name}");

@@ -5,6 +5,7 @@ CARGO=${CARGO:-cargo}
 PYTHON=${PYTHON:-python3}
 
 . tests/environment.sh
+. tests/not_run.sh
 
 echo "tests: the header is what src/capi says"
 $CARGO xtask header --check
@@ -13,7 +14,7 @@ model=$("$PYTHON" examples/models/fetch.py | tail -n 1) || model=
 if [ -n "$model" ]; then
   export BITLINEAR_TEST_GGUF="$model"
 else
-  echo "tests: NOT RUN: all that needs the demo model; it could not be fetched (see above)"
+  not_run tests "all that needs the demo model; it could not be fetched (see above)"
 fi
 
 # A Python with the packages `gguf` and `safetensors`, for tests that read what they write and have them
@@ -26,7 +27,7 @@ if [ -z "${BITLINEAR_TEST_PYTHON:-}" ]; then
     export BITLINEAR_TEST_PYTHON="$cache/gguf-venv/bin/python"
   else
     rm -rf "$cache/gguf-venv"
-    echo "tests: NOT RUN: reading what gguf-py writes and the other way; the packages could not be installed (see above)"
+    not_run tests "reading what gguf-py writes and the other way; the packages could not be installed (see above)"
   fi
 fi
 
@@ -47,8 +48,8 @@ if [ -n "$minilm" ]; then
     "$BITLINEAR_TEST_PYTHON" tests/quantize/minilm.py --quick "$target_folder/debug/bitlinear" \
       "$target_folder/release/libbitlinear.so" "$minilm"
   else
-    echo "tests: NOT RUN: tests/quantize/minilm.py; it needs a Python with numpy (see above)"
+    not_run tests "tests/quantize/minilm.py; it needs a Python with numpy (see above)"
   fi
 else
-  echo "tests: NOT RUN: tests/embed and tests/quantize/minilm.py; the model could not be fetched (see above)"
+  not_run tests "tests/embed and tests/quantize/minilm.py; the model could not be fetched (see above)"
 fi

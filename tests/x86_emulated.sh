@@ -10,13 +10,13 @@ CARGO=${CARGO:-cargo}
 PYTHON=${PYTHON:-python3}
 every=${BITLINEAR_X86_EVERY:-44}
 
-not_run() {
-  echo "x86_emulated: NOT RUN: $1"
-  [ -z "${BITLINEAR_REQUIRE_TOOLS:-}" ]
+. tests/not_run.sh
+leave() { # WHY
+  not_run x86_emulated "$1"
   exit
 }
 
-[ "$(uname -sm)" = "Linux x86_64" ] || not_run "the emulator's package is for Linux on x86-64"
+[ "$(uname -sm)" = "Linux x86_64" ] || leave "the emulator's package is for Linux on x86-64"
 # The emulator, in the cache beside the models. The package has a wheel for some versions of Python only.
 cache=${BITLINEAR_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/bitlinear}
 python="$cache/bochs-venv/bin/python"
@@ -24,7 +24,7 @@ if ! "$python" -c 'import importlib.metadata as m; m.version("bochscpu-python")'
   ! { "$PYTHON" -m venv "$cache/bochs-venv" && "$cache/bochs-venv/bin/pip" install -q \
     --disable-pip-version-check --only-binary :all: bochscpu-python==0.4.0; }; then
   rm -rf "$cache/bochs-venv"
-  not_run "the package bochscpu-python could not be installed (see above)"
+  leave "the package bochscpu-python could not be installed (see above)"
 fi
 
 . tests/environment.sh

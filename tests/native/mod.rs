@@ -103,6 +103,10 @@ pub fn tool(name: &str, for_what: &str) -> Option<PathBuf> {
 pub fn not_run(what: &str) {
     assert!(std::env::var_os("BITLINEAR_REQUIRE_TOOLS").is_none_or(|v| v != "1"), "not run: {what}");
     say(&format!("not run: {what}"));
+    if let Some(list) = std::env::var_os("BITLINEAR_NOT_RUN") {
+        let mut list = std::fs::OpenOptions::new().append(true).create(true).open(list).unwrap();
+        list.write_all(format!("{what}\n").as_bytes()).unwrap();
+    }
 }
 
 /// A line for whoever reads the tests' output, past the harness's capture.
