@@ -188,7 +188,7 @@ fn size() {
     // 1.2 MB are kernels (written out for shifts by constants: docs/performance/kernels.md), 0.35 MB the standard
     // library (a third of that names functions in panics), 0.2 MB quantising, the rest compiled kernels for GPUs,
     // deflated (docs/cuda-testing.md).
-    assert!(bytes <= 6_000_000, "libbitlinear.so has {bytes} bytes");
+    assert!(bytes <= 6_050_000, "libbitlinear.so has {bytes} bytes");
 }
 
 /// Where the builder's own folders lie is nobody's business, and would make builds differ. Paths of

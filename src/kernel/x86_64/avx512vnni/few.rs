@@ -4,7 +4,7 @@
 //! codes apart (`cpu::decodes_beside_products`), no number of rows makes a block worth while for most layouts.
 //!
 //! Limit: one `vpdpbusd` for each row, panel and quad; beside it a quad costs its shift and mask. Two panels of W at
-//! a time, or four for two rows (`bundle_panels`): each broadcast of x serves all, and 8 to 16 sums hide what `vpdpbusd` waits
+//! a time, or four for two rows, of bytes for four (`bundle_panels`): each broadcast of x serves all, and 8 to 16 sums hide what `vpdpbusd` waits
 //! for. They stay in registers over a group, or a span of columns where weights have one scale; what is between rests in
 //! the output.
 
@@ -39,9 +39,10 @@ const NEAR: usize = 8192;
 const FAR: usize = 16384;
 
 /// Panels of W that are taken together, a bundle. Two rows of x leave registers for a whole tile, which is then read in the order
-/// of its addresses; codes of 4 bits and those of several planes gain nothing by it, and lose where they come from memory.
+/// of its addresses; codes of 4 bits and those of several planes gain nothing by it, and lose where they come from memory. With
+/// four rows bytes, which memory bounds, gain by it too.
 const fn bundle_panels(bits: u8, mr: usize) -> usize {
-    if mr == 2 && matches!(bits, 1 | 2 | 8) { TILE_PANELS } else { 2 }
+    if mr == 2 && matches!(bits, 1 | 2 | 8) || mr == 4 && bits == 8 { TILE_PANELS } else { 2 }
 }
 
 /// Whether a CPU that `follows_reads` needs no prefetches: where whole tiles are read, and hardly computed with.
