@@ -8,7 +8,7 @@
 
 typedef unsigned long long address;
 static int (*init)(unsigned), (*retain)(void **, int), (*set_current)(void *), (*alloc)(address *, size_t);
-static int (*to_device)(address, const void *, size_t), (*to_host)(void *, address, size_t);
+static int (*to_device)(address, const void *, size_t, void *), (*to_host)(void *, address, size_t);
 static int (*stream_create)(void **, unsigned), (*stream_wait)(void *);
 
 static int find(void *library, void *function, const char *name) {
@@ -18,7 +18,7 @@ static int driver(void) {
   void *cuda = dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL);
   return cuda != NULL && find(cuda, &init, "cuInit") && find(cuda, &retain, "cuDevicePrimaryCtxRetain") &&
          find(cuda, &set_current, "cuCtxSetCurrent") && find(cuda, &alloc, "cuMemAlloc_v2") &&
-         find(cuda, &to_device, "cuMemcpyHtoD_v2") && find(cuda, &to_host, "cuMemcpyDtoH_v2") &&
+         find(cuda, &to_device, "cuMemcpyHtoDAsync_v2") && find(cuda, &to_host, "cuMemcpyDtoH_v2") &&
          find(cuda, &stream_create, "cuStreamCreate") && find(cuda, &stream_wait, "cuStreamSynchronize");
 }
 
@@ -55,9 +55,10 @@ int main(int count, char **words) {
     address x_there, y_there, space = 0;
     void *context, *stream, *ys[1];
     if (bl_plan(layer, BL_OP_FORWARD, 1, BL_TYPE_F32, &plan, &e) != BL_OK) return failed();
-    /* What a host with a GPU does: the runtime's context, memory, a stream. */
+    /* What a host with a GPU does: the runtime's context, memory, a stream. x goes up on that stream: a copy on another one
+     * may still be under way when the layer begins. */
     if (init(0) || retain(&context, 0) || set_current(context) || alloc(&x_there, x_size) || alloc(&y_there, y_size) ||
-        alloc(&space, (size_t)plan.workspace_size + 1) || stream_create(&stream, 1) || to_device(x_there, x, x_size))
+        alloc(&space, (size_t)plan.workspace_size + 1) || stream_create(&stream, 1) || to_device(x_there, x, x_size, stream))
       return 1;
     run.workspace = (void *)(size_t)space;
     run.workspace_size = (size_t)plan.workspace_size;

@@ -1,5 +1,6 @@
 // Layers of libbitlinear for C#: handles that free themselves, failures as exceptions. One file to copy;
-// it covers what the example needs, and shows how to go on. C# 7, any .NET or Mono.
+// it covers what the example needs, and shows how to go on. C# 7; meant for any .NET, run
+// with Mono.
 using System;
 using System.Runtime.InteropServices;
 using System.Text;
@@ -144,7 +145,11 @@ namespace Bitlinear
             Layer layer, long m, [In] float[] x, uint xType, long xStride, [In, Out] float[] y, uint yType,
             long yStride, IntPtr options, out Error error);
 
-        internal static byte[] Utf8(string text) => Encoding.UTF8.GetBytes(text + "\0");
+        internal static byte[] Utf8(string text)
+        {
+            if (text.IndexOf('\0') >= 0) throw new ArgumentException("a name or path with a NUL, which C would take for its end");
+            return Encoding.UTF8.GetBytes(text + "\0");
+        }
 
         internal static void Check(int status, Error error)
         {

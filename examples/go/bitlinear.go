@@ -14,6 +14,7 @@ import "C"
 import (
 	"fmt"
 	"runtime"
+	"strings"
 	"sync/atomic"
 	"unsafe"
 )
@@ -77,16 +78,30 @@ func (c *Context) c() *C.bl_context {
 	return (*C.bl_context)(c.pointer())
 }
 
+// text is a string for C, which would take a NUL for the end. The caller frees it.
+func text(s string) (*C.char, error) {
+	if strings.IndexByte(s, 0) >= 0 {
+		return nil, &Error{int(C.BL_ERROR_INVALID_ARGUMENT), fmt.Sprintf("%q holds a NUL", s)}
+	}
+	return C.CString(s), nil
+}
+
 // Model is an opened file.
 type Model struct{ handle }
 
 // Load opens a GGUF or safetensors file. It is mapped, and must not be cut meanwhile.
 func Load(context *Context, path string) (*Model, error) {
-	name := C.CString(path)
+	if context != nil && context.pointer() == nil { // NULL would be the default context
+		return nil, &Error{int(C.BL_ERROR_INVALID_HANDLE), "the context was freed"}
+	}
+	name, err := text(path)
+	if err != nil {
+		return nil, err
+	}
 	defer C.free(unsafe.Pointer(name))
 	var raw *C.bl_model
 	var why C.bl_error
-	err := failure(C.bl_load(context.c(), name, nil, &raw, &why), &why)
+	err = failure(C.bl_load(context.c(), name, nil, &raw, &why), &why)
 	runtime.KeepAlive(context)
 	if err != nil {
 		return nil, err
@@ -129,11 +144,14 @@ type Layer struct {
 // "blk.0.attn_q.weight", of the matrix alone. The model may be freed before the layer.
 func (m *Model) Open(name string) (*Layer, error) {
 	defer runtime.KeepAlive(m)
-	text := C.CString(name)
-	defer C.free(unsafe.Pointer(text))
+	cName, err := text(name)
+	if err != nil {
+		return nil, err
+	}
+	defer C.free(unsafe.Pointer(cName))
 	var raw *C.bl_layer
 	var why C.bl_error
-	if err := failure(C.bl_layer_open((*C.bl_model)(m.pointer()), text, nil, &raw, &why), &why); err != nil {
+	if err := failure(C.bl_layer_open((*C.bl_model)(m.pointer()), cName, nil, &raw, &why), &why); err != nil {
 		return nil, err
 	}
 	return adopt(raw)

@@ -198,7 +198,9 @@ def devices():
         try:
             info = _DeviceInfo()
             _call("bl_device_describe", None, len(names), ctypes.byref(info))
-        except Error:
+        except Error as error:
+            if error.status != "BL_ERROR_NOT_FOUND":
+                raise
             return names
         names.append(info.name.decode())
 
@@ -251,13 +253,13 @@ class Model(_Handle):
         """Name and shape of each tensor."""
         count = _described(_ModelInfo, "bl_model_describe", self._raw).tensors
         infos = [_described(_TensorInfo, "bl_model_tensor", self._raw, None, i) for i in range(count)]
-        return {info.name.decode(): tuple(info.shape[: info.dims]) for info in infos}
+        return {os.fsdecode(info.name): tuple(info.shape[: info.dims]) for info in infos}
 
     def layers(self):
         """Name and shape, [out_features, in_features], of each layer."""
         count = _described(_ModelInfo, "bl_model_describe", self._raw).layers
         infos = [_described(_ModelLayerInfo, "bl_model_layer", self._raw, None, i) for i in range(count)]
-        return {info.name.decode(): (info.out_features, info.in_features) for info in infos}
+        return {os.fsdecode(info.name): (info.out_features, info.in_features) for info in infos}
 
     def layer(self, name, bias=None, activation=0, device=0):
         return Layer(self, name, bias, activation, device)
@@ -267,6 +269,9 @@ class Layer(_Handle):
     """y = x W^T + b. Needs its model no longer. A bias, float32 [out_features], is taken in place of the file's."""
 
     def __init__(self, model, name, bias=None, activation=0, device=0):
+        for number in (activation, device):
+            if not 0 <= number < 1 << 32:  # ctypes would wrap it
+                raise ValueError(f"activation {activation}, device {device}")
         options = _LayerOptions(activation=activation, device=device)
         if bias is not None:
             # C cannot see how long it is: the layer itself is asked first.
@@ -291,6 +296,8 @@ class Layer(_Handle):
 
     def copy(self, device):
         """The same layer on a device; 0 is the CPU."""
+        if not 0 <= device < 1 << 32:  # ctypes would wrap it
+            raise ValueError(f"device {device}")
         other = Layer.__new__(Layer)
         other._make("bl_layer_copy", self._raw, device, None, None)
         other._look()

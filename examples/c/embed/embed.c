@@ -92,6 +92,7 @@ static bool read_table(const model *m, const char *name, table *t) {
     return fail("tensor '%s' is not of f32 rows of %zu", name, m->width);
   t->bytes = info.data;
   t->rows = info.dims == 2 ? (size_t)info.shape[0] : 1;
+  if (t->rows == 0) return fail("tensor '%s' is empty", name); /* every table's row 0 is read */
   return true;
 }
 

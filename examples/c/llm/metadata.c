@@ -7,12 +7,9 @@
 
 #include "util.h"
 
-/* bl_model_info.container */
-enum { CONTAINER_PACKED = 3 };
-
 bool is_packed_file(const bl_model *file) {
   bl_model_info info = {.struct_size = sizeof info};
-  return bl_model_describe(file, &info, NULL) == BL_OK && info.container == CONTAINER_PACKED;
+  return bl_model_describe(file, &info, NULL) == BL_OK && info.container == BL_CONTAINER_PACKED;
 }
 
 /* *found tells a missing key from a value. */

@@ -60,63 +60,52 @@ static bool read_vector(const model *m, const char *name, size_t length, float *
   return true;
 }
 
-static bool has_tensor(const model *m, const char *name) {
-  bl_tensor_info info = {.struct_size = sizeof info};
-  return bl_model_tensor(m->file, name, 0, &info, NULL) == BL_OK;
+static bool has_layer(const model *m, const char *name) {
+  bl_model_layer_info info = {.struct_size = sizeof info};
+  return bl_model_layer(m->file, name, 0, &info, NULL) == BL_OK;
 }
 
 /* A linear layer and what stands around it. */
 typedef struct {
-  const char *name;      /* of the tensors "<name>.weight" and, where the file has it, "<name>.bias" */
+  const char *name;      /* as bl_model_layer tells it: weights with their scale and bias, where the file has them */
   size_t in, out;        /* out is 0 where any number will do */
   const char *norm;      /* the tensor of the RMS norm's gain, or NULL */
   bl_epilogue epilogue;
 } layer_plan;
 
-/* The vectors that go into a layer; those of a packed file are in it. */
-typedef struct {
-  float *bias, *gain;
-} layer_vectors;
-
-static bool read_vectors(const model *m, const layer_plan *plan, layer_vectors *vectors) {
-  char tensor[80];
-  snprintf(tensor, sizeof tensor, "%s.bias", plan->name);
-  if (plan->out > 0 && !read_vector(m, tensor, plan->out, &vectors->bias)) return false;
-  if (!plan->norm) return true;
-  if (!read_vector(m, plan->norm, plan->in, &vectors->gain)) return false;
-  return vectors->gain != NULL || fail("the file has no tensor '%s'", plan->norm);
+/* The gain of the norm before a layer; that of a packed file is in it. */
+static bool read_gain(const model *m, const layer_plan *plan, float **gain) {
+  if (is_packed_file(m->file) || !plan->norm) return true;
+  if (!read_vector(m, plan->norm, plan->in, gain)) return false;
+  return *gain != NULL || fail("the file has no tensor '%s'", plan->norm);
 }
 
 /* *out is set where the plan leaves it open. */
 static bool open_layer(const model *m, const layer_plan *plan, bl_activation activation,
                        size_t *out, bl_layer **layer) {
-  char tensor[80];
   bl_error error;
-  layer_vectors vectors = {NULL, NULL};
+  float *gain = NULL;
   bl_layer_options options = {.struct_size = sizeof options};
   options.activation = activation;
-  bool ok = is_packed_file(m->file) || read_vectors(m, plan, &vectors);
+  bool ok = read_gain(m, plan, &gain);
   if (ok && !is_packed_file(m->file)) {
-    options.bias = vectors.bias;
     options.norm = plan->norm ? BL_NORM_RMS : BL_NORM_NONE;
-    options.norm_weight = vectors.gain;
+    options.norm_weight = gain;
     options.norm_epsilon = plan->norm ? m->epsilon : 0;
     options.epilogue = plan->epilogue;
   }
-  snprintf(tensor, sizeof tensor, "%s.weight", plan->name);
   bl_layer_info info = {.struct_size = sizeof info};
-  if (ok && (bl_layer_open(m->file, tensor, &options, layer, &error) != BL_OK ||
+  if (ok && (bl_layer_open(m->file, plan->name, &options, layer, &error) != BL_OK ||
              bl_layer_describe(*layer, &info, &error) != BL_OK))
-    ok = fail("layer '%s': %s", tensor, error.message);
-  free(vectors.bias);
-  free(vectors.gain);
+    ok = fail("layer '%s': %s", plan->name, error.message);
+  free(gain);
   if (!ok) return false;
   if (info.norm != (plan->norm ? BL_NORM_RMS : BL_NORM_NONE) || info.epilogue != plan->epilogue)
-    return fail("layer '%s' has another norm or epilogue than this program needs", tensor);
+    return fail("layer '%s' has another norm or epilogue than this program needs", plan->name);
   int64_t wanted = plan->out ? (int64_t)plan->out : info.out_features;
   if (info.in_features != (int64_t)plan->in || info.out_features != wanted ||
       info.out_features > LARGEST_DIMENSION)
-    return fail("layer '%s' is %lld x %lld; the metadata asks for %zu x %zu", tensor,
+    return fail("layer '%s' is %lld x %lld; the metadata asks for %zu x %zu", plan->name,
                 (long long)info.out_features, (long long)info.in_features, plan->out, plan->in);
   if (out) *out = (size_t)info.out_features;
   return true;
@@ -219,7 +208,7 @@ static bool read_block(model *m, size_t index, bl_activation activation) {
 /* The rows of the embedding are the vocabulary; a file without an output layer uses it as one. A norm
  * in front of it does not change its rows. */
 static bool read_ends(model *m, bl_activation activation) {
-  bool tied = !has_tensor(m, "output.weight");
+  bool tied = !has_layer(m, "output");
   const char *norm = "output_norm.weight";
   layer_plan plan = {"token_embd", m->width, 0, tied ? norm : NULL, BL_EPILOGUE_NONE};
   if (!open_layer(m, &plan, tied ? activation : BL_ACTIVATION_AUTO, &m->vocabulary, &m->embedding))
@@ -266,13 +255,13 @@ bool model_save(const model *m, const char *path) {
   bl_named_layer *layers = allocate(linears + 3, sizeof *layers);
   bool ok = names && layers;
   for (; ok && count < linears; count++) {
-    snprintf(names[count], sizeof *names, "blk.%zu.%s.weight", count / LINEARS,
+    snprintf(names[count], sizeof *names, "blk.%zu.%s", count / LINEARS,
              linear_names[count % LINEARS]);
     layers[count] = (bl_named_layer){names[count], model_layer(m, count)};
   }
-  if (ok) layers[count++] = (bl_named_layer){"token_embd.weight", m->embedding};
+  if (ok) layers[count++] = (bl_named_layer){"token_embd", m->embedding};
   if (ok && m->output != m->embedding)
-    layers[count++] = (bl_named_layer){"output.weight", m->output};
+    layers[count++] = (bl_named_layer){"output", m->output};
   if (ok && m->rope_divisors) {
     bl_layer_options options = {.struct_size = sizeof options, .type = BL_TYPE_F32};
     ok = bl_layer_create(NULL, 1, (int64_t)m->rope_pairs, m->rope_divisors, BL_TYPE_F32, 0,

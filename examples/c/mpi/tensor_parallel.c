@@ -67,8 +67,12 @@ static bool open_block(const bl_model *file, size_t block, int part, int parts, 
   memset(f, 0, sizeof *f);
   snprintf(name, sizeof name, "blk.%zu.ffn_norm.weight", block);
   if (bl_model_tensor(file, name, 0, &gain, &error) != BL_OK) return fail("%s", error.message);
-  if (gain.type != BL_TYPE_F32 || (size_t)gain.data % sizeof(float) != 0)
-    return fail("%s is not of f32 numbers", name);
+  bl_model_layer_info about = {.struct_size = sizeof about};
+  char up[64];
+  snprintf(up, sizeof up, "blk.%zu.ffn_up", block);
+  if (bl_model_layer(file, up, 0, &about, &error) != BL_OK) return fail("%s", error.message);
+  if (gain.type != BL_TYPE_F32 || gain.bytes != (uint64_t)about.in_features * sizeof(float))
+    return fail("%s is not %lld f32 numbers", name, (long long)about.in_features);
   if (parts > 1) {
     options.shard_rank = (uint32_t)part;
     options.shard_count = (uint32_t)parts;
@@ -85,7 +89,8 @@ static bool open_block(const bl_model *file, size_t block, int part, int parts, 
       !open_layer(file, block, "ffn_down", down, &f->down, &f->down_info))
     return false;
   /* Parts of rows end where they like, parts of columns at whole groups: both have to agree. */
-  if (f->up_info.out_features != f->down_info.in_features ||
+  if (gate_info.out_features != f->up_info.out_features ||
+      f->up_info.out_features != f->down_info.in_features ||
       f->up_info.first_row != f->down_info.first_column)
     return fail("block %zu: rows %lld+%lld of gate and up, columns %lld+%lld of down", block,
                 (long long)f->up_info.first_row, (long long)f->up_info.out_features,

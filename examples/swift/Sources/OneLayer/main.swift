@@ -1,6 +1,7 @@
 // OneLayer FILE LAYER: y = x W^T + b for one layer of a GGUF or safetensors file, x all ones.
 // Not run by this project's tests, which have no Swift: only the module maps are checked, by clang.
 import CBitlinear
+import Foundation
 
 struct BitlinearError: Error, CustomStringConvertible {
     let status: bl_status
@@ -34,22 +35,32 @@ func load(_ path: String) throws -> Handle {
 
 func open(_ model: Handle, _ name: String) throws -> (layer: Handle, info: bl_layer_info) {
     var raw: OpaquePointer?
-    try check { bl_layer_open(model.raw, name, nil, &raw, $0) }
+    try withExtendedLifetime(model) {
+        try check { bl_layer_open(model.raw, name, nil, &raw, $0) }
+    }
     let layer = Handle(raw!)
     var info = bl_layer_info()
     info.struct_size = UInt32(MemoryLayout<bl_layer_info>.size)
-    try check { bl_layer_describe(layer.raw, &info, $0) }
+    try check { bl_layer_describe(layer.raw, &info, $0) } // lives: it is returned
     return (layer, info)
 }
 
+func leave(_ text: String, _ status: Int32) -> Never {
+    FileHandle.standardError.write(Data((text + "\n").utf8))
+    exit(status)
+}
+
 let words = CommandLine.arguments
-guard words.count == 3 else { fatalError("usage: OneLayer FILE LAYER") }
+guard words.count == 3 else { leave("usage: OneLayer FILE LAYER", 2) }
 do {
     let (layer, info) = try open(try load(words[1]), words[2])
     let x = [Float](repeating: 1, count: Int(info.in_features))
     var y = [Float](repeating: 0, count: Int(info.out_features))
-    try check { bl_forward(layer.raw, 1, x, BL_TYPE_F32, 0, &y, BL_TYPE_F32, 0, nil, $0) }
+    // Swift keeps an object until its last use, which would be the reading of `raw`.
+    try withExtendedLifetime(layer) {
+        try check { bl_forward(layer.raw, 1, x, BL_TYPE_F32, 0, &y, BL_TYPE_F32, 0, nil, $0) }
+    }
     print("\(info.out_features) x \(info.in_features)\ny =", y.prefix(8))
 } catch {
-    print("\(error)")
+    leave("\(error)", 1)
 }
