@@ -128,11 +128,11 @@ static void models(void) {
   EXPECT(bl_model_tensor(model, NULL, about.tensors, &tensor, &error), BL_ERROR_NOT_FOUND, "tensor");
   EXPECT(bl_model_meta(model, NULL, about.metadata, &meta, &error), BL_ERROR_NOT_FOUND, "metadata");
   EXPECT(bl_model_layer(model, NULL, about.layers, &listed, &error), BL_ERROR_NOT_FOUND, "layer");
-  EXPECT(bl_model_layer(model, "nothing", 0, &listed, &error), BL_ERROR_NOT_FOUND, "`nothing`");
+  EXPECT(bl_model_layer(model, "nothing", 0, &listed, &error), BL_ERROR_NOT_FOUND, "\"nothing\"");
   EXPECT(bl_model_tensor(model, "", 0, &tensor, &error), BL_ERROR_NOT_FOUND, "\"\"");
-  EXPECT(bl_model_tensor(model, "blk.0", 0, &tensor, &error), BL_ERROR_NOT_FOUND, "`blk.0`");
-  EXPECT(bl_model_meta(model, "nothing", 0, &meta, &error), BL_ERROR_NOT_FOUND, "`nothing`");
-  EXPECT(bl_model_meta_item(model, "nothing", 0, &meta, &error), BL_ERROR_NOT_FOUND, "`nothing`");
+  EXPECT(bl_model_tensor(model, "blk.0", 0, &tensor, &error), BL_ERROR_NOT_FOUND, "\"blk.0\"");
+  EXPECT(bl_model_meta(model, "nothing", 0, &meta, &error), BL_ERROR_NOT_FOUND, "\"nothing\"");
+  EXPECT(bl_model_meta_item(model, "nothing", 0, &meta, &error), BL_ERROR_NOT_FOUND, "\"nothing\"");
   EXPECT(bl_model_meta_item(model, "general.architecture", 0, &meta, &error), BL_ERROR_INVALID_ARGUMENT,
          "no array");
   EXPECT(bl_model_meta_item(model, "t.arr_nested", 0, &meta, &error), BL_ERROR_UNSUPPORTED, "of arrays");
@@ -162,7 +162,7 @@ static void layers(void) {
   EXPECT(bl_model_layer(model, NULL, -1, &listed, &error), BL_ERROR_NOT_FOUND, "layer -1");
   EXPECT(bl_model_layer(model, NULL, INT64_MIN, &listed, &error), BL_ERROR_NOT_FOUND, "layer");
   EXPECT(bl_model_layer(model, "", 0, &listed, &error), BL_ERROR_NOT_FOUND, "\"\"");
-  EXPECT(bl_model_layer(model, "blk.0.bias", 0, &listed, &error), BL_ERROR_NOT_FOUND, "`blk.0.bias`");
+  EXPECT(bl_model_layer(model, "blk.0.bias", 0, &listed, &error), BL_ERROR_NOT_FOUND, "\"blk.0.bias\"");
 }
 
 /* A size that is negative, or larger than any. */
@@ -533,7 +533,7 @@ static void quantizing(void) {
   EXPECT(CALIBRATE("a.weight", 1, 32, BL_TYPE_F32, 0), BL_ERROR_INVALID_ARGUMENT, "after rows of 64");
   GOOD(bl_calibration_describe(calibration, "a.weight", &known, &error));
   CHECK(known.samples == 1 && known.in_features == 64 && known.layers == 1);
-  EXPECT(bl_calibration_describe(calibration, "b", &known, &error), BL_ERROR_NOT_FOUND, "`b`");
+  EXPECT(bl_calibration_describe(calibration, "b", &known, &error), BL_ERROR_NOT_FOUND, "\"b\"");
   EXPECT(bl_calibration_save(calibration, "no/such/folder/file", &error), BL_ERROR_IO, "no/such/folder");
   bl_free(calibration);
   EXPECT(bl_calibration_open(NULL, "no/such/folder/file", &calibration, &error), BL_ERROR_IO, "no/such/folder");

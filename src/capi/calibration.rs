@@ -14,6 +14,7 @@ use super::model::{path_of, string};
 use super::options::{self, Sized32};
 use super::save::text;
 use super::types::*;
+use crate::container::Quoted;
 use crate::error::fail;
 use crate::limits::{BATCH_MAX, FEATURES_MAX};
 use crate::matrix::MatrixRef;
@@ -228,8 +229,9 @@ pub unsafe extern "C" fn bl_calibration_describe(
                 bl_calibration_info { struct_size: 0, block: 0, in_features: 0, samples: 0, layers };
             if !layer.is_null() {
                 let name = text(layer, "the layer's name")?;
-                let found =
-                    sums.find(name).ok_or_else(|| fail!(NotFound, "calibration knows no layer `{name}`"))?;
+                let found = sums.find(name).ok_or_else(|| {
+                    fail!(NotFound, "calibration knows no layer {}", Quoted(name.as_bytes()))
+                })?;
                 info.block = found.block() as u32;
                 info.in_features = found.columns() as i64;
                 info.samples = found.count();
