@@ -301,6 +301,10 @@ static void rounding(void) {
   EXPECT(UNPACK(BL_TYPE_BINARY, packed, 5, 1, 40, NULL), BL_ERROR_INVALID_ARGUMENT, "weights");
   EXPECT(UNPACK(BL_TYPE_BINARY, packed, 5, 1, -1, y), BL_ERROR_INVALID_ARGUMENT, "weights");
   GOOD(UNPACK(BL_TYPE_BINARY, packed, 5, scale, 40, y));
+  GOOD(UNPACK(BL_TYPE_BINARY, packed, 5, 1e-9f, 40, y)); /* the scale as it is given, however small */
+  CHECK(y[0] == 1e-9f || y[0] == -1e-9f);
+  GOOD(UNPACK(BL_TYPE_BINARY, NULL, 0, 1, 0, NULL));
+  GOOD(PACK(BL_TYPE_BINARY, 0, 0, NULL, NULL, 0, &scale));
 
   EXPECT(bl_compare(40, NULL, y, &info, &error), BL_ERROR_INVALID_ARGUMENT, "a:");
   EXPECT(bl_compare(40, x, NULL, &info, &error), BL_ERROR_INVALID_ARGUMENT, "b:");

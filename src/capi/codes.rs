@@ -424,7 +424,11 @@ pub unsafe extern "C" fn bl_pack_weights(
         guard(error, || {
             let ty = artifact_type(r#type)?;
             let weights = floats(weights, count, "weights")?;
-            let packed = artifact_bytes(ty, weights.len(), packed, packed_bytes)?;
+            check_artifact(ty, weights.len(), packed, packed_bytes)?;
+            let packed = match packed_bytes {
+                0 => &mut [],
+                _ => std::slice::from_raw_parts_mut(packed, packed_bytes),
+            };
             if scale.is_null() {
                 return Err(fail!(InvalidArgument, "scale is NULL"));
             }
@@ -446,18 +450,15 @@ pub unsafe extern "C" fn bl_pack_weights(
     }
 }
 
-/// # Safety
-/// `packed` is NULL or valid for `bytes` bytes, and no one else uses them meanwhile.
-unsafe fn artifact_bytes<'a>(ty: Type, count: usize, packed: *mut u8, bytes: usize) -> Result<&'a mut [u8]> {
+/// As many bytes as those weights take, or NULL and none.
+fn check_artifact(ty: Type, count: usize, packed: *const u8, bytes: usize) -> Result<()> {
     let expected = burn_dragon::packed_bytes(ty, count)?;
-    if packed.is_null() || bytes != expected {
-        return Err(fail!(
-            InvalidArgument,
-            "packed weights: {bytes} bytes at {packed:p}, {expected} expected"
-        ));
+    match bytes == expected && (bytes == 0 || !packed.is_null()) {
+        true => Ok(()),
+        false => {
+            Err(fail!(InvalidArgument, "packed weights: {bytes} bytes at {packed:p}, {expected} expected"))
+        }
     }
-    // SAFETY: not NULL, and the caller's contract.
-    Ok(unsafe { std::slice::from_raw_parts_mut(packed, bytes) })
 }
 
 /// Writes the weights of an artifact's bytes, code * scale. The ternary code 3 is
@@ -480,7 +481,11 @@ pub unsafe extern "C" fn bl_unpack_weights(
         guard(error, || {
             let ty = artifact_type(r#type)?;
             let weights = floats_mut(weights, count, "weights")?;
-            let packed = artifact_bytes(ty, weights.len(), packed.cast_mut(), packed_bytes)?;
+            check_artifact(ty, weights.len(), packed, packed_bytes)?;
+            let packed = match packed_bytes {
+                0 => &[],
+                _ => std::slice::from_raw_parts(packed, packed_bytes),
+            };
             crate::heads::artifact_weights(ty, packed, scale, weights)
         })
     }

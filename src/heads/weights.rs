@@ -63,7 +63,7 @@ impl Codes {
             }
             _ => codes.iter_mut().zip(packed).for_each(|(c, b)| *c = b ^ 0x80),
         }
-        Ok(Codes { ty, codes, scale: scale.max(1e-8) })
+        Ok(Codes { ty, codes, scale })
     }
 
     /// What the codes stand for.
