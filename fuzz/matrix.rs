@@ -5,7 +5,7 @@
 
 use bitlinear::error::Result;
 use bitlinear::layout::packed::Packed;
-use bitlinear::layout::{Layout, Row, Scales, Matrix};
+use bitlinear::layout::{Layout, Matrix, Row, Scales};
 
 /// Weights of a matrix that is worth reading: more only slow the fuzzer down.
 const WEIGHTS_MAX: usize = 1 << 16;

@@ -1718,7 +1718,7 @@ typedef struct {
   int64_t dy_count;
   /**
    * With BL_HEADS_RELU: the y that the forward call gave. NULL: it is computed again, from the same
-   * codes, and is the same to the bit. A decoder tail with BL_HEADS_RELU has no gradient here: it is
+   * codes, and is the same to the bit (but for fp16, which the forward call does not round). A decoder tail with BL_HEADS_RELU has no gradient here: it is
    * BL_ERROR_INVALID_ARGUMENT.
    */
   const float *y;
@@ -2066,7 +2066,7 @@ BL_NOEXCEPT;
 /**
  * Writes rows of x (f32, f16 or bf16) as codes, with their scales; with BL_CODES_FIXED_SCALES the scales
  * are taken as they are. What layers compute with the same format and range (and one scale a row) has
- * the same codes. A value that is not finite, or beyond f16 with fp16, is BL_ERROR_INVALID_ARGUMENT, and
+ * the same codes; under a mean range a layer with sorted columns (GPTQ with act-order) sums them in its order. A value that is not finite, or beyond f16 with fp16, is BL_ERROR_INVALID_ARGUMENT, and
  * nothing is written. Runs on the calling thread.
  */
 BL_API

@@ -3,7 +3,7 @@
 //! The scalar functions here are the text of `docs/numerics.md`, section 1. They are written so that
 //! a compiler vectorises them: every operation is exact or elementwise, so the result does not
 //! depend on the vector width, and each instruction set compiles this same text (see
-//! `kernel::Isa::quantize_row`).
+//! `kernel::quantize_row`).
 //!
 //! ```text
 //! codes   [panel][quad][row of the panel][4]    mr rows interleaved by quads, so that a kernel
@@ -20,7 +20,7 @@
 //! Columns are in packed order (see `layout::packed`); pads hold code 0. The last panel may have
 //! rows past the batch: their codes are 0 and their results are not stored.
 
-use crate::error::Result;
+use crate::error::{Result, fail};
 use crate::layout::packed::Geometry;
 use crate::layout::{Coded, Layout, Packed, QUAD, Scales, TILE};
 use crate::limits::INT32_COLUMNS;
@@ -429,6 +429,21 @@ pub fn quantize_row(x: &[f32], shape: &Shape, rule: &Rule, out: &mut RowCodes<'_
         *total = sum + rule.width.bias() * len as i32;
     }
     largest < FINITE_BELOW
+}
+
+/// The largest codes of the largest floats come back as these: their scale, rounded up, times the code is beyond f32.
+pub(crate) fn finite(v: f32) -> f32 {
+    v.clamp(-f32::MAX, f32::MAX)
+}
+
+/// Refuses the scale of a row of finite values that has none.
+pub(crate) fn check_scale(scale: f32) -> Result<()> {
+    match scale.is_finite() {
+        true => Ok(()),
+        false => {
+            Err(fail!(InvalidArgument, "a row whose values add up to more than f32 holds has no mean range"))
+        }
+    }
 }
 
 #[cfg(test)]

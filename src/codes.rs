@@ -13,7 +13,7 @@
 
 use half::f16;
 
-use crate::activation::{RowCodes, Rule, Segment, Shape, Span, Width, ZERO_BELOW};
+use crate::activation::{RowCodes, Rule, Segment, Shape, Span, Width, ZERO_BELOW, check_scale, finite};
 use crate::cpu::Isa;
 use crate::error::{Result, fail};
 use crate::kernel;
@@ -133,11 +133,6 @@ impl Tensor {
     }
 }
 
-/// The largest codes of the largest floats come back as these: their scale, rounded up, times the code is beyond f32.
-fn finite(v: f32) -> f32 {
-    v.clamp(-f32::MAX, f32::MAX)
-}
-
 /// Refuses values that are not finite. `first` counts the values before.
 pub fn check_finite(values: &[f32], first: usize, what: &str) -> Result<()> {
     // One pass without branches, then one that finds the value.
@@ -204,12 +199,7 @@ impl Coder {
             totals: &mut self.totals,
         };
         kernel::quantize_row(self.isa, x, &self.shape, &rule, &mut out);
-        if !scale[0].is_finite() {
-            return Err(fail!(
-                InvalidArgument,
-                "a row whose values add up to more than f32 holds has no mean range"
-            ));
-        }
+        check_scale(scale[0])?;
         match rule.width {
             Width::Int4 => {
                 for (pair, byte) in self.codes[..x.len().next_multiple_of(2)].chunks(2).zip(bytes) {

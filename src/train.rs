@@ -79,7 +79,7 @@ pub fn backward(layer: &Linear, call: Backward<'_>, machine: &Machine<'_>) -> Re
             for (r, row) in taken.chunks_exact_mut(k).enumerate() {
                 x.read_row(r, row);
                 check_finite(row, r * k, "x")?;
-                layer.round_input(row, &mut room);
+                layer.round_input(row, &mut room)?;
             }
         }
         Input::Codes(read) => {

@@ -6,6 +6,7 @@ use std::ffi::CStr;
 use std::ptr::{null, null_mut};
 
 use bitlinear::capi::context::bl_free;
+use bitlinear::capi::enums::*;
 use bitlinear::capi::forward::bl_forward;
 use bitlinear::capi::layer::{bl_layer_describe, bl_layer_open, bl_layer_read};
 use bitlinear::capi::model::{bl_load_memory, bl_model_describe, bl_model_layer, bl_model_tensor};

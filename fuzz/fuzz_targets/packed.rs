@@ -26,7 +26,9 @@ impl Deref for Held {
 fn mended(bytes: &[u8]) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     let key = b"\"bitlinear.header\":\"";
-    let Some(at) = bytes.windows(key.len()).position(|w| w == key).map(|at| at + key.len()) else { return bytes };
+    let Some(at) = bytes.windows(key.len()).position(|w| w == key).map(|at| at + key.len()) else {
+        return bytes;
+    };
     let length = bytes.first_chunk().map_or(0, |n| u64::from_le_bytes(*n));
     let end = usize::try_from(length).unwrap_or(usize::MAX).saturating_add(8);
     if at + 16 <= bytes.len() && end <= bytes.len() {

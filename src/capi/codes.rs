@@ -242,7 +242,7 @@ fn survey(x: MatrixRef<'_>, rows: usize, format: &Format, row: &mut [f32]) -> Re
 
 /// Writes rows of x (f32, f16 or bf16) as codes, with their scales; with BL_CODES_FIXED_SCALES the scales
 /// are taken as they are. What layers compute with the same format and range (and one scale a row) has
-/// the same codes. A value that is not finite, or beyond f16 with fp16, is BL_ERROR_INVALID_ARGUMENT, and
+/// the same codes; under a mean range a layer with sorted columns (GPTQ with act-order) sums them in its order. A value that is not finite, or beyond f16 with fp16, is BL_ERROR_INVALID_ARGUMENT, and
 /// nothing is written. Runs on the calling thread.
 ///
 /// # Safety

@@ -108,7 +108,7 @@ pub struct bl_heads_gradients {
     pub dy: *const f32,
     pub dy_count: i64,
     /// With BL_HEADS_RELU: the y that the forward call gave. NULL: it is computed again, from the same
-    /// codes, and is the same to the bit. A decoder tail with BL_HEADS_RELU has no gradient here: it is
+    /// codes, and is the same to the bit (but for fp16, which the forward call does not round). A decoder tail with BL_HEADS_RELU has no gradient here: it is
     /// BL_ERROR_INVALID_ARGUMENT.
     pub y: *const f32,
     pub y_count: i64,

@@ -60,7 +60,9 @@ pub type Work<'a> = &'a (dyn Fn(usize, usize) -> Result<()> + Sync);
 impl Executor {
     /// A pool of `threads`, the caller counted; serial for 0 and 1.
     pub fn with_threads(threads: usize) -> Result<Executor> {
-        watch_forks();
+        if threads >= 2 && !watch_forks() {
+            return Err(fail!(OutOfMemory, "what a fork() has to call"));
+        }
         Ok(if threads < 2 { Executor::Serial } else { Executor::Pool(Pool::new(threads, available())?) })
     }
 
@@ -167,8 +169,10 @@ impl Host {
 /// How often this process has come out of a fork() as the child.
 static FORKS: AtomicU32 = AtomicU32::new(0);
 
-/// Counts them from now on.
-pub(crate) fn watch_forks() {
+/// Counts them from now on; whether it can.
+pub(crate) fn watch_forks() -> bool {
+    #[cfg(not(unix))]
+    return true; // there is no fork()
     #[cfg(unix)]
     {
         static WATCHED: AtomicBool = AtomicBool::new(false);
@@ -176,11 +180,12 @@ pub(crate) fn watch_forks() {
             FORKS.fetch_add(1, Ordering::Relaxed);
         }
         // SAFETY: the handler only adds to an atomic.
-        unsafe { at_fork(&WATCHED, None, None, Some(in_child)) };
+        unsafe { at_fork(&WATCHED, None, None, Some(in_child)) }
     }
 }
 
-/// What fork() calls, in the parent before it and after it, and in the child; handed over once for each `watched`.
+/// What fork() calls, in the parent before it and after it, and in the child; handed over once for each `watched`. Whether it
+/// is; where memory was out, the next call tries again.
 ///
 /// # Safety
 /// The handlers do only what is allowed in a child of a process with threads.
@@ -190,12 +195,15 @@ pub(crate) unsafe fn at_fork(
     before: Option<unsafe extern "C" fn()>,
     in_parent: Option<unsafe extern "C" fn()>,
     in_child: Option<unsafe extern "C" fn()>,
-) {
+) -> bool {
     // Not a `Once`, which a child that is forked meanwhile would wait for.
     if !watched.load(Ordering::Relaxed) && !watched.swap(true, Ordering::Relaxed) {
         // SAFETY: the caller's contract; the library stays loaded (build.rs: nodelete).
-        unsafe { libc::pthread_atfork(before, in_parent, in_child) };
+        if unsafe { libc::pthread_atfork(before, in_parent, in_child) } != 0 {
+            watched.store(false, Ordering::Relaxed);
+        }
     }
+    watched.load(Ordering::Relaxed)
 }
 
 /// How many there were since [`watch_forks`].

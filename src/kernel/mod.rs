@@ -1,7 +1,7 @@
 //! Compute: kernels for one layout, one kind of activation and one instruction set each.
 //!
 //! Kernels are plain data in `const` tables, one table for each instruction set; a layer stores the
-//! two it will use (one row of x, several rows), chosen once. The scalar kernels are the text of the
+//! three it will use (one row of x, few, several), chosen once. The scalar kernels are the text of the
 //! numerics contract; every other kernel gives the same bits (`tests/kernels.rs`).
 //!
 //! This module is the only place where a kernel is called, and with it the only place that has to

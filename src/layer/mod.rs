@@ -18,7 +18,7 @@ pub use options::{Activation, Options, Settings};
 pub use pack::{Packer, Seen};
 pub use stages::{Stage, Stages};
 
-use crate::activation::{Kind, RowCodes, Rule, Shape, WeightSums, Width};
+use crate::activation::{self, Kind, RowCodes, Rule, Shape, WeightSums, Width};
 use crate::cpu::Isa;
 use crate::epilogue::Epilogue;
 use crate::error::{Result, fail};
@@ -195,9 +195,10 @@ impl Linear {
     }
 
     /// What the kernels multiply the weights with: a row of finite x in the columns' packed order, as its
-    /// codes stand for it.
-    pub fn round_input(&self, x: &mut [f32], room: &mut InputRoom) {
-        let Some(rule) = &self.around.rule else { return };
+    /// codes stand for it, which is finite too. A row without a scale (its mean range is beyond f32) is
+    /// `InvalidArgument`.
+    pub fn round_input(&self, x: &mut [f32], room: &mut InputRoom) -> Result<()> {
+        let Some(rule) = &self.around.rule else { return Ok(()) };
         let InputRoom { codes, scales, sums, totals } = room;
         let mut out = RowCodes { codes, scales, sums, totals };
         kernel::quantize_row(self.isa, x, &self.shape, rule, &mut out);
@@ -205,8 +206,12 @@ impl Linear {
         let bias = rule.width.bias();
         let records = x.chunks_mut(geometry.record).zip(codes.chunks(geometry.record_padded()));
         for ((x, codes), scale) in records.zip(scales) {
-            x.iter_mut().zip(codes).for_each(|(x, q)| *x = (*q as i32 + bias) as f32 * *scale);
+            activation::check_scale(*scale)?;
+            x.iter_mut()
+                .zip(codes)
+                .for_each(|(x, q)| *x = activation::finite((*q as i32 + bias) as f32 * *scale));
         }
+        Ok(())
     }
 
     /// What [`Linear::round_input`] needs.

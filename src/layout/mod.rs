@@ -242,6 +242,9 @@ impl Coded {
     /// The largest magnitude of a value, whatever its group's zero point.
     pub fn values_reach(&self) -> u32 {
         let top = (1u32 << self.bits) - 1;
+        if matches!(self.scales, Scales::Group { offset: Offset::Zero, .. }) {
+            return 255; // zero points are bytes, and files hold what they like
+        }
         match self.values {
             Values::Offset(zero) => (zero as u32).max(top.saturating_sub(zero as u32)),
             Values::Sign => 1,

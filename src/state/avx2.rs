@@ -4,7 +4,7 @@
 use core::arch::x86_64::*;
 
 use super::BLOCK;
-use super::block::{Codes, EPSILON, GROUP, NEAR, SQUARED, Values, pack_group};
+use super::block::{Codes, EPSILON, GROUP, MOST, NEAR, SQUARED, Values, pack_group};
 use super::statistics::Sums;
 
 /// How far ahead values are asked for.
@@ -66,7 +66,7 @@ fn group<const MEASURED: bool>(
     }
     let largest = largest_of_each(largest);
     let scale = _mm_div_ps(_mm_castsi128_ps(largest), _mm_set1_ps(127.0));
-    let scale = _mm_max_ps(scale, _mm_set1_ps(EPSILON));
+    let scale = _mm_min_ps(_mm_max_ps(scale, _mm_set1_ps(EPSILON)), _mm_set1_ps(MOST));
     let mut inverse = [0.0f32; GROUP];
     // SAFETY: four floats each.
     unsafe {

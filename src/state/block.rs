@@ -199,11 +199,13 @@ fn pack_int8(values: &[f32; BLOCK], codes: &mut [u8; BLOCK]) -> (u32, f32) {
     (largest, scale)
 }
 
-/// The scale of int8 codes of values up to that. Not so large that 127 times it is beyond f32, as the rounded quotient of the
-/// largest floats would be: what a state holds can always be read.
+/// The largest scale of int8 codes: 127 times the rounded quotient of the largest floats would be beyond f32, and what a state
+/// holds can always be read.
+pub(super) const MOST: f32 = (f32::MAX / 127.0).next_down();
+
+/// The scale of int8 codes of values up to that.
 #[inline(always)]
 fn int8_scale(largest: u32) -> f32 {
-    const MOST: f32 = (f32::MAX / 127.0).next_down();
     (f32::from_bits(largest) / 127.0).clamp(EPSILON, MOST) // a NaN stays one: the call will fail
 }
 

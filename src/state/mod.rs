@@ -1,14 +1,15 @@
 //! Recurrent state kept compressed: blocks of 32 values with one f32 scale each.
 //!
 //! ```text
-//! int8      s = max(max |v| / 127, 1e-8)   q = clamp(round(v / s), -127, 127)        1 byte a value
+//! int8      s = max(max |v| / 127, 1e-8) * q = clamp(round(v / s), -127, 127)        1 byte a value
 //! ternary   s = max(mean |v|, 1e-8)        q = 0 where |v| < s, else the sign of v   code q + 1, 2 bits
 //! binary    s = max(mean |v|, 1e-8)        q = +1 where v >= 0, else -1              1 bit
 //! v ~ q s
 //! ```
 //! `round` takes halves away from zero, the mean is summed in order in f32, codes fill bytes from the
-//! lowest bits on, and every block begins a byte: bits past a short last block are 0. An array of four
+//! lowest bits on, and every block begins a byte: bits past a short last block are 0 once it was written. An array of four
 //! dimensions is taken flat, so that blocks run across its rows. Source: burn_dragon's rho state.
+//! * at most the float below f32::MAX / 127, so that 127 s is finite.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;

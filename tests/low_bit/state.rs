@@ -187,11 +187,13 @@ fn threads_share_a_state() {
 /// What a state took can be read, and be updated again.
 #[test]
 fn the_largest_floats_come_back() {
-    let state = create(bl_state_format::BL_STATE_INT8, [1, 1, 1, 64], 0);
-    state.update(0.0, &[f32::MAX; 64]);
-    assert!(state.values().iter().all(|v| v.is_finite() && *v > 3.4e38), "{:?}", &state.values()[..2]);
-    state.update(0.5, &[0.0; 64]);
-    assert!(state.values().iter().all(|v| (v / f32::MAX - 0.5).abs() < 0.01));
+    for count in [64, 320] {
+        let state = create(bl_state_format::BL_STATE_INT8, [1, 1, 1, count as i64], 0);
+        state.update(0.0, &vec![f32::MAX; count]);
+        assert!(state.values().iter().all(|v| v.is_finite() && *v > 3.4e38), "{:?}", &state.values()[..2]);
+        state.update(0.5, &vec![0.0; count]);
+        assert!(state.values().iter().all(|v| (v / f32::MAX - 0.5).abs() < 0.01));
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Kernels for vectors narrower than a panel: the same text for AVX2, AVX-VNNI, NEON and dotprod.
+//! Kernels for vectors narrower than a panel: the same text for AVX2, AVX-VNNI, NEON, dotprod and (in parts) i8mm.
 //!
 //! A function that uses an instruction set must name it in an attribute, so that this text is a set of
 //! macros, which each instruction set's folder expands once with its features. What they leave to it:
